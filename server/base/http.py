@@ -1,0 +1,118 @@
+"""One HTTP request and its answer, as every service sees them. No service touches the HTTP server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import orjson
+
+from ichicore.errors import ApiError
+
+if TYPE_CHECKING:
+    from server.base.project import Identity, Project
+
+Headers = list[tuple[str, str]]
+
+
+class Request:
+    """A request routed to a service.
+
+    method: upper case. path: decoded, from the service's prefix on ("/todos" for
+    /postgres/todos). query: raw, still percent-encoded, without "?". headers: lower-case name to
+    value; a repeated header is joined with ", ". base_url: scheme and host the client used, no
+    trailing slash. peer: client address. id: request id. body() reads it whole, at most `limit`
+    bytes (ApiError 413 beyond); stream() yields chunks and may be used once.
+    """
+
+    __slots__ = (
+        "base_url",
+        "gone",
+        "headers",
+        "id",
+        "identity",
+        "method",
+        "path",
+        "peer",
+        "project",
+        "query",
+        "read_body",
+        "read_stream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: dict[str, str],
+        *,
+        project: Project,
+        identity: Identity,
+        base_url: str,
+        peer: str,
+        id: str,
+        read_body: Callable[[int], Awaitable[bytes]],
+        read_stream: Callable[[int], AsyncIterator[bytes]],
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.project = project
+        self.identity = identity
+        self.base_url = base_url
+        self.peer = peer
+        self.id = id
+        self.read_body = read_body
+        self.read_stream = read_stream
+        self.gone = gone
+
+
+class Response:
+    """What a service answers. Exactly one of body, stream and file is used.
+
+    headers: lower-case names, any number of each. stream: an asynchronous iterator of bytes,
+    written with back-pressure. file: (path, offset, length) served from disk by the HTTP server.
+    """
+
+    __slots__ = ("body", "file", "headers", "status", "stream")
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers | None = None,
+        body: bytes = b"",
+        *,
+        stream: AsyncIterator[bytes] | None = None,
+        file: tuple[str, int, int] | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers if headers is not None else []
+        self.body = body
+        self.stream = stream
+        self.file = file
+
+
+class Service(Protocol):
+    """What is mounted under a route prefix."""
+
+    async def handle(self, request: Request) -> Response: ...
+
+
+JSON = ("content-type", "application/json")
+
+
+def json_response(status: int, value: object, headers: Headers | None = None) -> Response:
+    """A JSON answer of plain values or msgspec structs."""
+    body = orjson.dumps(value, default=msgspec.to_builtins)
+    return Response(status, [JSON, *(headers or [])], body)
+
+
+def error_response(error: ApiError) -> Response:
+    """The {"code","detail"} body of the project's own services (not of /postgres)."""
+    return json_response(
+        error.status, {"code": error.code, "detail": error.message}, list(error.headers)
+    )

@@ -1,0 +1,66 @@
+"""A project as the data plane sees it, and the identity of one caller."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+Flavor = Literal["postgres", "mongo", "both"]
+ProjectRole = Literal["anon", "authenticated", "service_role"]
+
+
+class SigningKey(msgspec.Struct, frozen=True):
+    """A key that verifies (and, when `current`, signs) the project's tokens.
+
+    algorithm: HS256, RS256, ES256 or EdDSA. secret: text for HS256; PEM private key otherwise.
+    """
+
+    kid: str
+    algorithm: str
+    secret: str
+    current: bool = True
+
+
+class Project(msgspec.Struct, frozen=True):
+    """One project, immutable; a change of settings makes a new value with a higher revision.
+
+    slug: first DNS label. authenticator_dsn: login that may only switch to the three roles.
+    owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that owns
+    the schemas auth, storage and realtime. settings: section name to plain JSON object
+    (cors, postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and
+    upload tokens.
+    """
+
+    id: str
+    slug: str
+    flavor: Flavor
+    tier: str
+    url: str
+    keys: tuple[SigningKey, ...]
+    anon_key: str
+    service_key: str
+    storage_secret: str
+    authenticator_dsn: str | None
+    owner_dsn: str | None
+    system_dsn: str | None
+    mongo_url: str | None
+    settings: dict[str, dict[str, Any]]
+    revision: int
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who makes a request.
+
+    role: effective database role. uid: `sub` of the user token or None. claims: payload of the
+    token that decided the role. claims_json: the same, as JSON text. key_role: role of the apikey
+    header's key, None without one. session_id: of the user token. exp: epoch seconds or None.
+    """
+
+    role: str
+    uid: str | None = None
+    claims: dict[str, Any] = {}
+    claims_json: bytes = b"{}"
+    key_role: str | None = None
+    session_id: str | None = None
+    exp: float | None = None

@@ -1,0 +1,64 @@
+"""Builds the compiled core: each ichicore/**/*.pyx becomes one extension module.
+
+A module names what it links with in its own `# distutils:` header (sources in csrc/, libraries).
+ICHIBASE_DEBUG=1 builds with bounds checks, assertions and annotation, into a build folder of its
+own, because Cython does not notice that a directive has changed.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+ROOT = Path(__file__).parent
+DEBUG = os.environ.get("ICHIBASE_DEBUG") == "1"
+ALL_WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-unreachable-code"]
+
+
+def libpq_include() -> list[str]:
+    """The folder of libpq-fe.h, asked of pg_config, or none when there is no pg_config."""
+    try:
+        found = subprocess.run(["pg_config", "--includedir"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return []
+    return [found.stdout.strip()] if found.returncode == 0 else []
+
+
+def extensions() -> list[Extension]:
+    flags = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0", "-DNDEBUG"]
+    found = []
+    for path in sorted((ROOT / "ichicore").rglob("*.pyx")):
+        relative = path.relative_to(ROOT)
+        name = ".".join(relative.with_suffix("").parts)
+        found.append(
+            Extension(
+                name,
+                [str(relative)],
+                include_dirs=["csrc", *libpq_include()],
+                extra_compile_args=flags + ALL_WARNINGS,
+                depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").glob("*.h"))],
+            )
+        )
+    return found
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(),
+        build_dir=".build/debug" if DEBUG else ".build/release",
+        nthreads=0,
+        annotate=DEBUG,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "auto_pickle": False,
+            "embedsignature": True,
+            "binding": True,
+        },
+    )
+)
