@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, as every service sees them. No service touches the HTTP server."""
+"""One HTTP request and its answer, as every service sees them; the HTTP server stays hidden."""
 
 from __future__ import annotations
 

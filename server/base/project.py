@@ -26,8 +26,8 @@ class Project(msgspec.Struct, frozen=True):
     """One project, immutable; a change of settings makes a new value with a higher revision.
 
     slug: first DNS label. authenticator_dsn: login that may only switch to the three roles.
-    owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that owns
-    the schemas auth, storage and realtime. settings: section name to plain JSON object
+    owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that
+    owns the schemas auth, storage and realtime. settings: section name to plain JSON object
     (cors, postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and
     upload tokens.
     """
