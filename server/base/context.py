@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one node. public_url, cdn_url: no trailing slash. base_domain: host suffix of
-    the projects' subdomains. control_dsn: database with projects, keys and settings."""
+    the projects' subdomains. control_dsn: database with projects, keys and settings. storage_url:
+    object store (s3://bucket/prefix, gs://..., az://...); None keeps files in data_dir."""
 
     data_dir: Path
     control_dsn: str
@@ -26,6 +27,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     admin_url: str = "http://127.0.0.1:8001"
     default_project: str = "default"
     max_connections: int = 60
+    storage_url: str | None = None
     development: bool = True
 
 
