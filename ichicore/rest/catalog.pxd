@@ -21,7 +21,7 @@ cdef class Table:
     cdef readonly bint deletable
     cdef readonly tuple primary_key # column names, () when none (views: from their base tables)
     cdef readonly dict columns      # name -> Column in attnum order
-    cdef readonly bint has_triggers # user triggers or rules: they may set response.* settings
+    cdef readonly bint has_triggers # user triggers or rules, here or behind a view, partition or cascade
     cdef readonly bint row_security
 
 cdef class Junction:
@@ -61,7 +61,7 @@ cdef class Routine:
     cdef readonly bint returns_composite   # table type, composite, or OUT/TABLE columns
     cdef readonly bint returns_void
     cdef readonly tuple return_type        # (schema, name) of the type or table; for records ('pg_catalog','record')
-    cdef readonly bint return_is_alias     # composite without table: TABLE(...)/OUT columns or an alias type
+    cdef readonly bint return_is_alias     # the return type is a domain over a composite type
     cdef readonly str volatility    # 'immutable' 'stable' 'volatile'
     cdef readonly bint has_variadic
     cdef readonly str isolation     # default_transaction_isolation set on the function, or None
@@ -73,7 +73,7 @@ cdef class MediaHandler:
     cdef readonly str kind          # 'builtin' 'aggregate' 'function'
     cdef readonly tuple function    # (schema, name) of the aggregate / function, None when builtin
     cdef readonly tuple target      # (schema, name) of the relation or routine it serves, None: any
-    cdef readonly str domain        # quoted domain type used as the result type
+    cdef readonly str domain        # quoted domain type used as the result type, None when builtin
 
 cdef class Catalog:
     cdef readonly int version       # grows with every reload; part of plan-cache keys
@@ -86,3 +86,11 @@ cdef class Catalog:
     cdef readonly dict media_handlers   # (target tuple | None, media type) -> MediaHandler
     cdef readonly frozenset timezones   # lower-case names
     cdef readonly dict schema_descriptions  # schema -> comment
+    cdef readonly object fuzzy      # memo of the hints module: schema -> prepared name index
+
+    cpdef Table table(self, str schema, str name)
+    cpdef tuple functions(self, str schema, str name)
+    cpdef tuple relationships_from(self, str schema, str name, str foreign_schema)
+    cpdef tuple candidates(self, str schema, str origin, str target, str hint)
+    cpdef str representation(self, str source, str target)
+    cpdef MediaHandler handler(self, tuple target, str media_type)
