@@ -1,0 +1,225 @@
+"""The control database: making it, migrating it, and connecting to clusters.
+
+Everything here speaks psycopg with $1 placeholders. `Cluster` says how the node reaches a cluster
+as its administrator; a project knows only the cluster's id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+CONTROL_ROLE = "ichibase_control"
+MIGRATIONS = Path(__file__).with_name("migrations")
+LOCAL_CLUSTER = "local"
+
+Connection = AsyncConnection[tuple[Any, ...]]
+
+
+class ControlError(RuntimeError):
+    """The control database cannot be made or used; the text says why and what to do."""
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """One PostgreSQL cluster as its administrator sees it.
+
+    admin_dsn: login that may create databases and roles. database: name of the control database.
+    host, port, socket_dir, options: how the projects' logins reach it (options: TLS parameters).
+    """
+
+    id: str = LOCAL_CLUSTER
+    kind: str
+    admin_dsn: str
+    host: str
+    port: int
+    socket_dir: str | None = None
+    options: dict[str, str] = {}
+    database: str = "ichibase"
+
+    def dsn(self, database: str) -> str:
+        """The administrator's connection string to one of the cluster's databases."""
+        return make_conninfo(self.admin_dsn, dbname=database)
+
+
+async def connect(dsn: str) -> Connection:
+    """An autocommit connection whose cursors take $1 placeholders."""
+    return await AsyncConnection.connect(
+        dsn,
+        autocommit=True,
+        cursor_factory=AsyncRawCursor,
+        application_name="ichibase",
+        connect_timeout=10,
+    )
+
+
+async def fetch(
+    connection: Connection, statement: str, params: tuple[Any, ...] = ()
+) -> list[tuple[Any, ...]]:
+    """All rows of one statement."""
+    cursor = await connection.execute(statement, params)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def run(connection: Connection, statement: sql.Composable | str) -> None:
+    """A statement without parameters (or several), with quoted names already in place."""
+    text = statement.as_bytes(connection) if isinstance(statement, sql.Composable) else statement
+    await connection.execute(text)  # type: ignore[call-overload]
+
+
+def external_cluster(dsn: str) -> Cluster:
+    """The cluster that a DATABASE_URL names. Its user must be able to create databases."""
+    try:
+        parts = {k: str(v) for k, v in conninfo_to_dict(dsn).items() if v is not None}
+    except psycopg.ProgrammingError as error:
+        raise ControlError(f"the database URL is not valid: {str(error).strip()}") from None
+    host = parts.get("host", "127.0.0.1")
+    socket_dir = host if host.startswith("/") else None
+    options = {k: v for k, v in parts.items() if k.startswith("ssl") or k == "channel_binding"}
+    return Cluster(
+        id="external",
+        kind="external",
+        admin_dsn=dsn,
+        host="127.0.0.1" if socket_dir else host,
+        port=int(parts.get("port", "5432")),
+        socket_dir=socket_dir,
+        options=options,
+    )
+
+
+async def scram(connection: Connection, role: str, password: str) -> bytes:
+    """The stored form of a password, made here so that no clear text reaches a server log."""
+    return connection.pgconn.encrypt_password(password.encode(), role.encode(), "scram-sha-256")
+
+
+async def ensure_login(connection: Connection, role: str, password: str, attributes: str) -> None:
+    """Make a login role, or give an existing one this password and these attributes."""
+    stored = (await scram(connection, role, password)).decode()
+    found = await fetch(connection, "select 1 from pg_roles where rolname = $1", (role,))
+    if not found:
+        try:
+            await run(connection, sql.SQL("create role {} login").format(sql.Identifier(role)))
+        except psycopg.errors.DuplicateObject:
+            pass  # another process was quicker; the next statement makes both agree
+    change = sql.SQL("alter role {} login " + attributes + " password {}")  # type: ignore[arg-type]
+    await run(connection, change.format(sql.Identifier(role), sql.Literal(stored)))
+
+
+async def ensure_database(connection: Connection, name: str, owner: str) -> bool:
+    """Make an empty UTF-8 database closed to other logins. True when it was not there before."""
+    found = await fetch(
+        connection, "select datconnlimit = -2 from pg_database where datname = $1", (name,)
+    )
+    target = sql.Identifier(name)
+    if found and found[0][0]:  # what is left of an interrupted DROP DATABASE
+        await run(connection, sql.SQL("drop database {}").format(target))
+        found = []
+    if not found:
+        make = sql.SQL("create database {} owner {} template template0 encoding 'UTF8'")
+        try:
+            await run(connection, make.format(target, sql.Identifier(owner)))
+        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            found = [(False,)]
+    await run(connection, sql.SQL("revoke connect on database {} from public").format(target))
+    return not found
+
+
+async def prepare(cluster: Cluster, control_password: str) -> str:
+    """Make and migrate the control database; gives the DSN of the role that workers use.
+
+    That role owns the control database and nothing else.
+    """
+    try:
+        admin = await connect(cluster.admin_dsn)
+    except psycopg.OperationalError as error:
+        raise ControlError(f"cannot log in to the database server: {str(error).strip()}") from None
+    async with admin:
+        await _check_administrator(admin)
+        # One node prepares at a time, also when several share an external server.
+        await fetch(admin, "select pg_advisory_lock(hashtextextended('ichibase prepare', 0))")
+        await ensure_login(admin, CONTROL_ROLE, control_password, "noinherit connection limit 200")
+        await _allow_ownership(admin, CONTROL_ROLE)
+        await ensure_database(admin, cluster.database, CONTROL_ROLE)
+        if cluster.kind == "embedded":
+            await run(admin, "revoke connect on database postgres, template1 from public")
+        parts: dict[str, Any] = {"dbname": cluster.database, "user": CONTROL_ROLE}
+        dsn = make_conninfo(cluster.admin_dsn, **parts, password=control_password)
+        async with await connect(dsn) as control:
+            await migrate(control)
+            await _register(control, cluster)
+    return dsn
+
+
+async def _check_administrator(admin: Connection) -> None:
+    query = """select rolsuper, rolcreatedb and rolcreaterole and rolbypassrls, rolname,
+      current_setting('server_version_num')::int from pg_roles where rolname = current_user"""
+    superuser, enough, name, version = (await fetch(admin, query))[0]
+    if version < 140000:
+        raise ControlError("the database server is too old: PostgreSQL 14 or newer is needed")
+    if not superuser and not enough:
+        raise ControlError(
+            f'role "{name}" cannot manage projects: log in as a superuser, or as a role with '
+            "CREATEDB, CREATEROLE and BYPASSRLS"
+        )
+
+
+async def _allow_ownership(admin: Connection, role: str) -> None:
+    """Since PostgreSQL 16 a creator of roles that is no superuser must grant itself SET."""
+    query = "select rolsuper or pg_has_role(current_user, $1, 'member') from pg_roles where rolname = current_user"  # noqa: E501
+    if not (await fetch(admin, query, (role,)))[0][0]:
+        await run(admin, sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
+
+
+async def migrate(control: Connection) -> int:
+    """Bring the control database's tables to the newest version; gives how many steps ran."""
+    await run(
+        control,
+        """create table if not exists migrations (version int primary key, name text not null,
+        checksum text not null, applied_at timestamptz not null default now())""",
+    )
+    done = {v: c for v, c in await fetch(control, "select version, checksum from migrations")}
+    files = sorted(MIGRATIONS.glob("[0-9]*.sql"))
+    known = {int(path.name.split("_")[0]) for path in files}
+    if newer := set(done) - known:
+        raise ControlError(
+            f"the control database is at version {max(newer)}, newer than this program "
+            f"({max(known)}): run the newer ichibase again, or restore a backup"
+        )
+    steps = 0
+    for path in files:
+        version = int(path.name.split("_")[0])
+        text = path.read_text()
+        checksum = hashlib.sha256(text.encode()).hexdigest()
+        if version in done:
+            if done[version] != checksum:
+                raise ControlError(f"migration {path.name} differs from the one applied before")
+            continue
+        async with control.transaction():
+            await run(control, text)
+            await control.execute(
+                "insert into migrations (version, name, checksum) values ($1, $2, $3)",
+                (version, path.stem, checksum),
+            )
+        steps += 1
+    return steps
+
+
+async def _register(control: Connection, cluster: Cluster) -> None:
+    options = msgspec.json.encode(cluster.options).decode()
+    values = (cluster.id, cluster.kind, cluster.host, cluster.port, cluster.socket_dir, options)
+    await control.execute(
+        """insert into clusters (id, kind, host, port, socket_dir, options)
+        values ($1, $2, $3, $4, $5, $6::jsonb)
+        on conflict (id) do update set kind = excluded.kind, host = excluded.host,
+          port = excluded.port, socket_dir = excluded.socket_dir, options = excluded.options,
+          changed_at = now()
+        where (clusters.kind, clusters.host, clusters.port, clusters.socket_dir, clusters.options)
+          is distinct from (excluded.kind, excluded.host, excluded.port, excluded.socket_dir,
+            excluded.options)""",
+        values,
+    )

@@ -1,0 +1,110 @@
+"""Makes and removes a project's part of a cluster: its roles and its database.
+
+Every step may be repeated, so that an interrupted creation or removal is finished by running it
+again. Roles anon, authenticated and service_role are shared by all projects of a cluster: what
+keeps projects apart is that only a project's own logins may connect to its database. Nothing
+cluster-wide is ever granted to the shared roles, because any member could drop such a grant.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from server.control.database import (
+    Cluster,
+    Connection,
+    _allow_ownership,
+    connect,
+    ensure_database,
+    ensure_login,
+    fetch,
+    run,
+)
+from server.control.records import Record
+
+HERE = Path(__file__).parent
+SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
+LOGINS = ("owner", "authenticator", "system")
+
+
+async def ensure_shared_roles(admin: Connection) -> None:
+    """The three roles that requests run in; none can log in.
+
+    Members may change a role's own defaults (ALTER ROLE ... SET), so these are put back.
+    """
+    for role, attributes in SHARED_ROLES.items():
+        name = sql.Identifier(role)
+        found = await fetch(
+            admin, "select rolcanlogin or rolsuper from pg_roles where rolname = $1", (role,)
+        )
+        if not found:
+            make = sql.SQL("create role {} nologin noinherit " + attributes).format(name)  # type: ignore[arg-type]
+            try:
+                await run(admin, make)
+            except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                pass  # made by another node at this moment
+        elif found[0][0]:
+            await run(admin, sql.SQL("alter role {} nologin nosuperuser").format(name))
+        await run(admin, sql.SQL("alter role {} reset all").format(name))
+
+
+async def provision(cluster: Cluster, record: Record) -> None:
+    """Make the project's roles and database, or complete what an earlier try has made."""
+    async with await connect(cluster.admin_dsn) as admin:
+        await ensure_shared_roles(admin)
+        passwords = (record.owner_password, record.authenticator_password, record.system_password)
+        for kind, password in zip(LOGINS, passwords, strict=True):
+            role = record.role(kind)
+            inherit = "noinherit" if kind == "authenticator" else "inherit"
+            await ensure_login(
+                admin,
+                role,
+                password,
+                f"nocreatedb nocreaterole nobypassrls noreplication {inherit}",
+            )
+            await _allow_ownership(admin, role)
+            await _grant_switching(admin, role)
+        made = await ensure_database(admin, record.database, record.role("owner"))
+        if made:
+            comment = sql.SQL("comment on database {} is {}").format(
+                sql.Identifier(record.database), sql.Literal(f"ichibase project {record.slug}")
+            )
+            await run(admin, comment)
+        superuser = (
+            await fetch(admin, "select rolsuper from pg_roles where rolname = current_user")
+        )[0][0]
+    names = {kind: sql.Identifier(record.role(kind)) for kind in LOGINS}
+    names["database"] = sql.Identifier(record.database)
+    async with await connect(cluster.dsn(record.database)) as database:
+        async with database.transaction():
+            await fetch(database, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
+            await run(database, _template("project.sql").format(**names))
+            if superuser:
+                await run(database, (HERE / "watch.sql").read_text())
+
+
+def _template(name: str) -> sql.SQL:
+    return sql.SQL((HERE / name).read_text())  # type: ignore[arg-type]
+
+
+async def _grant_switching(admin: Connection, role: str) -> None:
+    """Let a login SET ROLE to the three shared roles without holding their rights meanwhile."""
+    version = admin.info.server_version
+    options = "with inherit false, set true" if version >= 160000 else ""
+    grant = sql.SQL("grant anon, authenticated, service_role to {} " + options)  # type: ignore[arg-type]
+    if version < 160000:  # there, only a NOINHERIT role holds no rights before SET ROLE
+        await run(admin, sql.SQL("alter role {} noinherit").format(sql.Identifier(role)))
+    await run(admin, grant.format(sql.Identifier(role)))
+
+
+async def remove(cluster: Cluster, record: Record) -> None:
+    """Drop the project's database, ending its sessions, and its roles. May be repeated."""
+    async with await connect(cluster.admin_dsn) as admin:
+        drop = sql.SQL("drop database if exists {} with (force)")
+        await run(admin, drop.format(sql.Identifier(record.database)))
+        for kind in LOGINS:
+            await run(admin, sql.SQL("drop role if exists {}").format(
+                sql.Identifier(record.role(kind))))  # fmt: skip

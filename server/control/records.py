@@ -1,0 +1,124 @@
+"""Reads projects out of the control database: the SQL and the decoding, for all who need them.
+
+The workers' directory and the admin server read the same row and build the same `Project` from
+it. Statements use $1 placeholders and answer one text column, so that any driver will do.
+A change of a project is told on the channel CHANNEL of the control database, as the JSON text
+{"topic": "project", "payload": {"slug": ..., "revision": ...}}.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from server.base.context import NodeConfig
+from server.base.project import Flavor, Project, SigningKey
+
+CHANNEL = "ichibase_bus"
+TOPIC = "project"
+
+_RECORD = """json_build_object(
+    'id', p.id, 'slug', p.slug, 'state', p.state, 'flavor', p.flavor, 'tier', p.tier,
+    'database', p.database, 'owner_password', p.owner_password,
+    'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
+    'storage_secret', p.storage_secret, 'anon_key', p.anon_key, 'service_key', p.service_key,
+    'mongo_url', p.mongo_url, 'revision', p.revision,
+    'host', c.host, 'port', c.port, 'socket_dir', c.socket_dir, 'options', c.options,
+    'keys', (select coalesce(json_agg(json_build_object('kid', k.kid, 'algorithm', k.algorithm,
+        'secret', k.secret, 'current', k.current) order by k.current desc, k.created_at desc), '[]')
+      from project_keys k where k.project_id = p.id),
+    'settings', (select coalesce(json_object_agg(s.section, s.value), '{}')
+      from project_settings s where s.project_id = p.id)
+  )::text"""
+_FROM = "from projects p join clusters c on c.id = p.cluster_id"
+
+SELECT_ACTIVE = f"select {_RECORD} {_FROM} where p.state = 'active' order by p.slug"
+SELECT_ONE = f"select {_RECORD} {_FROM} where p.state = 'active' and p.slug = $1"
+SELECT_UNFINISHED = f"select {_RECORD} {_FROM} where p.state <> 'active' order by p.created_at"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A project's row with its keys, settings and the address of its cluster."""
+
+    id: str
+    slug: str
+    state: str
+    flavor: Flavor
+    tier: str
+    database: str
+    owner_password: str
+    authenticator_password: str
+    system_password: str
+    storage_secret: str
+    anon_key: str
+    service_key: str
+    mongo_url: str | None
+    revision: int
+    host: str
+    port: int
+    socket_dir: str | None
+    options: dict[str, str]
+    keys: tuple[SigningKey, ...]
+    settings: dict[str, dict[str, Any]]
+
+    def role(self, kind: str) -> str:
+        """Login role of the project: kind is owner, authenticator or system."""
+        return f"{self.database}_{kind}"
+
+    def dsn(self, kind: str, password: str, *, tcp: bool = False) -> str:
+        """Connection string of one of the project's logins, by unix socket unless `tcp`."""
+        user = f"{quote(self.role(kind))}:{quote(password, safe='')}"
+        if self.socket_dir and not tcp:
+            query = urlencode({"host": self.socket_dir, "port": self.port})
+            return f"postgresql://{user}@/{self.database}?{query}"
+        query = f"?{urlencode(self.options)}" if self.options else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"postgresql://{user}@{host}:{self.port}/{self.database}{query}"
+
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+def read(text: str | bytes) -> Record:
+    """The row that one of the statements above answered."""
+    return _decoder.decode(text)
+
+
+def project_url(slug: str, config: NodeConfig) -> str:
+    """Public address of a project: the bare public URL for the default one, else a subdomain."""
+    if slug == config.default_project:
+        return config.public_url
+    parts = urlsplit(config.public_url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{slug}.{config.base_domain}{port}"
+
+
+def decode(text: str | bytes, config: NodeConfig) -> Project:
+    """The `Project` of a row, with addresses as seen from this node."""
+    return to_project(read(text), config)
+
+
+def to_project(record: Record, config: NodeConfig) -> Project:
+    """Projects without Postgres REST keep only the system login, for auth and storage."""
+    relational = record.flavor != "mongo"
+    return Project(
+        id=record.id,
+        slug=record.slug,
+        flavor=record.flavor,
+        tier=record.tier,
+        url=project_url(record.slug, config),
+        keys=record.keys,
+        anon_key=record.anon_key,
+        service_key=record.service_key,
+        storage_secret=record.storage_secret,
+        authenticator_dsn=record.dsn("authenticator", record.authenticator_password)
+        if relational
+        else None,
+        owner_dsn=record.dsn("owner", record.owner_password, tcp=True) if relational else None,
+        system_dsn=record.dsn("system", record.system_password),
+        mongo_url=record.mongo_url if record.flavor != "postgres" else None,
+        settings=record.settings,
+        revision=record.revision,
+    )
