@@ -69,7 +69,7 @@ async def fetch(
 async def run(connection: Connection, statement: sql.Composable | str) -> None:
     """A statement without parameters (or several), with quoted names already in place."""
     text = statement.as_bytes(connection) if isinstance(statement, sql.Composable) else statement
-    await connection.execute(text)  # type: ignore[call-overload]
+    await connection.execute(text)
 
 
 def external_cluster(dsn: str) -> Cluster:
@@ -94,7 +94,7 @@ def external_cluster(dsn: str) -> Cluster:
 
 async def scram(connection: Connection, role: str, password: str) -> bytes:
     """The stored form of a password, made here so that no clear text reaches a server log."""
-    return connection.pgconn.encrypt_password(password.encode(), role.encode(), "scram-sha-256")
+    return connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
 
 
 async def ensure_login(connection: Connection, role: str, password: str, attributes: str) -> None:
@@ -106,7 +106,7 @@ async def ensure_login(connection: Connection, role: str, password: str, attribu
             await run(connection, sql.SQL("create role {} login").format(sql.Identifier(role)))
         except psycopg.errors.DuplicateObject:
             pass  # another process was quicker; the next statement makes both agree
-    change = sql.SQL("alter role {} login " + attributes + " password {}")  # type: ignore[arg-type]
+    change = sql.SQL("alter role {} login " + attributes + " password {}")
     await run(connection, change.format(sql.Identifier(role), sql.Literal(stored)))
 
 
@@ -143,7 +143,7 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
         # One node prepares at a time, also when several share an external server.
         await fetch(admin, "select pg_advisory_lock(hashtextextended('ichibase prepare', 0))")
         await ensure_login(admin, CONTROL_ROLE, control_password, "noinherit connection limit 200")
-        await _allow_ownership(admin, CONTROL_ROLE)
+        await allow_ownership(admin, CONTROL_ROLE)
         await ensure_database(admin, cluster.database, CONTROL_ROLE)
         if cluster.kind == "embedded":
             await run(admin, "revoke connect on database postgres, template1 from public")
@@ -168,9 +168,10 @@ async def _check_administrator(admin: Connection) -> None:
         )
 
 
-async def _allow_ownership(admin: Connection, role: str) -> None:
+async def allow_ownership(admin: Connection, role: str) -> None:
     """Since PostgreSQL 16 a creator of roles that is no superuser must grant itself SET."""
-    query = "select rolsuper or pg_has_role(current_user, $1, 'member') from pg_roles where rolname = current_user"  # noqa: E501
+    query = """select rolsuper or pg_has_role(current_user, $1, 'set') from pg_roles
+      where rolname = current_user"""
     if not (await fetch(admin, query, (role,)))[0][0]:
         await run(admin, sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
 
@@ -182,7 +183,7 @@ async def migrate(control: Connection) -> int:
         """create table if not exists migrations (version int primary key, name text not null,
         checksum text not null, applied_at timestamptz not null default now())""",
     )
-    done = {v: c for v, c in await fetch(control, "select version, checksum from migrations")}
+    done = dict(await fetch(control, "select version, checksum from migrations"))
     files = sorted(MIGRATIONS.glob("[0-9]*.sql"))
     known = {int(path.name.split("_")[0]) for path in files}
     if newer := set(done) - known:

@@ -16,7 +16,7 @@ from psycopg import sql
 from server.control.database import (
     Cluster,
     Connection,
-    _allow_ownership,
+    allow_ownership,
     connect,
     ensure_database,
     ensure_login,
@@ -41,7 +41,7 @@ async def ensure_shared_roles(admin: Connection) -> None:
             admin, "select rolcanlogin or rolsuper from pg_roles where rolname = $1", (role,)
         )
         if not found:
-            make = sql.SQL("create role {} nologin noinherit " + attributes).format(name)  # type: ignore[arg-type]
+            make = sql.SQL("create role {} nologin noinherit " + attributes).format(name)
             try:
                 await run(admin, make)
             except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
@@ -65,7 +65,7 @@ async def provision(cluster: Cluster, record: Record) -> None:
                 password,
                 f"nocreatedb nocreaterole nobypassrls noreplication {inherit}",
             )
-            await _allow_ownership(admin, role)
+            await allow_ownership(admin, role)
             await _grant_switching(admin, role)
         made = await ensure_database(admin, record.database, record.role("owner"))
         if made:
@@ -78,23 +78,22 @@ async def provision(cluster: Cluster, record: Record) -> None:
         )[0][0]
     names = {kind: sql.Identifier(record.role(kind)) for kind in LOGINS}
     names["database"] = sql.Identifier(record.database)
-    async with await connect(cluster.dsn(record.database)) as database:
-        async with database.transaction():
-            await fetch(database, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
-            await run(database, _template("project.sql").format(**names))
-            if superuser:
-                await run(database, (HERE / "watch.sql").read_text())
+    async with await connect(cluster.dsn(record.database)) as database, database.transaction():
+        await fetch(database, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
+        await run(database, _template("project.sql").format(**names))
+        if superuser:
+            await run(database, (HERE / "watch.sql").read_text())
 
 
 def _template(name: str) -> sql.SQL:
-    return sql.SQL((HERE / name).read_text())  # type: ignore[arg-type]
+    return sql.SQL((HERE / name).read_text())
 
 
 async def _grant_switching(admin: Connection, role: str) -> None:
     """Let a login SET ROLE to the three shared roles without holding their rights meanwhile."""
     version = admin.info.server_version
     options = "with inherit false, set true" if version >= 160000 else ""
-    grant = sql.SQL("grant anon, authenticated, service_role to {} " + options)  # type: ignore[arg-type]
+    grant = sql.SQL("grant anon, authenticated, service_role to {} " + options)
     if version < 160000:  # there, only a NOINHERIT role holds no rights before SET ROLE
         await run(admin, sql.SQL("alter role {} noinherit").format(sql.Identifier(role)))
     await run(admin, grant.format(sql.Identifier(role)))

@@ -21,6 +21,7 @@ TOPIC = "project"
 
 _RECORD = """json_build_object(
     'id', p.id, 'slug', p.slug, 'state', p.state, 'flavor', p.flavor, 'tier', p.tier,
+    'cluster_id', p.cluster_id, 'created_at', p.created_at,
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
     'storage_secret', p.storage_secret, 'anon_key', p.anon_key, 'service_key', p.service_key,
@@ -36,6 +37,7 @@ _FROM = "from projects p join clusters c on c.id = p.cluster_id"
 
 SELECT_ACTIVE = f"select {_RECORD} {_FROM} where p.state = 'active' order by p.slug"
 SELECT_ONE = f"select {_RECORD} {_FROM} where p.state = 'active' and p.slug = $1"
+SELECT_BY_ID = f"select {_RECORD} {_FROM} where p.id = $1"
 SELECT_UNFINISHED = f"select {_RECORD} {_FROM} where p.state <> 'active' order by p.created_at"
 
 
@@ -47,6 +49,8 @@ class Record(msgspec.Struct, frozen=True):
     state: str
     flavor: Flavor
     tier: str
+    cluster_id: str
+    created_at: str
     database: str
     owner_password: str
     authenticator_password: str

@@ -1,0 +1,254 @@
+"""Life of projects: created, listed, deleted; each step survives a crash and a race.
+
+A project's row is written first, in state `creating`, with all its secrets; then its part of the
+cluster is made; then the row becomes `active`. Deletion marks the row `deleting`, removes the
+database and the roles, then the row. `recover` runs at start and finishes what was interrupted. An
+advisory lock per project keeps two processes from working on the same one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, get_args
+
+import msgspec
+import psycopg
+
+from ichicore.errors import ApiError
+from server.base.context import NodeConfig
+from server.base.project import Flavor, Project
+from server.control import provision, records, secrets
+from server.control.database import Cluster, Connection, connect, fetch
+from server.control.records import Record
+
+SLUG = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
+RESERVED = frozenset({"www", "api", "admin", "cdn", "localhost", "ichibase", "status", "mail"})
+TIERS = ("free", "pro", "business")
+LOCAL_OWNER = "local"
+
+Hook = Callable[[Project], Awaitable[None]]
+
+
+def check_slug(slug: str) -> None:
+    """The slug becomes a DNS label: lower-case letters, digits and inner hyphens, at most 40."""
+    if not SLUG.fullmatch(slug):
+        raise ApiError(
+            400,
+            "invalid_name",
+            "A project's name is 1 to 40 lower-case letters, digits and hyphens, begins with a "
+            "letter and does not end with a hyphen.",
+        )
+    if slug in RESERVED or "--" in slug:
+        raise ApiError(400, "invalid_name", f'The name "{slug}" is reserved; choose another one.')
+
+
+class Projects:
+    """The control database's projects. dsn: of the control role. clusters: by id.
+
+    on_create and on_delete: called with the project, after its database is made and before it is
+    removed; they may be called again after a crash.
+    """
+
+    def __init__(self, dsn: str, clusters: dict[str, Cluster], config: NodeConfig) -> None:
+        self.dsn = dsn
+        self.clusters = clusters
+        self.config = config
+        self.on_create: list[Hook] = []
+        self.on_delete: list[Hook] = []
+
+    @asynccontextmanager
+    async def control(self) -> AsyncIterator[Connection]:
+        """A connection to the control database; 503 when it is away."""
+        try:
+            connection = await connect(self.dsn)
+        except psycopg.OperationalError:
+            raise _away() from None
+        async with connection:
+            yield connection
+
+    async def all(self) -> list[Record]:
+        """All active projects, by name."""
+        async with self.control() as control:
+            return [records.read(row[0]) for row in await fetch(control, records.SELECT_ACTIVE)]
+
+    async def find(self, slug: str) -> Record:
+        """One active project; 404 project_not_found otherwise."""
+        async with self.control() as control:
+            rows = await fetch(control, records.SELECT_ONE, (slug,))
+        if not rows:
+            raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+        return records.read(rows[0][0])
+
+    async def create(
+        self, slug: str, flavor: str = "postgres", tier: str = "pro", actor: str = "node"
+    ) -> Record:
+        """Make a project and wait until it can be used. 409 when the name is taken."""
+        check_slug(slug)
+        if flavor not in get_args(Flavor):
+            raise ApiError(400, "invalid_flavor", "The flavor is postgres, mongo or both.")
+        if tier not in TIERS:
+            raise ApiError(400, "invalid_tier", f"The tier is one of {', '.join(TIERS)}.")
+        cluster = next(iter(self.clusters.values()))
+        project_id = secrets.new_id()
+        async with self.control() as control, _locked(control, project_id):
+            try:
+                await self._insert(control, project_id, slug, flavor, tier, cluster.id, actor)
+            except psycopg.errors.UniqueViolation:
+                raise ApiError(
+                    409, "project_exists", f'There is a project "{slug}" already.'
+                ) from None
+            await self._complete(control, project_id)
+        return await self.find(slug)
+
+    async def ensure(self, slug: str, flavor: str) -> bool:
+        """Make the project unless there is one. True when it was made now."""
+        try:
+            await self.create(slug, flavor)
+        except ApiError as error:
+            if error.code != "project_exists":
+                raise
+            return False
+        return True
+
+    async def delete(self, slug: str, actor: str = "node") -> None:
+        """Remove a project with all its data."""
+        async with self.control() as control:
+            found = await fetch(
+                control,
+                """update projects set state = 'deleting' where slug = $1 and state = 'active'
+                returning id""",
+                (slug,),
+            )
+            if not found:
+                raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+            project_id = found[0][0]
+            await audit(control, actor, "project.delete", slug)
+            async with _locked(control, project_id):
+                await self._complete(control, project_id)
+
+    async def recover(self) -> list[str]:
+        """Finish every creation and deletion that a crash interrupted; gives their names."""
+        async with self.control() as control:
+            rows = await fetch(control, records.SELECT_UNFINISHED)
+            unfinished = [records.read(row[0]) for row in rows]
+            for record in unfinished:
+                async with _locked(control, record.id):
+                    await self._complete(control, record.id)
+        return [record.slug for record in unfinished]
+
+    async def put_settings(
+        self, slug: str, section: str, value: dict[str, Any], actor: str = "node"
+    ) -> None:
+        """Replace one section of a project's settings. The value is checked by the caller."""
+        text = msgspec.json.encode(value).decode()
+        async with self.control() as control, control.transaction():
+            done = await control.execute(
+                """insert into project_settings (project_id, section, value)
+                select id, $2, $3::jsonb from projects where slug = $1 and state = 'active'
+                on conflict (project_id, section)
+                do update set value = excluded.value, changed_at = now()""",
+                (slug, section, text),
+            )
+            if done.rowcount == 0:
+                raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+            await audit(control, actor, "settings.put", slug, {"section": section})
+
+    async def _insert(
+        self,
+        control: Connection,
+        project_id: str,
+        slug: str,
+        flavor: str,
+        tier: str,
+        cluster_id: str,
+        actor: str,
+    ) -> None:
+        key = secrets.new_signing_key()
+        url = records.project_url(slug, self.config)
+        passwords = [secrets.new_password() for _ in range(4)]
+        keys = [secrets.project_key(slug, url, role, key) for role in ("anon", "service_role")]
+        values = (project_id, slug, LOCAL_OWNER, cluster_id, flavor, tier, f"ichi_{project_id}")
+        async with control.transaction():
+            await control.execute(
+                "insert into owners (name) values ($1) on conflict do nothing", (LOCAL_OWNER,)
+            )
+            await control.execute(
+                """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
+                  database, owner_password, authenticator_password, system_password,
+                  storage_secret, anon_key, service_key)
+                values ($1, $2, (select id from owners where name = $3), $4, $5, $6, 'creating',
+                  $7, $8, $9, $10, $11, $12, $13)""",
+                (*values, *passwords, *keys),
+            )
+            await control.execute(
+                """insert into project_keys (project_id, kid, algorithm, secret, current)
+                values ($1, $2, $3, $4, true)""",
+                (project_id, key.kid, key.algorithm, key.secret),
+            )
+            await audit(control, actor, "project.create", slug, {"flavor": flavor, "tier": tier})
+
+    async def _complete(self, control: Connection, project_id: str) -> None:
+        """Go on from wherever the project's row stands; the project's lock is held."""
+        rows = await fetch(control, records.SELECT_BY_ID, (project_id,))
+        if not rows:
+            return
+        record = records.read(rows[0][0])
+        cluster = self.clusters.get(record.cluster_id)
+        if cluster is None:
+            raise ApiError(
+                503,
+                "cluster_unavailable",
+                f'The project "{record.slug}" lives on cluster "{record.cluster_id}", which this '
+                "node does not reach.",
+            )
+        project = records.to_project(record, self.config)
+        if record.state == "creating":
+            await provision.provision(cluster, record)
+            for hook in self.on_create:
+                await hook(project)
+            await control.execute(
+                "update projects set state = 'active' where id = $1", (project_id,)
+            )
+        elif record.state == "deleting":
+            for hook in self.on_delete:
+                await hook(project)
+            await provision.remove(cluster, record)
+            await control.execute("delete from projects where id = $1", (project_id,))
+
+
+@asynccontextmanager
+async def _locked(control: Connection, project_id: str) -> AsyncIterator[None]:
+    """A session lock: the server lets go of it when this process dies."""
+    key = f"ichibase project {project_id}"
+    await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
+    try:
+        yield
+    finally:
+        if not control.closed and not control.broken:
+            await fetch(control, "select pg_advisory_unlock(hashtextextended($1, 0))", (key,))
+
+
+async def audit(
+    control: Connection,
+    actor: str,
+    action: str,
+    project: str | None,
+    detail: dict[str, Any] | None = None,
+) -> None:
+    """Note who did what; kept in the control database."""
+    text = msgspec.json.encode(detail or {}).decode()
+    await control.execute(
+        "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
+        (actor, action, project, text),
+    )
+
+
+def _away() -> ApiError:
+    return ApiError(
+        503,
+        "unavailable",
+        "The control database does not answer.",
+        headers=(("retry-after", "2"),),
+    )
