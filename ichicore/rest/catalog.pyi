@@ -1,9 +1,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
-Kind = Literal["m2o", "o2m", "o2o", "m2m", "computed"]
-Name = tuple[str, str]
-ColumnPair = tuple[str, str]
+_Kind = Literal["m2o", "o2m", "o2o", "m2m", "computed"]
+_Name = tuple[str, str]
+_ColumnPair = tuple[str, str]
 
 class Column:
     name: str
@@ -58,49 +58,49 @@ class Table:
     ) -> None: ...
 
 class Junction:
-    table: Name
+    table: _Name
     constraint1: str
     constraint2: str
-    source_columns: tuple[ColumnPair, ...]
-    target_columns: tuple[ColumnPair, ...]
+    source_columns: tuple[_ColumnPair, ...]
+    target_columns: tuple[_ColumnPair, ...]
     def __init__(
         self,
         *,
-        table: Name,
+        table: _Name,
         constraint1: str,
         constraint2: str,
-        source_columns: tuple[ColumnPair, ...],
-        target_columns: tuple[ColumnPair, ...],
+        source_columns: tuple[_ColumnPair, ...],
+        target_columns: tuple[_ColumnPair, ...],
     ) -> None: ...
 
 class Relationship:
-    table: Name
-    foreign: Name
-    kind: Kind
+    table: _Name
+    foreign: _Name
+    kind: _Kind
     constraint: str | None
-    columns: tuple[ColumnPair, ...]
+    columns: tuple[_ColumnPair, ...]
     junction: Junction | None
     to_one: bool
     is_parent: bool
     is_self: bool
     table_is_view: bool
     foreign_is_view: bool
-    function: Name | None
+    function: _Name | None
     def __init__(
         self,
         *,
-        table: Name,
-        foreign: Name,
-        kind: Kind,
+        table: _Name,
+        foreign: _Name,
+        kind: _Kind,
         constraint: str | None = None,
-        columns: tuple[ColumnPair, ...] = (),
+        columns: tuple[_ColumnPair, ...] = (),
         junction: Junction | None = None,
         to_one: bool | None = None,
         is_parent: bool = False,
         is_self: bool = False,
         table_is_view: bool = False,
         foreign_is_view: bool = False,
-        function: Name | None = None,
+        function: _Name | None = None,
     ) -> None: ...
 
 class Param:
@@ -127,7 +127,7 @@ class Routine:
     returns_set: bool
     returns_composite: bool
     returns_void: bool
-    return_type: Name
+    return_type: _Name
     return_is_alias: bool
     volatility: Literal["immutable", "stable", "volatile"]
     has_variadic: bool
@@ -140,7 +140,7 @@ class Routine:
         schema: str,
         name: str,
         params: tuple[Param, ...] = (),
-        return_type: Name = ("pg_catalog", "text"),
+        return_type: _Name = ("pg_catalog", "text"),
         returns_set: bool = False,
         returns_composite: bool = False,
         returns_void: bool = False,
@@ -156,16 +156,16 @@ class Routine:
 class MediaHandler:
     media_type: str
     kind: Literal["builtin", "aggregate", "function"]
-    function: Name | None
-    target: Name | None
+    function: _Name | None
+    target: _Name | None
     domain: str | None
     def __init__(
         self,
         *,
         media_type: str,
         kind: Literal["builtin", "aggregate", "function"],
-        function: Name | None = None,
-        target: Name | None = None,
+        function: _Name | None = None,
+        target: _Name | None = None,
         domain: str | None = None,
     ) -> None: ...
 
@@ -173,11 +173,11 @@ class Catalog:
     version: int
     server_version: int
     schemas: tuple[str, ...]
-    tables: dict[Name, Table]
-    relationships: dict[tuple[Name, str], tuple[Relationship, ...]]
-    routines: dict[Name, tuple[Routine, ...]]
+    tables: dict[_Name, Table]
+    relationships: dict[tuple[_Name, str], tuple[Relationship, ...]]
+    routines: dict[_Name, tuple[Routine, ...]]
     representations: dict[tuple[str, str], str]
-    media_handlers: dict[tuple[Name | None, str], MediaHandler]
+    media_handlers: dict[tuple[_Name | None, str], MediaHandler]
     timezones: frozenset[str]
     schema_descriptions: dict[str, str]
     fuzzy: dict[str, object]
@@ -187,11 +187,11 @@ class Catalog:
         version: int = 1,
         server_version: int = 0,
         schemas: tuple[str, ...] = ("public",),
-        tables: dict[Name, Table] | None = None,
-        relationships: dict[tuple[Name, str], tuple[Relationship, ...]] | None = None,
-        routines: dict[Name, tuple[Routine, ...]] | None = None,
+        tables: dict[_Name, Table] | None = None,
+        relationships: dict[tuple[_Name, str], tuple[Relationship, ...]] | None = None,
+        routines: dict[_Name, tuple[Routine, ...]] | None = None,
         representations: dict[tuple[str, str], str] | None = None,
-        media_handlers: dict[tuple[Name | None, str], MediaHandler] | None = None,
+        media_handlers: dict[tuple[_Name | None, str], MediaHandler] | None = None,
         timezones: frozenset[str] = ...,
         schema_descriptions: Mapping[str, str] | None = None,
     ) -> None: ...
@@ -204,4 +204,4 @@ class Catalog:
         self, schema: str, origin: str, target: str, hint: str | None
     ) -> tuple[Relationship, ...]: ...
     def representation(self, source: str, target: str) -> str | None: ...
-    def handler(self, target: Name | None, media_type: str) -> MediaHandler | None: ...
+    def handler(self, target: _Name | None, media_type: str) -> MediaHandler | None: ...

@@ -1,0 +1,2 @@
+select lower(name)
+from pg_timezone_names
