@@ -1,0 +1,54 @@
+# make serve    the server on embedded defaults (PORT=8000, DATA_DIR=data, ARGS=...)
+# make test     all tests     make lint    style and types
+# make bench    the benchmarks, as a table
+# make lock     pins the dependencies anew
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+DATA_DIR ?= data
+ARGS ?=
+SOURCES := setup.py pyproject.toml $(shell find ichicore csrc -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -path 'csrc/*' -o -name '*.h' 2>/dev/null)
+
+.PHONY: serve test lint bench lock clean check-system
+
+serve: $(VENV)/built
+	$(BIN)/ichibase serve --port $(PORT) --data-dir $(DATA_DIR) $(ARGS)
+
+test: $(VENV)/built $(VENV)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/built $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/built $(VENV)/dev
+	$(BIN)/python -m bench.run $(ARGS)
+
+check-system:
+	@$(PYTHON) tools/check_system.py
+
+$(VENV)/runtime: requirements.txt | check-system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/runtime
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/runtime $(SOURCES)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock:
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --python-version 3.11 --group build pyproject.toml -o requirements.txt
+	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --python-version 3.11 --group build --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+
+clean:
+	rm -rf $(VENV) .build build *.egg-info
+	find ichicore -name '*.so' -delete
