@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from server.base.project import Project
+from ichicore.errors import ApiError
+from server.base.project import Identity, Project
 
 if TYPE_CHECKING:
     from server.postgres.pool import Pool
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one node. public_url, cdn_url: no trailing slash. base_domain: host suffix of
     the projects' subdomains. control_dsn: database with projects, keys and settings. storage_url:
-    object store (s3://bucket/prefix, gs://..., az://...); None keeps files in data_dir."""
+    object store (s3://bucket/prefix, gs://..., az://...); None keeps files in data_dir.
+    body_limit: bytes of a request's body. statement_timeout_ms: for projects that set none.
+    access_log: which requests get a log line; "errors" are 5xx and slow ones."""
 
     data_dir: Path
     control_dsn: str
@@ -29,6 +32,21 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int = 60
     storage_url: str | None = None
     development: bool = True
+    body_limit: int = 32 << 20
+    statement_timeout_ms: int = 30_000
+    access_log: Literal["off", "errors", "all"] = "errors"
+    log_format: Literal["text", "json"] = "text"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Where the workers keep their counts; server.base.metrics.render adds them up."""
+        return self.data_dir / "run" / "metrics"
+
+
+# Topic of the bus by which a service revokes access tokens before they expire. Payload:
+# {"project": <id>, "session_id": <id>} or {"project": <id>, "user_id": <id>, "before": <epoch
+# seconds>}; the latter refuses tokens issued before that time.
+TOKEN_REVOKED = "token.revoked"  # noqa: S105
 
 
 class Directory(Protocol):
@@ -61,13 +79,29 @@ class Pools(Protocol):
         ...
 
 
-class WorkerContext:
-    """Shared by all services of one worker process."""
+def _no_verifier(project: Project, token: str) -> Identity:
+    raise ApiError(401, "invalid_token", "Tokens cannot be verified here.")
 
-    def __init__(self, config: NodeConfig, directory: Directory, pools: Pools, bus: Bus) -> None:
+
+class WorkerContext:
+    """Shared by all services of one worker process.
+
+    verify(project, token) gives the identity of a credential that came elsewhere than in a header
+    (the realtime socket's ?token=): a project key or a user token; ApiError 401 when not valid.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        directory: Directory,
+        pools: Pools,
+        bus: Bus,
+        verify: Callable[[Project, str], Identity] = _no_verifier,
+    ) -> None:
         self.config = config
         self.directory = directory
         self.pools = pools
         self.bus = bus
+        self.verify = verify
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = []

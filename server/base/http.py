@@ -22,8 +22,10 @@ class Request:
     method: upper case. path: decoded, from the service's prefix on ("/todos" for
     /postgres/todos). query: raw, still percent-encoded, without "?". headers: lower-case name to
     value; a repeated header is joined with ", ". base_url: scheme and host the client used, no
-    trailing slash. peer: client address. id: request id. body() reads it whole, at most `limit`
-    bytes (ApiError 413 beyond); stream() yields chunks and may be used once.
+    trailing slash. peer: client address. id: request id. read_body(limit) reads it whole, at most
+    `limit` bytes (ApiError 413 beyond); read_stream(limit) yields chunks and may be used once.
+    refusal: on routes that may be open to all (/functions), why the credentials presented are not
+    valid; the identity is then NOBODY.
     """
 
     __slots__ = (
@@ -39,6 +41,7 @@ class Request:
         "query",
         "read_body",
         "read_stream",
+        "refusal",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +72,7 @@ class Request:
         self.read_body = read_body
         self.read_stream = read_stream
         self.gone = gone
+        self.refusal: ApiError | None = None
 
 
 class Response:

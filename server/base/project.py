@@ -64,3 +64,11 @@ class Identity(msgspec.Struct, frozen=True):
     key_role: str | None = None
     session_id: str | None = None
     exp: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the caller presented any credential."""
+        return bool(self.claims)
+
+
+NOBODY = Identity(role="anon")  # nothing presented; only routes that need no key pass it on

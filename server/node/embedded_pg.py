@@ -7,12 +7,14 @@ users. Here the data folder alone is handed to an unprivileged account.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 import pwd
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -23,6 +25,59 @@ START_TIMEOUT = 60.0  # crash recovery of a large write-ahead log may take long
 
 class EmbeddedPostgresError(RuntimeError):
     """The embedded server could not be made or started; the text says why."""
+
+
+def reachable_home(wanted: Path) -> Path:
+    """Where the cluster in `wanted` really lives: there, or when we are root and its unprivileged
+    account could not get there (below /root, say), in a folder of /var/lib named after it."""
+    wanted = wanted.resolve()
+    if os.geteuid() != 0 or _open_to_all(wanted.parent):
+        return wanted
+    name = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
+    home = Path("/var/lib/ichibase") / name
+    home.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return home
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether every account may pass through the folder and all above it."""
+    for step in (folder, *folder.parents):
+        if step.exists() and not step.stat().st_mode & stat.S_IXOTH:
+            return False
+    return True
+
+
+def usable_binaries(home: Path) -> Path:
+    """The server's programs; a copy in `home` when the account that runs them cannot reach the
+    package's own folder."""
+    found = _binaries()
+    if os.geteuid() != 0 or _open_to_all(found):
+        return found
+    install = found.parent
+    version = hashlib.sha256(str(install.stat().st_mtime_ns).encode()).hexdigest()[:8]
+    copy = home / f"postgres-{version}"
+    if not copy.exists():
+        partial = copy.with_name(f"{copy.name}.new")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(install, partial / "package" / install.name, symlinks=True)
+        libraries = install.parent.with_name(f"{install.parent.name}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
+        (partial / "package").rename(partial / install.parent.name)
+        _open_tree(partial)
+        partial.chmod(0o755)
+        partial.rename(copy)
+    return copy / install.parent.name / install.name / "bin"
+
+
+def _open_tree(root: Path) -> None:
+    """Lets every account read the files below `root` and run those that can be run."""
+    for base, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(base, name)
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
 
 
 def _binaries() -> Path:
@@ -45,14 +100,20 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, data_dir: Path, port: int, *, options: dict[str, str] | None = None) -> None:
-        self.data_dir = Path(data_dir).resolve()
+        self.data_dir = reachable_home(Path(data_dir))
         self.port = port
         self.options = options or {}
+        self.bin = Path()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def socket_dir(self) -> Path:
-        return self.data_dir / "socket"
+        """A socket's path has at most 107 bytes; a deep data folder gets a short one elsewhere."""
+        folder = self.data_dir / "socket"
+        if len(str(folder)) <= 85:
+            return folder
+        name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+        return Path("/tmp") / f"ichibase-{os.geteuid()}-{name}"  # noqa: S108 - mode 0700, own name
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """Connection string over the unix socket, as the cluster's superuser by default."""
@@ -63,7 +124,10 @@ class EmbeddedPostgres:
         account = self._account()
         pgdata = self.data_dir / "pgdata"
         self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.bin = usable_binaries(self.data_dir)
         self.socket_dir.mkdir(mode=0o700, exist_ok=True)
+        if self.socket_dir.stat().st_uid not in {os.geteuid(), account.pw_uid if account else -1}:
+            raise EmbeddedPostgresError(f"{self.socket_dir} belongs to somebody else")
         if account:
             os.chown(self.data_dir, account.pw_uid, account.pw_gid)
             os.chown(self.socket_dir, account.pw_uid, account.pw_gid)
@@ -78,7 +142,7 @@ class EmbeddedPostgres:
             "timezone": "UTC",
             **self.options,
         }
-        command = [str(_binaries() / "postgres"), "-D", str(pgdata), "-p", str(self.port)]
+        command = [str(self.bin / "postgres"), "-D", str(pgdata), "-p", str(self.port)]
         command += ["-k", str(self.socket_dir)]
         for name, value in arguments.items():
             command += ["-c", f"{name}={value}"]
@@ -129,7 +193,7 @@ class EmbeddedPostgres:
         try:
             done = subprocess.run(
                 [
-                    str(_binaries() / "initdb"), "-D", str(partial), "-U", "postgres",
+                    str(self.bin / "initdb"), "-D", str(partial), "-U", "postgres",
                     "--auth-local=trust", "--auth-host=scram-sha-256", "-E", "UTF8",
                     "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8",
                     f"--pwfile={password_file}", "--no-sync",
@@ -149,7 +213,7 @@ class EmbeddedPostgres:
 
     def _wait_ready(self) -> None:
         assert self.process is not None
-        check = [str(_binaries() / "pg_isready"), "-q", "-h", str(self.socket_dir)]
+        check = [str(self.bin / "pg_isready"), "-q", "-h", str(self.socket_dir)]
         check += ["-p", str(self.port)]
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline:

@@ -1,0 +1,70 @@
+"""The command line's side of the admin REST API."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+
+class CommandError(Exception):
+    """What a command could not do, and the one next step."""
+
+
+class AdminClient:
+    """Finds the running node of a data folder and talks to it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        try:
+            listener = json.loads((data_dir / "run" / "node.json").read_text())
+            self.token = (data_dir / "secrets" / "admin_token").read_text().strip()
+        except FileNotFoundError:
+            raise CommandError(
+                f"no node runs on {data_dir}; start one with: ichibase serve --data-dir {data_dir}"
+            ) from None
+        except PermissionError:
+            raise CommandError(
+                f"{data_dir} belongs to another user; run this command as that user"
+            ) from None
+        self.config: dict[str, Any] = listener["config"]
+        self.url: str = self.config["admin_url"]
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """The decoded answer; CommandError with the server's own words otherwise."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(  # noqa: S310
+            self.url + path,
+            data=data,
+            method=method,
+            headers={"authorization": f"Bearer {self.token}", "content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise CommandError(_told(error.read(), error.code)) from None
+        except (urllib.error.URLError, OSError):
+            raise CommandError(
+                f"the node of {self.data_dir} does not answer at {self.url}; is it running?"
+            ) from None
+
+    def project(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.call("GET", f"/admin/v1/projects/{quote(name, safe='')}")
+        return found
+
+
+def _told(body: bytes, status: int) -> str:
+    try:
+        error = json.loads(body)
+        text = f"{error['detail']} [{error['code']}]"
+        details = error.get("details")
+    except (ValueError, KeyError, TypeError):
+        return f"the node answered {status}"
+    if isinstance(details, dict):
+        lines = [f"  {name}: {value}" for name, value in details.items() if value is not None]
+        text = "\n".join([text, *lines])
+    return text

@@ -1,0 +1,230 @@
+"""The admin REST API: projects, settings, SQL. An own port, one bearer token."""
+
+from __future__ import annotations
+
+import hmac
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from ichicore.errors import ApiError
+from server.base.project import Project
+from server.control import records, sections, sqlrun
+from server.control.database import Cluster
+from server.control.projects import Projects
+from server.control.records import Record
+from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
+
+ROOMS = ("auth", "mongo", "storage", "realtime", "functions")
+
+
+class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    flavor: str = "postgres"
+    tier: str = "pro"
+
+
+class RunSql(msgspec.Struct, forbid_unknown_fields=True):
+    sql: str
+
+
+class Migration(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    sql: str
+
+
+def shown(record: Record, project: Project) -> dict[str, Any]:
+    """A project with its secrets, as `status --json` prints it."""
+    key = next((key for key in record.keys if key.current), None)
+    return {
+        "name": record.slug, "flavor": record.flavor, "tier": record.tier, "url": project.url,
+        "anon_key": record.anon_key, "service_key": record.service_key,
+        "jwt_secret": key.secret if key and key.algorithm == "HS256" else None,
+        "database_url": project.owner_dsn, "mongo_url": project.mongo_url,
+        "created_at": record.created_at,
+    }  # fmt: skip
+
+
+class AdminApi:
+    """Handlers over the control database. Other rooms add theirs by `register(router, api)` in
+    server/<room>/admin.py."""
+
+    def __init__(self, projects: Projects) -> None:
+        self.projects = projects
+        self.router = Router()
+        add = self.router.add
+        add("GET", "/healthz", self.health, "Whether the process runs", public=True)
+        add("GET", "/readyz", self.ready, "Whether the control database answers", public=True)
+        add("GET", "/metrics", self.metrics, "Prometheus metrics of all workers")
+        add("GET", "/admin/v1/openapi.json", self.document, "This document")
+        add("GET", "/admin/v1/projects", self.list, "All projects")
+        add("POST", "/admin/v1/projects", self.create, "Create a project", body=CreateProject)
+        add("GET", "/admin/v1/projects/{project}", self.get, "One project")
+        add("DELETE", "/admin/v1/projects/{project}", self.delete, "Delete a project and its data")
+        add("GET", "/admin/v1/projects/{project}/settings/{section}", self.get_settings,
+            "A section of the settings")  # fmt: skip
+        add("PUT", "/admin/v1/projects/{project}/settings/{section}", self.put_settings,
+            "Replace a section of the settings")  # fmt: skip
+        add("POST", "/admin/v1/projects/{project}/sql", self.sql, "Run SQL as the owner",
+            body=RunSql)  # fmt: skip
+        add("POST", "/admin/v1/projects/{project}/migrations", self.migrate,
+            "Apply a migration once", body=Migration)  # fmt: skip
+        for room in ROOMS:
+            name = f"server.{room}.admin"
+            if importlib.util.find_spec(name) is not None:
+                importlib.import_module(name).register(self.router, self)
+
+    async def record(self, request: AdminRequest) -> tuple[Record, Project]:
+        """The project that the path names; ApiError 404."""
+        record = await self.projects.find(request.params["project"])
+        return record, records.to_project(record, self.projects.config)
+
+    async def health(self, request: AdminRequest) -> AdminResponse:
+        return AdminResponse(value={"status": "ok"})
+
+    async def ready(self, request: AdminRequest) -> AdminResponse:
+        async with self.projects.control() as control:
+            await control.execute("select 1")
+        return AdminResponse(value={"status": "ready"})
+
+    async def metrics(self, request: AdminRequest) -> AdminResponse:
+        from server.base.metrics import render
+
+        text = render(self.projects.config.metrics_dir)
+        return AdminResponse(text=text, content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def document(self, request: AdminRequest) -> AdminResponse:
+        return AdminResponse(value=openapi(self.router, self.projects.config.admin_url))
+
+    async def list(self, request: AdminRequest) -> AdminResponse:
+        found = await self.projects.all()
+        config = self.projects.config
+        return AdminResponse(value=[shown(r, records.to_project(r, config)) for r in found])
+
+    async def create(self, request: AdminRequest) -> AdminResponse:
+        wanted = request.decode(CreateProject)
+        record = await self.projects.create(wanted.name, wanted.flavor, wanted.tier, actor="admin")
+        project = records.to_project(record, self.projects.config)
+        return AdminResponse(201, shown(record, project))
+
+    async def get(self, request: AdminRequest) -> AdminResponse:
+        return AdminResponse(value=shown(*await self.record(request)))
+
+    async def delete(self, request: AdminRequest) -> AdminResponse:
+        name = request.params["project"]
+        if name == self.projects.config.default_project:
+            raise ApiError(409, "default_project", "The default project cannot be deleted.")
+        await self.projects.delete(name, actor="admin")
+        return AdminResponse(value={"deleted": True})
+
+    async def get_settings(self, request: AdminRequest) -> AdminResponse:
+        record, _ = await self.record(request)
+        section = request.params["section"]
+        shape = sections.shape(section)
+        value = msgspec.convert(record.settings.get(section, {}), shape)
+        return AdminResponse(value=value)
+
+    async def put_settings(self, request: AdminRequest) -> AdminResponse:
+        section = request.params["section"]
+        value = sections.check(section, request.body)
+        await self.projects.put_settings(request.params["project"], section, value, actor="admin")
+        return AdminResponse(value=value)
+
+    async def sql(self, request: AdminRequest) -> AdminResponse:
+        wanted = request.decode(RunSql)
+        return AdminResponse(value={"results": await sqlrun.execute(await self._owner(request),
+                                                                    wanted.sql)})  # fmt: skip
+
+    async def migrate(self, request: AdminRequest) -> AdminResponse:
+        wanted = request.decode(Migration)
+        applied = await sqlrun.migrate(await self._owner(request), wanted.name, wanted.sql)
+        return AdminResponse(value={"name": wanted.name, "applied": applied})
+
+    async def _owner(self, request: AdminRequest) -> str:
+        _, project = await self.record(request)
+        if project.owner_dsn is None:
+            raise ApiError(404, "postgres_not_enabled", "The project has no Postgres database.")
+        return project.owner_dsn
+
+
+class Application:
+    """The RSGI side: token, body, errors."""
+
+    def __init__(self) -> None:
+        self.api: AdminApi | None = None
+        self.token = b""
+
+    def __rsgi_init__(self, loop: Any) -> None:
+        from server.node.gateway_main import read_listener
+
+        config = read_listener().config
+        clusters = msgspec.json.decode(
+            (config.data_dir / "run" / "clusters.json").read_bytes(), type=dict[str, Cluster]
+        )
+        self.api = AdminApi(Projects(config.control_dsn, clusters, config))
+        self.token = Path(config.data_dir, "secrets", "admin_token").read_bytes().strip()
+
+    def __rsgi_del__(self, loop: Any) -> None:
+        self.api = None
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        try:
+            response = await self._answer(scope, protocol)
+            headers = [("content-type", response.content_type), ("cache-control", "no-store")]
+            protocol.response_bytes(response.status, headers, response.body())
+        except ApiError as error:
+            self._refuse(protocol, error)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            self._refuse(protocol, ApiError(500, "internal", "The server failed; see its log."))
+
+    @staticmethod
+    def _refuse(protocol: Any, error: ApiError) -> None:
+        body: dict[str, Any] = {"code": error.code, "detail": error.message}
+        if error.details is not None:
+            body["details"] = error.details
+        headers = [("content-type", "application/json"), *error.headers]
+        protocol.response_bytes(error.status, headers, msgspec.json.encode(body))
+
+    async def _answer(self, scope: Any, protocol: Any) -> AdminResponse:
+        if scope.proto != "http":
+            raise ApiError(400, "bad_request", "There are no sockets here.")
+        if self.api is None:
+            raise ApiError(503, "unavailable", "The server is starting.")
+        route, params = self.api.router.find(scope.method, scope.path)
+        if not route.public:
+            self._authorize(scope.headers.get("authorization", ""))
+        length = scope.headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise ApiError(400, "bad_request", "The Content-Length is not a number.")
+        if int(length) > BODY_LIMIT:
+            raise ApiError(413, "payload_too_large", f"A body has at most {BODY_LIMIT} bytes.")
+        parts, size = [], 0
+        async for chunk in protocol:
+            size += len(chunk)
+            if size > BODY_LIMIT:
+                raise ApiError(413, "payload_too_large", f"A body has at most {BODY_LIMIT} bytes.")
+            parts.append(chunk)
+        query = dict(parse_qsl(scope.query_string, keep_blank_values=True))
+        return await route.handler(
+            AdminRequest(scope.method, scope.path, params, query, b"".join(parts))
+        )
+
+    def _authorize(self, header: str) -> None:
+        scheme, _, given = header.partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(
+            given.strip().encode("utf-8", "surrogateescape"), self.token
+        ):
+            raise ApiError(
+                401, "invalid_token", "The admin token is missing or wrong.",
+                headers=(("www-authenticate", "Bearer"),),
+            )  # fmt: skip
+
+
+application = Application()

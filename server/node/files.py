@@ -1,0 +1,65 @@
+"""The files a node keeps in its data folder, secrets with mode 0600."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+
+class InUseError(RuntimeError):
+    """Another node runs on this data folder."""
+
+
+class DataDir:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run = root / "run"
+        self.secrets = root / "secrets"
+        self.node_file = self.run / "node.json"
+        self.admin_token_file = self.secrets / "admin_token"
+        self.service_key_file = self.secrets / "default_service_key"
+        self._lock = -1
+
+    def prepare(self) -> None:
+        """Makes the folders and takes the lock; InUseError when another node holds it."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.run.mkdir(mode=0o700, exist_ok=True)
+        self.secrets.mkdir(mode=0o700, exist_ok=True)
+        self._lock = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InUseError(
+                f"a node already runs on {self.root}; stop it, or choose another --data-dir"
+            ) from None
+
+    def secret(self, name: str) -> str:
+        """A random secret that is made once and kept."""
+        path = self.secrets / name
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            value = secrets.token_urlsafe(32)
+            self.write(path, value + "\n")
+            return value
+
+    def number(self, name: str, make: object) -> int:
+        """A number that is chosen once and kept; `make` is called without arguments."""
+        path = self.run / name
+        try:
+            return int(path.read_text())
+        except (FileNotFoundError, ValueError):
+            value = int(make())  # type: ignore[operator]
+            self.write(path, f"{value}\n")
+            return value
+
+    @staticmethod
+    def write(path: Path, text: str) -> None:
+        """Replaces a file as a whole, readable by its owner only."""
+        partial = path.with_name(f"{path.name}.new")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        partial.replace(path)
