@@ -53,7 +53,9 @@ cdef class Query:
     cdef readonly dict limit_slots  # embed_path -> (limit slot | -1, offset slot | -1)
     cdef readonly tuple columns     # of str, or None when not given
     cdef readonly tuple on_conflict # of str, or None
-    cdef readonly list params       # every (key, value) pair as decoded, for function arguments
+    cdef readonly list params       # rpc reads: (name, value) of the pairs that are arguments,
+                                    # that is, whose value is no operator expression
+    cdef readonly list param_slots  # index into values of each of params
     cdef readonly list values       # str: parameter texts in order of appearance in the URL
-    cdef readonly set filter_keys   # first path members of the filters, as written
+    cdef readonly set filter_keys   # keys of the filters and arguments, whole, as written
     cdef readonly str canonical     # sorted, re-encoded query string for Content-Location

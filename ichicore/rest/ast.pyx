@@ -80,16 +80,20 @@ cdef class OrderTerm:
 @cython.final
 @cython.freelist(16)
 cdef class Query:
-    def __init__(self):
-        self.select = ()
-        self.filters = []
-        self.logic = []
-        self.order = []
-        self.limits = {}
-        self.limit_slots = {}
-        self.columns = None
-        self.on_conflict = None
-        self.params = []
-        self.values = []
-        self.filter_keys = set()
-        self.canonical = ""
+    def __init__(self, *, tuple select=(), list filters=None, list logic=None, list order=None,
+                 dict limits=None, dict limit_slots=None, tuple columns=None,
+                 tuple on_conflict=None, list params=None, list param_slots=None,
+                 list values=None, set filter_keys=None, str canonical=""):
+        self.select = select
+        self.filters = [] if filters is None else filters
+        self.logic = [] if logic is None else logic
+        self.order = [] if order is None else order
+        self.limits = {} if limits is None else limits
+        self.limit_slots = {} if limit_slots is None else limit_slots
+        self.columns = columns
+        self.on_conflict = on_conflict
+        self.params = [] if params is None else params
+        self.param_slots = [] if param_slots is None else param_slots
+        self.values = [] if values is None else values
+        self.filter_keys = set() if filter_keys is None else filter_keys
+        self.canonical = canonical

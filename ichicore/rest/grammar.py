@@ -1,0 +1,641 @@
+"""The grammar of a Postgres REST query string, in full and without haste.
+
+The compiled parser (query.pyx) hands over whatever it does not take: wrong input, whose error
+texts are worded here, and rare but valid forms. `parse` gives the same Query that the compiled
+parser gives where both succeed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+from ichicore.errors import ApiError
+from ichicore.rest import ast
+from ichicore.rest.parsec import (
+    Parser,
+    Result,
+    alt,
+    attempt,
+    between,
+    char,
+    describe,
+    end_of_input,
+    label,
+    look_ahead,
+    many,
+    not_followed_by,
+    one,
+    optional,
+    position,
+    pure,
+    separated,
+    separated1,
+    seq,
+    span,
+    string,
+)
+
+MAX_DEPTH = 64
+BLANKS = " \t\n\r\f\v\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000"
+SIMPLE = ("neq", "cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj")
+QUANTIFIABLE = ("eq", "gte", "gt", "lte", "lt", "like", "ilike", "match", "imatch")
+TEXT_SEARCH = ("fts", "plfts", "phfts", "wfts")
+TRUTH = ("null", "not_null", "true", "false", "unknown")
+RESERVED_LAST = ("order", "limit", "offset", "and", "or")
+
+
+class TooDeepError(Exception):
+    """Nesting beyond MAX_DEPTH; args[0] is the index."""
+
+
+def _join(*parts: Any) -> Any:
+    return parts
+
+
+def _first(value: Any, *_rest: Any) -> Any:
+    return value
+
+
+def _second(_first_value: Any, value: Any, *_rest: Any) -> Any:
+    return value
+
+
+def _apply(parser: Parser, change: Any) -> Parser:
+    return seq(parser, then=change)
+
+
+def _is_identifier(letter: str) -> bool:
+    return letter.isalpha() or letter in "0123456789_ $"
+
+
+def lexeme(parser: Parser) -> Parser:
+    blanks = span(lambda c: c in " \t")
+    return between(blanks, blanks, parser)
+
+
+def literal_words(words: tuple[str, ...]) -> list[Parser]:
+    return [attempt(string(word)) for word in words]
+
+
+def any_case(word: str) -> Parser:
+    letters = [alt(char(c), char(c.upper())) for c in word]
+    return seq(*letters, then=lambda *_letters: word)
+
+
+delimiter = label(char("."), "delimiter (.)")
+quoted: Parser = between(
+    char('"'),
+    char('"'),
+    _apply(
+        many(alt(one(lambda c: c not in '\\"'), seq(char("\\"), one(lambda c: True), then=_second))),
+        "".join,
+    ),
+)
+identifier: Parser = _apply(span(_is_identifier, ("letter", "digit"), 1), lambda t: t.strip(" "))
+dash = attempt(seq(char("-"), not_followed_by(char(">")), then=_first))
+
+
+def dashed(parser: Parser) -> Parser:
+    return _apply(separated1(parser, dash), "-".join)
+
+
+field_name = label(alt(quoted, dashed(identifier)), "field name (* or [a..z0..9_$])")
+digits = span(lambda c: c in "0123456789", ("digit",), 1)
+json_key_part = _apply(span(lambda c: c not in "(-:.,>)", (), 1), lambda t: t.strip(BLANKS))
+json_key = label(
+    alt(quoted, dashed(json_key_part)), "any non reserved character different from: .,>()"
+)
+json_index_end = alt(
+    *[attempt(look_ahead(string(mark))) for mark in ("->", "::", ".", ",")],
+    attempt(end_of_input),
+)
+json_index = seq(
+    optional(char("-"), ""), digits, json_index_end, then=lambda sign, number, _: sign + number
+)
+json_operand = alt(
+    attempt(_apply(json_index, lambda t: (t, True))),
+    attempt(_apply(json_key, lambda t: (t, False))),
+)
+json_arrow = alt(
+    _apply(attempt(string("->>")), lambda _: True), _apply(attempt(string("->")), lambda _: False)
+)
+json_path = many(seq(json_arrow, json_operand, then=_join))
+field = lexeme(seq(field_name, optional(json_path, []), then=_join))
+alias = optional(
+    attempt(seq(field_name, char(":"), not_followed_by(char(":")), then=_first)),
+)
+embed_parameter = seq(
+    char("!"),
+    alt(
+        attempt(_apply(string("left"), lambda _: ("join", "left"))),
+        attempt(_apply(string("inner"), lambda _: ("join", "inner"))),
+        attempt(_apply(field_name, lambda name: ("hint", name))),
+    ),
+    then=_second,
+)
+embed_parameters = seq(optional(embed_parameter), optional(embed_parameter), then=_join)
+open_ahead = attempt(look_ahead(string("(")))
+
+
+def relation_name(text: str, index: int) -> Result:
+    """A field name other than `count`, which is the aggregate."""
+    ok, ate, value, end, error = field_name(text, index)
+    if ok and value == "count":
+        return False, ate, None, index, error if error[1] else (end, ())
+    return ok, ate, value, end, error
+
+
+relation_select = lexeme(
+    seq(
+        alias,
+        relation_name,
+        embed_parameters,
+        open_ahead,
+        then=lambda other, name, params, _open: (other, name, params),
+    )
+)
+spread_select = lexeme(
+    seq(
+        string("..."),
+        field_name,
+        embed_parameters,
+        open_ahead,
+        then=lambda _dots, name, params, _open: (None, name, params),
+    )
+)
+select_end = alt(
+    attempt(look_ahead(string(")"))), attempt(look_ahead(string(","))), attempt(end_of_input)
+)
+cast = optional(seq(string("::"), identifier, then=_second))
+aggregation = alt(
+    string("sum"), string("avg"), string("count"), attempt(string("max")), attempt(string("min"))
+)
+star_item = seq(string("*"), select_end, then=lambda *_: ("field", ("*", []), None, None, None, None))
+count_item = seq(
+    alias,
+    string("count()"),
+    cast,
+    select_end,
+    then=lambda name, _count, kind, _end: ("field", None, name, None, "count", kind),
+)
+plain_item = seq(
+    alias,
+    field,
+    cast,
+    optional(attempt(seq(char("."), aggregation, string("()"), then=_second))),
+    cast,
+    select_end,
+    then=lambda name, fld, kind, agg, agg_cast, _end: ("field", fld, name, kind, agg, agg_cast),
+)
+field_select = lexeme(alt(attempt(star_item), attempt(count_item), plain_item))
+
+
+def _embed(spread: bool) -> Any:
+    def build(head: tuple[Any, str, tuple[Any, Any]], children: list[Any]) -> tuple[Any, ...]:
+        given = [p for p in head[2] if p is not None]
+        hint = next((v for k, v in given if k == "hint"), None)
+        join = next((v for k, v in given if k == "join"), None)
+        return "embed", head[1], head[0], hint, join, spread, children
+
+    return build
+
+
+def forest(depth: int) -> Parser:
+    """Items of a select list, `depth` parentheses deep."""
+
+    def inner(text: str, index: int) -> Result:
+        if depth >= MAX_DEPTH:
+            raise TooDeepError(index)
+        return forest(depth + 1)(text, index)
+
+    children = between(char("("), char(")"), inner)
+    tree = alt(
+        seq(attempt(spread_select), children, then=_embed(True)),
+        seq(attempt(relation_select), children, then=_embed(False)),
+        field_select,
+    )
+    return separated(tree, lexeme(char(",")))
+
+
+order_end = alt(attempt(look_ahead(char(","))), attempt(end_of_input))
+direction = alt(
+    attempt(seq(delimiter, string("asc"), then=_second)),
+    attempt(seq(delimiter, string("desc"), then=_second)),
+)
+nulls = alt(
+    attempt(seq(delimiter, string("nullsfirst"), then=_second)),
+    attempt(seq(delimiter, string("nullslast"), then=_second)),
+)
+nulls_end = alt(
+    seq(optional(nulls), order_end, then=_first), _apply(order_end, lambda _: None)
+)
+order_relation = seq(
+    field_name, between(char("("), char(")"), field), optional(direction), nulls_end, then=_join
+)
+order_plain = seq(
+    field,
+    optional(direction),
+    nulls_end,
+    then=lambda fld, way, first: (None, fld, way, first),
+)
+order_list = separated1(lexeme(alt(attempt(order_relation), order_plain)), char(","))
+column_list = separated1(field_name, lexeme(char(",")))
+tree_path = seq(separated1(field_name, delimiter), optional(json_path, []), then=_join)
+logic_path = separated1(field_name, delimiter)
+
+quoted_alone = attempt(seq(quoted, not_followed_by(one(lambda c: c not in ",)")), then=_first))
+bare_value = span(lambda c: c not in ",)")
+list_element = alt(quoted_alone, bare_value)
+list_value = seq(
+    lexeme(char("(")),
+    separated1(list_element, char(",")),
+    lexeme(char(")")),
+    then=lambda _left, items, _right: items,
+)
+truth_value = label(
+    alt(*[attempt(any_case(word)) for word in TRUTH]),
+    "isVal: (null, not_null, true, false, unknown)",
+)
+single_value = span(lambda c: True)
+array_value = seq(
+    string("{"), span(lambda c: c not in "{}"), string("}"), then=lambda a, b, c: a + b + c
+)
+logic_value = alt(quoted_alone, attempt(array_value), bare_value)
+
+
+def operation(value: Parser) -> Parser:
+    """op[(modifier)].value as (op, quantifier, config, value)."""
+
+    def dotted(word: str) -> Parser:
+        return attempt(seq(string(word), delimiter, then=_first))
+
+    config = optional(attempt(between(char("("), char(")"), identifier)))
+    unknown = "unknown single value operator"
+    quantifier = optional(
+        attempt(between(char("("), char(")"), alt(attempt(string("any")), string("all"))))
+    )
+    return label(
+        alt(
+            seq(dotted("in"), list_value, then=lambda op, v: ("in", None, None, v)),
+            seq(dotted("is"), truth_value, then=lambda op, v: ("is", None, None, v)),
+            seq(dotted("isdistinct"), value, then=lambda op, v: ("isdistinct", None, None, v)),
+            attempt(
+                seq(
+                    alt(*literal_words(TEXT_SEARCH)),
+                    config,
+                    delimiter,
+                    value,
+                    then=lambda op, cfg, _dot, v: (op, None, cfg, v),
+                )
+            ),
+            attempt(
+                seq(
+                    label(alt(*literal_words(SIMPLE)), unknown),
+                    delimiter,
+                    value,
+                    then=lambda op, _dot, v: (op, None, None, v),
+                )
+            ),
+            attempt(
+                seq(
+                    label(alt(*literal_words(QUANTIFIABLE)), unknown),
+                    quantifier,
+                    delimiter,
+                    value,
+                    then=lambda op, quant, _dot, v: (op, quant, None, v),
+                )
+            ),
+        ),
+        "operator (eq, gt, ...)",
+    )
+
+
+def operator_expression(value: Parser) -> Parser:
+    negation = alt(
+        attempt(seq(string("not"), delimiter, then=lambda *_: True)), pure(False)
+    )
+    return seq(negation, operation(value), then=_join)
+
+
+top_expression = operator_expression(single_value)
+logic_expression = operator_expression(logic_value)
+logic_filter = seq(
+    field, delimiter, logic_expression, then=lambda fld, _dot, expr: ("filter", fld, expr)
+)
+logic_not = label(
+    alt(attempt(seq(string("not"), delimiter, then=lambda *_: True)), pure(False)),
+    "negation operator (not)",
+)
+logic_operator = label(alt(attempt(string("and")), string("or")), "logic operator (and, or)")
+
+
+def logic_tree(depth: int) -> Parser:
+    def inner(text: str, index: int) -> Result:
+        if depth >= MAX_DEPTH:
+            raise TooDeepError(index)
+        return logic_tree(depth + 1)(text, index)
+
+    return alt(
+        attempt(logic_filter),
+        seq(
+            logic_not,
+            logic_operator,
+            lexeme(char("(")),
+            separated1(inner, lexeme(char(","))),
+            lexeme(char(")")),
+            then=lambda negated, op, _left, items, _right: ("logic", negated, op, items),
+        ),
+    )
+
+
+def run(parser: Parser, name: str, text: str) -> Any:
+    """The parsed value, or ApiError PGRST100 in Parsec's words; `name` says what was parsed."""
+    try:
+        ok, _, value, _, error = parser(text, 0)
+    except TooDeepError as deep:
+        refuse(name, position(text, deep.args[0]), f"nested deeper than {MAX_DEPTH} levels")
+    if ok:
+        return value
+    return refuse(name, position(text, error[0]), describe(error))
+
+
+def refuse(name: str, place: str, details: str) -> NoReturn:
+    raise ApiError(400, "PGRST100", f'"{name}" {place}', details)
+
+
+def unescape(raw: bytes) -> bytes:
+    """Percent-decode, plus for space; a percent sign without two hex digits stays."""
+    spaced = raw.replace(b"+", b" ")
+    return re.sub(
+        rb"%([0-9A-Fa-f]{2})", lambda found: bytes((int(found.group(1), 16),)), spaced
+    )
+
+
+def pairs(raw: bytes) -> list[tuple[bytes, bytes | None]]:
+    """(key, value) of a query string; value None where there is no equals sign."""
+    found: list[tuple[bytes, bytes | None]] = []
+    raw = raw.removeprefix(b"?")
+    if not raw:
+        return found
+    pieces = re.split(rb"[&;]", raw)
+    if pieces[-1] == b"":
+        pieces.pop()
+    for piece in pieces:
+        key, equals, value = piece.partition(b"=")
+        found.append((unescape(key), unescape(value) if equals else None))
+    return found
+
+
+def canonical(raw: bytes) -> str:
+    """The query string sorted by key and re-encoded; values of one key joined by commas."""
+    grouped: dict[bytes, list[bytes]] = {}
+    for key, value in pairs(raw):
+        grouped.setdefault(key, []).append(value or b"")
+    return "&".join(
+        f"{reescape(key)}={','.join(reescape(v) for v in grouped[key])}" for key in sorted(grouped)
+    )
+
+
+def reescape(raw: bytes) -> str:
+    safe = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
+    return "".join(chr(c) if c in safe else f"%{c:02X}" for c in raw)
+
+
+def decode(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise ApiError(
+            400, "PGRST100", "failed to decode the query string as UTF-8", "invalid UTF-8"
+        ) from None
+
+
+def read_integer(text: str) -> int | None:
+    """Haskell's reading of a whole number: blanks, parentheses, a minus, hex and octal."""
+    text = text.strip(BLANKS)
+    while text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip(BLANKS)
+    sign, text = (-1, text[1:].strip(BLANKS)) if text.startswith("-") else (1, text)
+    if not re.fullmatch(r"[0-9]+|0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", text):
+        return None
+    if text.isdigit():
+        # Beyond bigint the database refuses it all the same; a shorter number says so sooner.
+        return sign * (int(text) if len(text) <= 30 else 10**30)
+    return sign * (int(text, 0) if len(text) <= 30 else 10**30)
+
+
+def trim(text: str) -> str:
+    """Postgres texts hold no NUL: what follows one is dropped."""
+    return text.partition("\0")[0]
+
+
+def array_literal(items: list[str]) -> str:
+    if items == [""]:
+        return "{}"
+    escaped = (trim(i).replace("\\", "\\\\").replace('"', '\\"') for i in items)
+    return "{" + ",".join(f'"{item}"' for item in escaped) + "}"
+
+
+class _Builder:
+    """Turns parsed tuples into nodes, giving values their slots."""
+
+    def __init__(self) -> None:
+        self.values: list[str] = []
+
+    def field(self, parsed: tuple[str, list[tuple[bool, tuple[str, bool]]]]) -> ast.Field:
+        steps = tuple(ast.JsonStep(text, trim(key), index) for text, (key, index) in parsed[1])
+        return ast.Field(trim(parsed[0]), steps)
+
+    def filter(self, parsed_field: Any, expression: Any) -> ast.Filter:
+        negated, (op, quantifier, config, value) = expression
+        slot = -1
+        if op == "in":
+            text = array_literal(value)
+        else:
+            text = trim(value)
+            if op in ("like", "ilike"):
+                text = text.replace("*", "%")
+        if op != "is":
+            slot = len(self.values)
+            self.values.append(text)
+        return ast.Filter(
+            self.field(parsed_field),
+            op,
+            text,
+            negated=negated,
+            quantifier=quantifier,
+            config=config,
+            slot=slot,
+        )
+
+    def logic(self, parsed: Any) -> ast.Filter | ast.Logic:
+        if parsed[0] == "filter":
+            return self.filter(parsed[1], parsed[2])
+        _, negated, op, items = parsed
+        return ast.Logic(op, tuple(self.logic(item) for item in items), negated)
+
+    def select(self, items: list[Any]) -> tuple[Any, ...]:
+        return tuple(self.item(item) for item in items)
+
+    def item(self, parsed: tuple[Any, ...]) -> ast.SelectField | ast.SelectRelation:
+        if parsed[0] == "field":
+            _, fld, name, kind, aggregate, aggregate_cast = parsed
+            return ast.SelectField(
+                None if fld is None else self.field(fld),
+                alias=None if name is None else trim(name),
+                cast=kind,
+                aggregate=aggregate,
+                aggregate_cast=aggregate_cast,
+            )
+        _, name, other, hint, join, spread, children = parsed
+        return ast.SelectRelation(
+            trim(name),
+            self.select(children),
+            alias=None if other is None else trim(other),
+            hint=None if hint is None else trim(hint),
+            join=join,
+            spread=spread,
+        )
+
+    def order(self, terms: list[Any]) -> tuple[ast.OrderTerm, ...]:
+        return tuple(
+            ast.OrderTerm(self.field(fld), way, first, None if rel is None else trim(rel))
+            for rel, fld, way, first in terms
+        )
+
+
+def parse(raw: bytes, *, rpc: bool, mutation: bool, concatenate_order: bool) -> ast.Query:
+    """See query.parse."""
+    decoded = [
+        (k.decode(errors="replace"), None) if v is None else (decode(k), decode(v))
+        for k, v in pairs(raw)
+    ]
+    given = [(k, v) for k, v in decoded if v is not None]
+    done: dict[int, Any] = {}
+
+    def last(key: str) -> str:
+        return key.rpartition(".")[2]
+
+    def lookup(name: str) -> str | None:
+        return next((v for k, v in decoded if k == name), None)
+
+    # The order of these steps decides which of several errors is told.
+    for number, (key, value) in enumerate(given):
+        if last(key) == "order":
+            path = run(tree_path, f"failed to parse tree path ({key})", key)
+            done[number] = path, run(order_list, f"failed to parse order ({value})", value)
+    for number, (key, value) in enumerate(given):
+        if last(key) in ("and", "or"):
+            path = run(logic_path, f"failed to parse logic path ({key})", key)
+            op = "not." + path[-1] if "not" in path else path[-1]
+            name = f"failed to parse logic tree ({value})"
+            done[number] = path, run(logic_tree(0), name, op + value)
+    columns, select, conflict = lookup("columns"), lookup("select"), lookup("on_conflict")
+    column_names = select_items = conflict_names = None
+    if columns is not None:
+        column_names = run(column_list, f"failed to parse columns parameter ({columns})", columns)
+    if select is not None:
+        select_items = run(forest(0), f"failed to parse select parameter ({select})", select)
+    for number, (key, value) in enumerate(given):
+        if last(key) in RESERVED_LAST or key in ("select", "columns", "on_conflict"):
+            continue
+        path = run(tree_path, f"failed to parse tree path ({key})", key)
+        name = f"failed to parse filter ({value})"
+        if rpc:
+            argument = _apply(pure(value), lambda text: (None, text))
+            done[number] = path, run(alt(top_expression, argument), name, value)
+        else:
+            done[number] = path, run(top_expression, name, value)
+    if conflict is not None:
+        conflict_names = run(
+            column_list, f"failed to parse on_conflict parameter ({conflict})", conflict
+        )
+    for number, (key, _value) in enumerate(given):
+        if last(key) in ("limit", "offset"):
+            done[number] = run(tree_path, f"failed to parse tree path ({key})", key)
+    return _build(
+        given,
+        done,
+        select=select_items,
+        columns=column_names,
+        conflict=conflict_names,
+        canonical_text="" if mutation else canonical(raw),
+        concatenate_order=concatenate_order,
+    )
+
+
+def _build(
+    given: list[tuple[str, str]],
+    done: dict[int, Any],
+    *,
+    select: list[Any] | None,
+    columns: list[str] | None,
+    conflict: list[str] | None,
+    canonical_text: str,
+    concatenate_order: bool,
+) -> ast.Query:
+    build = _Builder()
+    filters: list[Any] = []
+    logic: list[Any] = []
+    orders: dict[tuple[str, ...], tuple[ast.OrderTerm, ...]] = {}
+    limits: dict[tuple[str, ...], list[int | None]] = {}
+    slots: dict[tuple[str, ...], list[int]] = {}
+    params: list[tuple[str, str]] = []
+    param_slots: list[int] = []
+    keys: set[str] = set()
+    for number, (key, value) in enumerate(given):
+        last = key.rpartition(".")[2]
+        if last == "order":
+            (names, _json), terms = done[number]
+            embed = tuple(map(trim, names[:-1]))
+            if embed not in orders:
+                orders[embed] = build.order(terms)
+            elif concatenate_order:
+                orders[embed] += build.order(terms)
+        elif last in ("and", "or"):
+            names, tree = done[number]
+            node = build.logic(tree)
+            if isinstance(node, ast.Filter):
+                node = ast.Logic("and", (node,))
+            logic.append((tuple(trim(n) for n in names[:-1] if n != "not"), node))
+        elif last in ("limit", "offset"):
+            amount = read_integer(value)
+            embed = tuple(map(trim, done[number][0][:-1]))
+            which = int(last == "offset")
+            limit, slot = limits.setdefault(embed, [None, None]), slots.setdefault(embed, [-1, -1])
+            limit[which] = amount
+            if amount is None:
+                continue
+            if slot[which] < 0:
+                slot[which] = len(build.values)
+                build.values.append("")
+            build.values[slot[which]] = str(amount)
+        elif number in done:
+            (names, steps), expression = done[number]
+            keys.add(key)
+            if expression[0] is None:
+                params.append((trim(names[-1]), trim(expression[1])))
+                param_slots.append(len(build.values))
+                build.values.append(trim(expression[1]))
+            else:
+                embed = tuple(map(trim, names[:-1]))
+                filters.append((embed, build.filter((names[-1], steps), expression)))
+    return ast.Query(
+        select=(ast.SelectField(ast.Field("*")),) if select is None else build.select(select),
+        filters=filters,
+        logic=logic,
+        order=list(orders.items()),
+        limits={path: tuple(both) for path, both in limits.items()},
+        limit_slots={
+            path: tuple(-1 if limits[path][i] is None else both[i] for i in (0, 1))
+            for path, both in slots.items()
+        },
+        columns=None if columns is None else tuple(dict.fromkeys(map(trim, columns))),
+        on_conflict=None if conflict is None else tuple(map(trim, conflict)),
+        params=params,
+        param_slots=param_slots,
+        values=build.values,
+        filter_keys=keys,
+        canonical=canonical_text,
+    )
