@@ -84,11 +84,12 @@ def any_case(word: str) -> Parser:
 
 
 delimiter = label(char("."), "delimiter (.)")
+escaped = seq(char("\\"), one(lambda c: True), then=_second)
 quoted: Parser = between(
     char('"'),
     char('"'),
     _apply(
-        many(alt(one(lambda c: c not in '\\"'), seq(char("\\"), one(lambda c: True), then=_second))),
+        many(alt(one(lambda c: c not in '\\"'), escaped)),
         "".join,
     ),
 )
@@ -171,7 +172,8 @@ cast = optional(seq(string("::"), identifier, then=_second))
 aggregation = alt(
     string("sum"), string("avg"), string("count"), attempt(string("max")), attempt(string("min"))
 )
-star_item = seq(string("*"), select_end, then=lambda *_: ("field", ("*", []), None, None, None, None))
+EVERYTHING: tuple[Any, ...] = ("field", ("*", []), None, None, None, None)
+star_item = seq(string("*"), select_end, then=lambda *_: EVERYTHING)
 count_item = seq(
     alias,
     string("count()"),
@@ -227,9 +229,7 @@ nulls = alt(
     attempt(seq(delimiter, string("nullsfirst"), then=_second)),
     attempt(seq(delimiter, string("nullslast"), then=_second)),
 )
-nulls_end = alt(
-    seq(optional(nulls), order_end, then=_first), _apply(order_end, lambda _: None)
-)
+nulls_end = alt(seq(optional(nulls), order_end, then=_first), _apply(order_end, lambda _: None))
 order_relation = seq(
     field_name, between(char("("), char(")"), field), optional(direction), nulls_end, then=_join
 )
@@ -312,9 +312,7 @@ def operation(value: Parser) -> Parser:
 
 
 def operator_expression(value: Parser) -> Parser:
-    negation = alt(
-        attempt(seq(string("not"), delimiter, then=lambda *_: True)), pure(False)
-    )
+    negation = alt(attempt(seq(string("not"), delimiter, then=lambda *_: True)), pure(False))
     return seq(negation, operation(value), then=_join)
 
 
@@ -367,9 +365,7 @@ def refuse(name: str, place: str, details: str) -> NoReturn:
 def unescape(raw: bytes) -> bytes:
     """Percent-decode, plus for space; a percent sign without two hex digits stays."""
     spaced = raw.replace(b"+", b" ")
-    return re.sub(
-        rb"%([0-9A-Fa-f]{2})", lambda found: bytes((int(found.group(1), 16),)), spaced
-    )
+    return re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes((int(found.group(1), 16),)), spaced)
 
 
 def pairs(raw: bytes) -> list[tuple[bytes, bytes | None]]:
@@ -626,9 +622,12 @@ def _build(
         filters=filters,
         logic=logic,
         order=list(orders.items()),
-        limits={path: tuple(both) for path, both in limits.items()},
+        limits={path: (both[0], both[1]) for path, both in limits.items()},
         limit_slots={
-            path: tuple(-1 if limits[path][i] is None else both[i] for i in (0, 1))
+            path: (
+                -1 if limits[path][0] is None else both[0],
+                -1 if limits[path][1] is None else both[1],
+            )
             for path, both in slots.items()
         },
         columns=None if columns is None else tuple(dict.fromkeys(map(trim, columns))),

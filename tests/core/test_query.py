@@ -17,7 +17,42 @@ FIELD = st.sampled_from(
     ["id", "name", "a-b", "größe", '"x.y"', "data->a->>b", "data->>-1", "data->0", "$x y", "and"]
 )
 OPERATOR = st.sampled_from(
-    ["eq", "neq", "gt", "gte", "lt", "lte", "like", "ilike", "match", "imatch", "fts", "plfts", "phfts", "wfts(english)", "cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj", "isdistinct", "eq(any)", "like(all)", "not.eq", "not.ilike(any)", "fts(ger", "man)", "eq(none)", "xyz", "is", "in", "not.in"]
+    [
+        "eq",
+        "neq",
+        "gt",
+        "gte",
+        "lt",
+        "lte",
+        "like",
+        "ilike",
+        "match",
+        "imatch",
+        "fts",
+        "plfts",
+        "phfts",
+        "wfts(english)",
+        "cs",
+        "cd",
+        "ov",
+        "sl",
+        "sr",
+        "nxr",
+        "nxl",
+        "adj",
+        "isdistinct",
+        "eq(any)",
+        "like(all)",
+        "not.eq",
+        "not.ilike(any)",
+        "fts(ger",
+        "man)",
+        "eq(none)",
+        "xyz",
+        "is",
+        "in",
+        "not.in",
+    ]
 )
 VALUE = st.one_of(
     st.text(max_size=8),
@@ -70,8 +105,13 @@ PAIR = st.one_of(
         st.sampled_from(["limit", "offset", "rel.limit", "rel.offset"]),
         st.sampled_from(["1", "10", "007", "-1", "x", "", "(3)", "0x10", "99999999999999999999"]),
     ),
-    st.tuples(st.sampled_from(["columns", "on_conflict"]), st.sampled_from(["a,b", "a, b", "", "a"])),
-    st.tuples(st.sampled_from(["rel.id", "a.b.c", '"p.q".x', "", "a.", "id!x"]), FILTER.map(lambda t: t[1])),
+    st.tuples(
+        st.sampled_from(["columns", "on_conflict"]), st.sampled_from(["a,b", "a, b", "", "a"])
+    ),
+    st.tuples(
+        st.sampled_from(["rel.id", "a.b.c", '"p.q".x', "", "a.", "id!x"]),
+        FILTER.map(lambda t: t[1]),
+    ),
     st.tuples(st.text(max_size=6), st.text(max_size=6)),
 )  # fmt: skip
 QUERY = st.tuples(
@@ -109,7 +149,8 @@ def test_canonical_form(raw: bytes) -> None:
 
 
 ERRORS = [
-    ("id=0", "failed to parse filter (0)", 1, 'unexpected "0" expecting "not" or operator (eq, gt, ...)'),
+    ("id=0", "failed to parse filter (0)", 1,
+     'unexpected "0" expecting "not" or operator (eq, gt, ...)'),
     ("order=id.asc.nullslasttt", "failed to parse order (id.asc.nullslasttt)", 17,
      "unexpected 't' expecting \",\" or end of input"),
     ("or=()", "failed to parse logic tree (())", 4,
@@ -162,7 +203,11 @@ def test_function_arguments() -> None:
 
 @pytest.mark.parametrize("rest", ["", ")" * 2000])
 def test_nesting_is_bounded(rest: str) -> None:
-    for text in ("select=" + "a(" * 2000 + "b", "or=" + "(or" * 2000 + "(a.eq.1", "or=" + "(" * 3000):
+    for text in (
+        "select=" + "a(" * 2000 + "b",
+        "or=" + "(or" * 2000 + "(a.eq.1",
+        "or=" + "(" * 3000,
+    ):
         with pytest.raises(ApiError) as caught:
             query.parse(text + rest)
         assert caught.value.code == "PGRST100"

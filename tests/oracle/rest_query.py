@@ -33,8 +33,7 @@ def without_values(node: object) -> object:
         kept = {
             name: without_values(getattr(node, name))
             for name in dir(node)
-            if not name.startswith("_")
-            and name not in ("values", "canonical", "limits", "params")
+            if not name.startswith("_") and name not in ("values", "canonical", "limits", "params")
         }
         return {**kept, "arguments": [name for name, _ in node.params]}
     if isinstance(node, ast.Filter):
