@@ -117,18 +117,18 @@ class Node:
         environment = {NODE_FILE: str(self.data.node_file)}
         self.children.start(
             Child(
-                name="gateway",
-                command=[sys.executable, "-m", "server.node.gateway_main"],
-                environment=environment,
-                ready=lambda: _answers(settings.host, settings.port),
-            )
-        )
-        self.children.start(
-            Child(
                 name="admin",
                 command=[sys.executable, "-m", "server.node.admin_main"],
                 environment=environment,
                 ready=lambda: _answers(settings.admin_host, settings.admin_port),
+            )
+        )
+        self.children.start(
+            Child(
+                name="gateway",
+                command=[sys.executable, "-m", "server.node.gateway_main"],
+                environment=environment,
+                ready=lambda: _answers(settings.host, settings.port),
             )
         )
 

@@ -1,0 +1,134 @@
+"""The projects of the node as this worker knows them, kept current by the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psycopg
+
+from server.base.bus import RECONNECTED, PgBus
+from server.base.events import Events, Failed, Lost
+from server.base.project import Project
+
+Change = Callable[[Project | None, str], None]
+RETRY_SECONDS = 1.0
+
+
+class Source(NamedTuple):
+    """How projects are read from the control database: statements with $1 placeholders that
+    answer one text column, and what makes a Project of one."""
+
+    all: str
+    one: str
+    decode: Callable[[str], Project]
+    topic: str
+
+
+class ControlDirectory:
+    """A Directory over the control database. `ready` is set once all projects have been read."""
+
+    def __init__(self, dsn: str, source: Source, bus: PgBus, events: Events) -> None:
+        self.dsn = dsn
+        self.source = source
+        self.events = events
+        self.ready = asyncio.Event()
+        self._projects: dict[str, Project] = {}
+        self._callbacks: list[Change] = []
+        self._wanted: set[str | None] = set()  # slugs to read again; None is all of them
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        bus.subscribe(source.topic, self._told)
+        bus.subscribe(RECONNECTED, lambda _: self._want(None))
+
+    def get(self, slug: str) -> Project | None:
+        return self._projects.get(slug)
+
+    def all(self) -> list[Project]:
+        return list(self._projects.values())
+
+    def on_change(self, callback: Change) -> None:
+        self._callbacks.append(callback)
+
+    def start(self) -> None:
+        """Begins to read, in the running loop."""
+        self._want(None)
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="directory")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _told(self, message: dict[str, Any]) -> None:
+        slug = message.get("slug")
+        self._want(slug if isinstance(slug, str) else None)
+
+    def _want(self, slug: str | None) -> None:
+        self._wanted.add(slug)
+        self._wake.set()
+
+    async def _run(self) -> None:
+        lost = False
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            wanted, self._wanted = self._wanted, set()
+            try:
+                async with await psycopg.AsyncConnection.connect(
+                    self.dsn, autocommit=True, application_name="ichibase directory",
+                    connect_timeout=5, cursor_factory=psycopg.AsyncRawCursor,
+                ) as connection:  # fmt: skip
+                    await self._read(connection, wanted)
+                lost = False
+            except (psycopg.Error, OSError) as error:
+                if not lost:
+                    self.events.emit(Lost("the control database", str(error)))
+                lost = True
+                self._wanted |= wanted
+                self._wake.set()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _read(
+        self, connection: psycopg.AsyncConnection[Any], wanted: set[str | None]
+    ) -> None:
+        if None in wanted:
+            cursor = await connection.execute(self.source.all)
+            found = {p.slug: p for p in self._decode(await cursor.fetchall())}
+            for slug in self._projects.keys() - found.keys():
+                self._set(slug, None)
+            for slug, project in found.items():
+                self._set(slug, project)
+            self.ready.set()
+            return
+        for slug in sorted(s for s in wanted if s is not None):
+            cursor = await connection.execute(self.source.one, (slug,))
+            projects = self._decode(await cursor.fetchall())
+            self._set(slug, projects[0] if projects else None)
+
+    def _decode(self, rows: list[tuple[str]]) -> list[Project]:
+        projects = []
+        for (text,) in rows:
+            try:
+                projects.append(self.source.decode(text))
+            except ValueError:
+                self.events.emit(Failed("reading a project's row", traceback.format_exc()))
+        return projects
+
+    def _set(self, slug: str, project: Project | None) -> None:
+        known = self._projects.get(slug)
+        if project is None:
+            if known is None:
+                return
+            del self._projects[slug]
+        else:
+            if known is not None and known == project:
+                return
+            self._projects[slug] = project
+        for callback in self._callbacks:
+            try:
+                callback(project, slug)
+            except Exception:
+                self.events.emit(Failed(f"change of the project {slug}", traceback.format_exc()))

@@ -1,0 +1,373 @@
+"""From the HTTP server's call to a service's answer: host, origin, credentials, route, reply."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import traceback
+from collections.abc import Awaitable, Callable
+from time import perf_counter, time
+from typing import Any
+
+import orjson
+
+from ichicore.errors import ApiError
+from ichicore.token.cache import GenerationCache
+from server.base.context import Directory
+from server.base.events import Events, Failed, Served
+from server.base.http import JSON, Response, Service, error_response, json_response
+from server.base.metrics import Metrics
+from server.base.project import NOBODY, Identity, Project
+from server.gateway import limits, reply
+from server.gateway.hosts import SLUG, HostRule, malformed, unknown
+from server.gateway.keys import Denied, KeyRing, missing_key, revoke
+from server.gateway.request import EdgeRequest
+from server.gateway.routes import ROUTES, Need, Route
+from server.gateway.site import Site
+
+MAX_ID = 128
+WATCH_AFTER = 0.2  # seconds after which a request's client is watched for leaving
+SWEEP = 0.1  # seconds between looks at the requests in flight
+GONE = 499  # what the log says of a request whose client left
+HOSTS = 4096  # Host headers remembered
+FORBIDDEN_ORIGIN = 403
+_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@")
+
+Mount = Callable[[Route], Awaitable[Service | None]]
+
+
+def refusal(error: ApiError, route: Route | None) -> Response:
+    """The answer to a refused request, in the shape of the route's errors."""
+    if route is None or not route.rest_errors:
+        return error_response(error)
+    body = {
+        "code": error.code, "details": error.details, "hint": error.hint,
+        "message": error.message,
+    }  # fmt: skip
+    return Response(error.status, [JSON, *error.headers], orjson.dumps(body))
+
+
+def unavailable(what: str = "The service is starting or its database is away.") -> ApiError:
+    return ApiError(503, "unavailable", what, headers=(("retry-after", "1"),))
+
+
+class Edge:
+    """Serves one worker's requests.
+
+    `mount` gives the service of a route, made on first use, or None when this build has none.
+    `ready` tells whether the worker can serve projects. `wants_line` is asked before an event is
+    made for an answered request.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        hosts: HostRule,
+        mount: Mount,
+        events: Events,
+        metrics: Metrics,
+        *,
+        body_limit: int,
+        ready: Callable[[], bool],
+        wants_line: Callable[[int, float], bool],
+    ) -> None:
+        self.directory = directory
+        self.hosts = hosts
+        self.mount = mount
+        self.events = events
+        self.metrics = metrics
+        self.body_limit = body_limit
+        self.ready = ready
+        self.wants_line = wants_line
+        self.services: dict[str, Service] = {}
+        self._mounting: dict[str, asyncio.Task[Service | None]] = {}
+        self.denied: dict[str, Denied] = {}  # by project id
+        self._sites: dict[str, Site] = {}
+        self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
+        self._timers = {name: metrics.route(name) for name in (*ROUTES, "edge")}
+        self._in_flight: dict[int, tuple[float, asyncio.Task[Any], Any]] = {}
+        self._watchers: dict[int, asyncio.Task[None]] = {}
+        self._gone: set[int] = set()
+        self._prefix = secrets.token_hex(6)
+        self._count = 0
+        self._sweeper: asyncio.Task[None] | None = None
+        directory.on_change(self._changed)
+        metrics.gauges.append(self._gauges)
+
+    def start(self) -> None:
+        """Begins to watch for clients that leave, in the running loop."""
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="sweep")
+
+    async def stop(self) -> None:
+        tasks = [*self._watchers.values(), *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # One request
+
+    async def handle(self, scope: Any, protocol: Any) -> None:
+        """One call of the HTTP server. Always answers, unless the client has left."""
+        started = perf_counter()
+        self._count = number = self._count + 1
+        request = EdgeRequest(scope, protocol, self.body_limit)
+        request.id = f"{self._prefix}{number:08x}"
+        self._in_flight[number] = (started, asyncio.current_task(), protocol)  # type: ignore[assignment]
+        code = ""
+        try:
+            response = await self._answer(request, scope, protocol)
+            if response is None:  # a socket, which has its own end
+                return
+            if response.stream is None:
+                status = reply.send(protocol, response, request)
+            else:
+                status = await reply.send_stream(protocol, response, request)
+        except ApiError as error:
+            code = error.code
+            status = reply.send(protocol, refusal(error, request.route), request)
+        except asyncio.CancelledError:
+            if number not in self._gone:
+                raise
+            self.metrics.count("ichibase_client_gone_total")
+            status = GONE
+        except Exception as error:
+            status = self._fault(error, request, protocol)
+        finally:
+            del self._in_flight[number]
+            if self._watchers:
+                self._unwatch(number)
+        seconds = perf_counter() - started
+        route = request.route
+        self._timers["edge" if route is None else route.name].observe(status, seconds)
+        if self.wants_line(status, seconds):
+            self._line(request, scope, status, seconds, code)
+
+    async def _answer(self, request: EdgeRequest, scope: Any, protocol: Any) -> Response | None:
+        request.headers = headers = limits.collect(scope.headers)
+        given = headers.get("x-request-id")
+        if given is not None and len(given) <= MAX_ID and _ID_CHARACTERS.issuperset(given):
+            request.id = given or request.id
+        path: str = scope.path
+        end = path.find("/", 1)
+        host = headers.get("host")
+        site = self._by_host.get(host)
+        route = site.routes.get(path if end < 0 else path[:end]) if site is not None else None
+        if route is None or site is None:
+            found = self._locate(request, host or scope.authority, path)
+            if isinstance(found, Response):
+                return found
+            site, route, rest = found
+        else:
+            rest = path[end:] if end > 0 else "/"
+        request.path = rest
+        request.route = route
+        request.project = site.project
+        request.slug = site.slug
+        origin = headers.get("origin")
+        request.cors = site.cors.headers(origin)
+        if (
+            origin is not None
+            and request.method == "OPTIONS"
+            and "access-control-request-method" in headers
+        ):
+            asked = headers.get("access-control-request-headers")
+            request.cors = site.cors.preflight(origin, asked)
+            return Response(204)
+        if len(rest) + len(request.query) > limits.MAX_URL:
+            raise limits.url_too_long()
+        if "\ufffd" in rest or "\x00" in rest:
+            raise ApiError(400, "bad_request", "The path is not valid UTF-8 text.")
+        if len(headers) > 30 or len(headers.get("cookie", "")) > 4096:
+            limits.check_headers(headers)
+        request.identity = self._identify(site.ring, route, request)
+        service = self.services.get(route.name)
+        if service is None:
+            service = await self._mounted(route)
+        if "upgrade" in headers and scope.proto != "http":
+            await self._socket(site, service, request, protocol)
+            return None
+        return await service.handle(request)
+
+    def _identify(self, ring: KeyRing, route: Route, request: EdgeRequest) -> Identity:
+        need = route.need
+        if need is Need.IGNORED:
+            return NOBODY
+        headers = request.headers
+        try:
+            found = ring.identify(headers.get("authorization"), headers.get("apikey"), time())
+        except ApiError as error:
+            if need is not Need.DEFERRED:
+                raise
+            request.refusal = error
+            return NOBODY
+        if need is Need.ANY:
+            if found is NOBODY:
+                raise missing_key()
+        elif (
+            need is Need.KEY and found.key_role is None and not request.path.startswith(route.open)
+        ):
+            raise missing_key()
+        return found
+
+    def _locate(
+        self, request: EdgeRequest, host: str | None, path: str
+    ) -> Response | tuple[Site, Route, str]:
+        """Site, route and the path within it when the quick look-ups have not found them."""
+        if path == "/healthz":
+            return json_response(200, {"status": "ok"})
+        if path == "/readyz":
+            if not self.ready():
+                raise unavailable()
+            return json_response(200, {"status": "ready"})
+        if not host:
+            raise malformed()
+        slug = self.hosts.slug(host)
+        if not self.ready():
+            raise unavailable()
+        first, _, rest = path[1:].partition("/")
+        if first == "cdn" and slug is not None:
+            slug, _, rest = rest.partition("/")
+            if not slug:
+                raise ApiError(404, "not_found", "There is nothing at this path.")
+        elif slug is None:
+            slug = first
+        else:
+            site = self.site(slug)
+            self._by_host.put(host, site)
+            request.cors = site.cors.headers(request.headers.get("origin"))
+            route = ROUTES.get(first)
+            if route is None:
+                raise ApiError(404, "not_found", "There is nothing at this path.")
+            request.route = route
+            if route.flavor is not None and f"/{first}" not in site.routes:
+                raise ApiError(
+                    404, f"{route.flavor}_not_enabled",
+                    f"This project has no {route.flavor.capitalize()} database.",
+                )  # fmt: skip
+            return site, route, f"/{rest}"
+        if not SLUG.fullmatch(slug):
+            raise unknown()
+        return self.site(slug), ROUTES["cdn"], f"/{rest}"
+
+    def site(self, slug: str) -> Site:
+        """What is kept for a project; ApiError 404 project_not_found."""
+        site = self._sites.get(slug)
+        if site is None:
+            project = self.directory.get(slug)
+            if project is None:
+                raise unknown()
+            denied = self.denied.setdefault(project.id, Denied())
+            site = self._sites[slug] = Site(project, denied)
+        return site
+
+    async def _mounted(self, route: Route) -> Service:
+        """The service of a route, made once."""
+        making = self._mounting.get(route.name)
+        if making is None:
+            making = asyncio.ensure_future(self.mount(route))
+            self._mounting[route.name] = making
+        try:
+            service = await asyncio.shield(making)
+        except Exception:
+            self._mounting.pop(route.name, None)  # the next request tries again
+            raise
+        if service is None:
+            raise ApiError(404, "not_found", f"This server has no {route.name} service.")
+        self.services[route.name] = service
+        return service
+
+    async def _socket(
+        self, site: Site, service: Service, request: EdgeRequest, protocol: Any
+    ) -> None:
+        """A WebSocket: only for services that take one, only from pages of listed origins."""
+        serve = getattr(service, "websocket", None)
+        origin = request.headers.get("origin")
+        if serve is None:
+            protocol.close(404)
+        elif origin is not None and not site.cors.allows(origin):
+            protocol.close(FORBIDDEN_ORIGIN)
+        else:
+            await serve(request, protocol)
+
+    def _fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
+        """Logs what must not happen and answers 500, unless an answer has begun."""
+        self.metrics.count("ichibase_faults_total")
+        trace = "".join(traceback.format_exception(error))
+        self.events.emit(Failed(f"{request.method} {request._scope.path}", trace, request.id))
+        internal = ApiError(500, "internal", "The server could not serve this request.")
+        try:
+            return reply.send(protocol, refusal(internal, request.route), request)
+        except RuntimeError:  # the HTTP server's "already answered"
+            return 500
+
+    def _line(
+        self, request: EdgeRequest, scope: Any, status: int, seconds: float, code: str
+    ) -> None:
+        route = request.route
+        self.events.emit(
+            Served(
+                request.id, request.slug, "edge" if route is None else route.name, request.method,
+                scope.path, status, seconds, request.peer, code,
+            )
+        )  # fmt: skip
+
+    # Clients that leave
+
+    async def _sweep(self) -> None:
+        """Watches the clients of requests that take long. Watching each from its start would cost
+        more than most requests do."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            if not self._in_flight:
+                continue
+            limit = perf_counter() - WATCH_AFTER
+            for number, (started, task, protocol) in self._in_flight.items():
+                if started > limit:
+                    break  # in order of arrival: the rest are younger
+                watch = getattr(protocol, "client_disconnect", None)
+                if number not in self._watchers and watch is not None:
+                    self._watchers[number] = asyncio.ensure_future(
+                        self._until_gone(number, watch, task)
+                    )
+
+    async def _until_gone(
+        self, number: int, watch: Callable[[], Awaitable[None]], task: asyncio.Task[Any]
+    ) -> None:
+        await watch()
+        if number in self._in_flight:
+            self._gone.add(number)
+            task.cancel()
+
+    def _unwatch(self, number: int) -> None:
+        watcher = self._watchers.pop(number, None)
+        if watcher is not None:
+            watcher.cancel()
+            self._gone.discard(number)
+
+    # What others tell
+
+    def _changed(self, project: Project | None, slug: str) -> None:
+        site = self._sites.pop(slug, None)
+        self._by_host.clear()
+        if project is None and site is not None:
+            self.denied.pop(site.project.id, None)
+
+    def revoked(self, message: dict[str, Any]) -> None:
+        """A message of the topic TOKEN_REVOKED."""
+        project = message.get("project")
+        if isinstance(project, str):
+            revoke(self.denied.setdefault(project, Denied()), message)
+
+    def verify(self, project: Project, token: str) -> Identity:
+        """The identity of a key or user token; ApiError 401 when it is not valid."""
+        return self.site(project.slug).ring.token(token, time())
+
+    def _gauges(self) -> list[tuple[str, tuple[tuple[str, str], ...], float]]:
+        hits = sum(site.ring.known.hits for site in self._sites.values())
+        misses = sum(site.ring.known.misses for site in self._sites.values())
+        return [
+            ("ichibase_requests_in_flight", (), len(self._in_flight)),
+            ("ichibase_token_cache_hits_total", (), hits),
+            ("ichibase_token_cache_misses_total", (), misses),
+        ]

@@ -1,0 +1,118 @@
+"""How much a client may send: URL, headers, body."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ichicore.errors import ApiError
+
+MAX_URL = 32_768  # characters of path and query
+MAX_HEADER_BYTES = 65_536
+# Headers that decide who is asking and what for: a value that is not plain ASCII, or a second
+# one, is refused instead of being dropped or joined.
+SINGLE = frozenset({"host", "authorization", "apikey", "content-length", "content-type", "origin"})
+MEANINGFUL = SINGLE | {
+    "accept", "accept-profile", "content-profile", "prefer", "range", "range-unit",
+    "transfer-encoding", "x-request-id", "if-match", "if-none-match", "content-encoding",
+}  # fmt: skip
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(413, "payload_too_large", f"The body is larger than {limit} bytes.")
+
+
+def cut_short() -> ApiError:
+    return ApiError(400, "bad_request", "The body ended before its declared length.")
+
+
+def url_too_long() -> ApiError:
+    return ApiError(414, "uri_too_long", f"The URL is longer than {MAX_URL} characters.")
+
+
+def collect(raw: Any) -> dict[str, str]:
+    """A server's header object as lower-case name > value; repeated headers joined with ", "
+    (cookie with "; "). ApiError 400 for a second value or bytes that are not ASCII in a header
+    that must have one plain value."""
+    items = raw.items()
+    headers = dict(items)
+    if len(headers) != len(items):
+        headers = {}
+        for name, value in items:
+            before = headers.get(name)
+            if before is None:
+                headers[name] = value
+            elif name in SINGLE:
+                raise ApiError(400, "bad_request", f"The header {name} is given more than once.")
+            else:
+                headers[name] = f"{before}{'; ' if name == 'cookie' else ', '}{value}"
+    names = raw.keys()
+    if len(names) != len(headers):
+        for name in names:
+            if name not in headers and name in MEANINGFUL:
+                raise ApiError(400, "bad_request", f"The header {name} is not plain ASCII.")
+    return headers
+
+
+def check_headers(headers: dict[str, str]) -> None:
+    """ApiError 431 when all headers together are too large."""
+    total = sum(map(len, headers.values())) + sum(map(len, headers))
+    if total > MAX_HEADER_BYTES:
+        raise ApiError(431, "headers_too_large", "The request's headers are too large.")
+
+
+def declared(headers: dict[str, str]) -> int | None:
+    """The Content-Length, or None when there is none."""
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise ApiError(400, "bad_request", "The Content-Length is not a number.")
+    return int(text)
+
+
+async def read_body(protocol: Any, headers: dict[str, str], limit: int) -> bytes:
+    """The whole body, at most `limit` bytes."""
+    length = declared(headers)
+    if length is not None:
+        if length > limit:
+            raise too_large(limit)
+        if length == 0:
+            return b""
+        try:
+            body: bytes = await protocol()
+        except RuntimeError:  # the client left, or sent what is no body
+            raise cut_short() from None
+        if len(body) != length:
+            raise cut_short()
+        return body
+    return b"".join([chunk async for chunk in read_stream(protocol, headers, limit)])
+
+
+async def read_stream(protocol: Any, headers: dict[str, str], limit: int) -> AsyncIterator[bytes]:
+    """The body in chunks, at most `limit` bytes. A body that ends early raises at its end."""
+    length = declared(headers)
+    if length is not None and length > limit:
+        raise too_large(limit)
+    size = 0
+    async for chunk in protocol:
+        size += len(chunk)
+        if size > limit:
+            raise too_large(limit)
+        yield chunk
+    if length is not None:
+        if size != length:
+            raise cut_short()
+    elif size and await _gone(protocol):
+        # without a declared length, an early end shows only in the connection being closed
+        raise cut_short()
+
+
+async def _gone(protocol: Any) -> bool:
+    watch = asyncio.ensure_future(protocol.client_disconnect())
+    try:
+        done, _ = await asyncio.wait({watch}, timeout=0.001)
+        return bool(done)
+    finally:
+        watch.cancel()

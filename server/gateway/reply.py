@@ -1,0 +1,163 @@
+"""The one place that hands answers to the HTTP server, which aborts on what it does not expect."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from ichicore.errors import ApiError
+from server.base.http import Headers, Response, error_response
+from server.gateway.cors import VARY
+from server.gateway.request import EdgeRequest
+
+NO_BODY = frozenset({204, 205, 304})
+# The server queues what it is given without limit, so a long stream goes through a file instead.
+MEMORY_LIMIT = 1 << 20
+LIVE_BURST = 4 << 20  # bytes a live stream may be ahead of a reader of LIVE_RATE
+LIVE_RATE = 2 << 20  # bytes a second
+OPEN_GRACE = 10.0  # seconds
+
+
+def fault() -> Response:
+    """The answer to what must not happen; the log says more."""
+    return error_response(ApiError(500, "internal", "The server could not serve this request."))
+
+
+def clean(headers: Iterable[tuple[str, str]]) -> Headers:
+    """The headers that may be sent: token names, values without control characters. One that may
+    not is left out: its value came from data, and the rest of the answer is still good."""
+    return [
+        (name, value)
+        for name, value in headers
+        if name
+        and name.isascii()
+        and name.replace("-", "").replace("_", "").isalnum()
+        and (value.isprintable() or _is_plain(value))
+    ]
+
+
+def _is_plain(value: str) -> bool:
+    return not any(
+        (c < " " and c != "\t") or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value
+    )
+
+
+def _sealed(response: Response, request: EdgeRequest) -> Headers:
+    """The headers that leave: the service's, the request's id, what the origin may read."""
+    headers = clean(response.headers)
+    cors = request.cors
+    route = request.route
+    if route is not None and route.own_cors is not None:
+        named = any(name == "access-control-allow-origin" for name, _ in headers)
+        if route.own_cors and named:
+            cors = (VARY,)
+        else:
+            headers = [pair for pair in headers if not pair[0].startswith("access-control-")]
+    headers.append(("x-request-id", request.id))
+    headers.extend(cors)
+    return headers
+
+
+def send(protocol: Any, response: Response, request: EdgeRequest) -> int:
+    """Sends an answer that is whole or a file; gives the status sent. Streams: see send_stream."""
+    status = response.status
+    if not 200 <= status <= 599:
+        response = fault()
+        status = 500
+    headers = _sealed(response, request)
+    method = request.method
+    if status in NO_BODY:
+        protocol.response_empty(status, headers)
+    elif response.file is not None:
+        _send_file(protocol, status, headers, response.file, method)
+    elif method == "HEAD":
+        if response.body and not any(name == "content-length" for name, _ in headers):
+            headers.append(("content-length", str(len(response.body))))
+        protocol.response_empty(status, headers)
+    else:
+        protocol.response_bytes(status, headers, response.body)
+    return status
+
+
+def _send_file(
+    protocol: Any, status: int, headers: Headers, file: tuple[str, int, int], method: str
+) -> None:
+    path, offset, length = file
+    if not any(name == "content-length" for name, _ in headers):
+        headers.append(("content-length", str(length)))
+    if method == "HEAD" or length == 0:
+        protocol.response_empty(status, headers)
+    else:
+        protocol.response_file_range(status, headers, path, offset, offset + length)
+
+
+async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -> int:
+    """Sends an answer that is an iterator of chunks; always closes the iterator."""
+    stream = response.stream
+    assert stream is not None
+    status = response.status if 200 <= response.status <= 599 else 500
+    headers = _sealed(response, request)
+    try:
+        if request.method == "HEAD" or status in NO_BODY:
+            protocol.response_empty(status, headers)
+        elif any(n == "content-type" and v.startswith("text/event-stream") for n, v in headers):
+            await _send_live(protocol, status, headers, stream)
+        else:
+            await _send_bulk(protocol, status, headers, stream)
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+    return status
+
+
+async def _send_live(
+    protocol: Any, status: int, headers: Headers, stream: AsyncIterator[bytes]
+) -> None:
+    """Each chunk at once. The server cannot tell how far the client has read, so the stream is
+    held to a rate that bounds what a reader of that speed leaves queued."""
+    loop = asyncio.get_running_loop()
+    transport = protocol.response_stream(status, headers)
+    credit, last = float(LIVE_BURST), loop.time()
+    async for chunk in stream:
+        now = loop.time()
+        credit = min(LIVE_BURST, credit + (now - last) * LIVE_RATE) - len(chunk)
+        last = now
+        await transport.send_bytes(bytes(chunk))
+        if credit < 0:
+            await asyncio.sleep(-credit / LIVE_RATE)
+
+
+async def _send_bulk(
+    protocol: Any, status: int, headers: Headers, stream: AsyncIterator[bytes]
+) -> None:
+    """Small ones from memory; larger ones through an unnamed file, which the server reads only as
+    fast as the client takes it."""
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in stream:
+        parts.append(bytes(chunk))
+        size += len(chunk)
+        if size > MEMORY_LIMIT:
+            break
+    else:
+        protocol.response_bytes(status, headers, b"".join(parts))
+        return
+    loop = asyncio.get_running_loop()
+    file = tempfile.TemporaryFile(prefix="ichibase-reply-")  # noqa: SIM115 - outlives this call
+    try:
+        await loop.run_in_executor(None, file.writelines, parts)
+        parts.clear()
+        async for chunk in stream:
+            size += len(chunk)
+            await loop.run_in_executor(None, file.write, bytes(chunk))
+        file.flush()
+        if not any(name == "content-length" for name, _ in headers):
+            headers.append(("content-length", str(size)))
+        path = f"/proc/self/fd/{file.fileno()}"
+        protocol.response_file_range(status, headers, path, 0, size)
+    finally:
+        # the server opens the file by this path a moment later, and then has it on its own
+        loop.call_later(OPEN_GRACE, file.close)

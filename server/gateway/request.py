@@ -1,0 +1,72 @@
+"""A request on its way from the HTTP server to a service."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator
+from typing import Any
+
+from server.base.http import Request
+from server.base.project import NOBODY
+from server.gateway import limits
+from server.gateway.routes import Route
+
+
+class EdgeRequest(Request):
+    """A Request whose body, peer and base URL are read from the server when they are asked for.
+
+    It is made first of all and filled in on the way. route: what it was routed to, None before.
+    cors: headers that every answer to it carries. slug: of its project, "" before.
+    """
+
+    __slots__ = ("_protocol", "_scope", "body_limit", "cors", "route", "slug")
+
+    def __init__(self, scope: Any, protocol: Any, body_limit: int) -> None:
+        # the parent's fields are set one by one on the way: a call of it would be paid per request
+        self._scope = scope
+        self._protocol = protocol
+        self.body_limit = body_limit
+        self.method = scope.method
+        self.query = scope.query_string
+        self.identity = NOBODY
+        self.refusal = None
+        self.route: Route | None = None
+        self.cors: tuple[tuple[str, str], ...] = ()
+        self.slug = ""
+
+    @property
+    def base_url(self) -> str:  # type: ignore[override]
+        scheme = "https" if self.headers.get("x-forwarded-proto") == "https" else self._scope.scheme
+        return f"{scheme}://{self.headers.get('host') or self._scope.authority or 'localhost'}"
+
+    @property
+    def peer(self) -> str:  # type: ignore[override]
+        return peer_of(self._scope.client, self.headers.get("x-forwarded-for"))
+
+    async def read_body(self, limit: int | None = None) -> bytes:
+        """The whole body; ApiError 413 beyond `limit` bytes or the node's own limit."""
+        most = self.body_limit if limit is None else min(limit, self.body_limit)
+        return await limits.read_body(self._protocol, self.headers, most)
+
+    def read_stream(self, limit: int | None = None) -> AsyncIterator[bytes]:
+        """The body in chunks, once; here a service's own limit may exceed the node's."""
+        most = self.body_limit if limit is None else limit
+        return limits.read_stream(self._protocol, self.headers, most)
+
+    async def gone(self) -> None:
+        """Returns when the client has left."""
+        await self._protocol.client_disconnect()
+
+
+def peer_of(client: str, forwarded: str | None) -> str:
+    """The client's address, without port. A proxy on this machine or in a private network is
+    believed about the client it names last."""
+    direct = client.rpartition(":")[0].strip("[]")
+    if not forwarded:
+        return direct
+    try:
+        if direct and not ipaddress.ip_address(direct).is_private:
+            return direct
+        return str(ipaddress.ip_address(forwarded.rpartition(",")[2].strip()))
+    except ValueError:
+        return direct
