@@ -15,11 +15,11 @@ from server.base.events import Events, Lost
 from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
-from server.base.pools import ProjectPools
 from server.control import records
 from server.gateway.directory import ControlDirectory, Source
 from server.gateway.edge import Edge
 from server.gateway.hosts import HostRule
+from server.gateway.pools import ProjectPools
 from server.gateway.routes import Route
 
 PR_SET_NAME, PR_SET_PDEATHSIG = 15, 1
@@ -45,7 +45,7 @@ class Worker:
         )
         self.directory = ControlDirectory(config.control_dsn, source, self.bus, self.events)
         self.pools = ProjectPools(
-            self.directory, config.max_connections, config.statement_timeout_ms / 1000
+            config.max_connections, self.directory, config.statement_timeout_ms
         )
         self.metrics.gauges.append(self.pools.gauges)
         self.context = WorkerContext(config, self.directory, self.pools, self.bus, self._verify)

@@ -71,18 +71,16 @@ class HostRule:
     def __init__(self, base_domain: str, default_slug: str, public_url: str, cdn_url: str) -> None:
         self.default_slug = default_slug
         self.suffixes = {"." + base_domain.lower().strip("."), ".localhost"}
-        public = self._host_of(public_url)
-        self.bare = {base_domain.lower().strip("."), "localhost"} | ({public} - {None})
-        self.cdn = {f"{CDN}{suffix}" for suffix in self.suffixes} | (
-            {self._host_of(cdn_url)} - {None} - self.bare
-        )
+        self.bare = {base_domain.lower().strip("."), "localhost", self._host_of(public_url)}
+        self.cdn = {f"{CDN}{suffix}" for suffix in self.suffixes}
+        self.cdn |= {self._host_of(cdn_url)} - self.bare - {""}
 
     @staticmethod
-    def _host_of(url: str) -> str | None:
+    def _host_of(url: str) -> str:
         try:
-            return urlsplit(url).hostname
+            return urlsplit(url).hostname or ""
         except ValueError:
-            return None
+            return ""
 
     def slug(self, host: str) -> str | None:
         """The slug of the project, or None for the host of public files. ApiError otherwise."""

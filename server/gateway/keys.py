@@ -74,8 +74,10 @@ class Denied:
         self.sessions = {key: end for key, end in self.sessions.items() if end > now}
         self.users = {key: pair for key, pair in self.users.items() if pair[1] > now}
         while len(self.sessions) + len(self.users) >= MAX_DENIED:  # the oldest give way
-            fuller = max(self.sessions, self.users, key=len)
-            del fuller[next(iter(fuller))]  # type: ignore[attr-defined]
+            fuller: dict[str, Any] = self.sessions
+            if len(self.users) > len(self.sessions):
+                fuller = self.users
+            del fuller[next(iter(fuller))]
 
 
 class _Known:

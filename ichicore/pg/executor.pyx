@@ -1,0 +1,1206 @@
+# distutils: libraries = pq
+"""Groups of statements over one libpq connection in pipeline mode.
+
+A group is its statements and one sync, which the server takes as one implicit transaction. The
+order of the syncs pairs results with groups: commands are queued in a ring as they are sent and
+leave it as libpq reports their ends, so a result can only reach the group at the ring's head. A
+result that fits no command closes the connection.
+
+No sockets, clocks or event loop in here: the owner watches the descriptor and calls `on_readable`
+and `on_writable`, and gives times where they matter.
+"""
+
+cimport cython
+from cpython.bytes cimport (
+    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
+)
+from cpython.ref cimport PyObject
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, strcmp, strlen
+
+from ichicore.pg.libpq cimport (
+    PGconn, PGresult, jb_buf, CONNECTION_BAD, CONNECTION_OK, ICHI_TUPLES_CHUNK, PG_DIAG_CONTEXT, PG_DIAG_MESSAGE_DETAIL,
+    PG_DIAG_MESSAGE_HINT, PG_DIAG_MESSAGE_PRIMARY, PG_DIAG_SEVERITY_NONLOCALIZED,
+    PG_DIAG_SOURCE_FUNCTION, PG_DIAG_SQLSTATE, PGRES_COMMAND_OK, PGRES_COPY_BOTH, PGRES_COPY_IN,
+    PGRES_COPY_OUT, PGRES_EMPTY_QUERY, PGRES_FATAL_ERROR, PGRES_PIPELINE_ABORTED,
+    PGRES_PIPELINE_SYNC, PGRES_SINGLE_TUPLE, PGRES_TUPLES_OK, PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT,
+    PJ_INTERVAL, PJ_MALFORMED, PJ_NO_MEMORY, PJ_ZONE, PQTRANS_ACTIVE, PQTRANS_IDLE, PGcancel,
+    PQbackendPID, PQcancel, PQcmdStatus, PQcmdTuples, PQclear, PQconsumeInput,
+    PQenterPipelineMode, PQerrorMessage, PQflush, PQfname, PQfreeCancel, PQftype, PQgetCancel,
+    PQgetResult, PQgetisnull, PQgetlength, PQgetvalue, PQisBusy, PQlibVersion, PQnfields,
+    PQntuples, PQparameterStatus, PQresultErrorField, PQresultStatus, PQsendDescribePrepared,
+    PQsendFlushRequest, PQsendPrepare, PQsendQueryParams, PQsendQueryPrepared, PQserverVersion,
+    PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus, ichi_has_chunks, ichi_incremental,
+    ichi_sync, jb_byte, jb_free, jb_init, jb_put, pj_codec,
+)
+from ichicore.rest.rows cimport RowFormat, TypeTable
+
+from collections import deque
+
+from ichicore.pg.errors import PgError, PgUnavailable
+from ichicore.pg.wrap import wrap
+
+NONE = 0
+JSON = 1
+VALUES = 2
+
+cdef enum:
+    MODE_NONE = 0
+    MODE_JSON = 1
+    MODE_VALUES = 2
+
+    CMD_PREPARE = 0
+    CMD_DESCRIBE = 1
+    CMD_TYPES = 2
+    CMD_EXECUTE = 3
+    CMD_SYNC = 4
+
+    MAX_PARAMS = 65535
+    CHUNK_ROWS = 256
+    INLINE_PARAMS = 32
+
+cdef struct Command:
+    int kind
+    int index
+    void *group                     # borrowed from Executor._groups; NULL for our own commands
+    void *prepared                  # borrowed from Group._prepared
+
+# Bodies stay in memory up to SPILL_AT; beyond it they go to a file in pieces of SPILL_PIECE.
+cdef size_t SPILL_AT = 4 << 20
+cdef size_t SPILL_PIECE = 256 << 10
+# A statement whose bodies have stayed below this is read as a whole result, which is cheaper.
+cdef Py_ssize_t WHOLE_BELOW = 32 << 10
+
+# Settings that encoders depend on; a group that may change one is encoded by Postgres instead.
+cdef dict FORMAT_SETTINGS = {
+    b"timezone": True, b"intervalstyle": True, b"bytea_output": True, b"extra_float_digits": True,
+}
+cdef tuple FORMAT_WORDS = (
+    "timezone", "time zone", "intervalstyle", "bytea_output", "extra_float_digits",
+)
+
+TYPE_QUERY = b"""\
+select t.oid,
+       case
+         when exists (select from pg_catalog.pg_cast c
+                      where c.castsource = t.oid and c.casttarget = 114) then 'x'
+         when t.typtype = 'e' then 'e'
+         when e.typtype = 'e' and not exists (select from pg_catalog.pg_cast c
+                      where c.castsource = e.oid and c.casttarget = 114) then 'E'
+         when e.typtype = 'd' then 'd'
+         else 'x'
+       end,
+       case when e.typtype = 'd' then (
+         with recursive base(oid, typtype, typbasetype) as (
+           select e.oid, e.typtype, e.typbasetype
+           union all
+           select b.oid, b.typtype, b.typbasetype
+           from base join pg_catalog.pg_type b on b.oid = base.typbasetype
+           where base.typtype = 'd')
+         select base.oid from base where base.typtype <> 'd') end
+from pg_catalog.pg_type t
+left join pg_catalog.pg_type e
+  on e.oid = t.typelem and t.typlen = -1 and t.typcategory = 'A'
+where t.oid = any ($1::pg_catalog.oid[])"""
+
+
+def check_library(int version):
+    """RuntimeError when `version` (psycopg.pq.version()) is not the libpq linked here: two copies
+    of the library in one process cannot share a connection."""
+    if PQlibVersion() != version:
+        raise RuntimeError(
+            f"psycopg uses libpq {version}, the executor is linked with {PQlibVersion()}: "
+            "install psycopg[c], which uses the system's library"
+        )
+
+
+@cython.final
+cdef class Statement:
+    """SQL with $1, $2, ... and what is wanted of its result.
+
+    result: NONE (only the tag), JSON (rows as a JSON array) or VALUES (tuples of text). per_role:
+    its plan may depend on row security, so each role has its own prepared form. strip_nulls: leave
+    null members out, as json_strip_nulls does (JSON only).
+    """
+
+    cdef readonly str sql
+    cdef readonly int result
+    cdef readonly bint per_role
+    cdef readonly bint strip_nulls
+    cdef bytes _text
+    cdef bint _sets_format          # its text names a setting that changes how values are written
+
+    def __init__(self, str sql not None, *, int result, bint per_role=True,
+                 bint strip_nulls=False):
+        if not 0 <= result <= 2:
+            raise ValueError("result must be NONE, JSON or VALUES")
+        self.sql = sql
+        self._text = sql.encode()
+        if b"\0" in self._text:
+            raise ValueError("SQL cannot contain a NUL character")
+        self.result = result
+        self.per_role = per_role
+        self.strip_nulls = strip_nulls and result == MODE_JSON
+        low = sql.lower()
+        self._sets_format = False
+        if "set" in low:
+            for word in FORMAT_WORDS:
+                if word in low:
+                    self._sets_format = True
+
+    def __repr__(self):
+        return f"Statement({self.sql!r})"
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Group:
+    """Statements that run as one implicit transaction, in the name of `role` (a key of the
+    prepared statements; switching to it is one of the statements' work)."""
+
+    cdef readonly str role
+    cdef readonly list statements   # of Statement
+    cdef list _params               # of tuple, one per statement
+    cdef list _results
+    cdef list _prepared             # keeps entries alive while commands refer to them
+    cdef object _waiter
+    cdef object _error
+    cdef int _next                  # first statement that has not been sent
+    cdef bint _plain                # no setting is changed that encoders depend on
+    cdef bint _mismatch
+    cdef readonly bint abandoned
+    cdef public bint slow
+    cdef public bint in_session
+    cdef public bint expired
+    cdef public int retries
+    cdef public double deadline     # clock of the pool; 0 is none
+    cdef public double sent_at
+    cdef readonly int cancels_seen
+
+    def __cinit__(self, str role=""):
+        self.role = role
+        self.statements = []
+        self._params = []
+        self._results = []
+        self._prepared = []
+        self._plain = True
+
+    cpdef add(self, Statement statement, tuple params=()):
+        """Appends a statement; its parameters are text (bytes, UTF-8) or None."""
+        cdef bytes value
+        cdef Py_ssize_t n
+        if statement is None or params is None:
+            raise TypeError("a statement and a tuple are needed")
+        if statement._sets_format:
+            self._plain = False
+        if statement.result == MODE_NONE and self._plain:
+            for param in params:
+                if PyBytes_CheckExact(param):
+                    n = PyBytes_GET_SIZE(param)
+                    # lengths of the names in FORMAT_SETTINGS
+                    if (n == 8 or n == 13 or n == 12 or n == 18) and \
+                            (<bytes> param).lower() in FORMAT_SETTINGS:
+                        self._plain = False
+                        break
+        self.statements.append(statement)
+        self._params.append(params)
+
+    def __len__(self):
+        return len(self.statements)
+
+    def abandon(self):
+        """Nobody waits any more: what comes back is dropped without being encoded."""
+        self.abandoned = True
+        self._waiter = None
+
+    @property
+    def waiter(self):
+        return self._waiter
+
+    @waiter.setter
+    def waiter(self, waiter):
+        """Anything with done(), set_result(list) and set_exception(error)."""
+        self._waiter = waiter
+
+    cdef _reset(self):
+        self._results = []
+        self._prepared = []
+        self._error = None
+        self._mismatch = False
+        self._next = 0
+
+    def restart(self):
+        """Makes the group ready to be sent once more."""
+        self._reset()
+        self.retries += 1
+
+    @property
+    def main_sql(self):
+        """Text of the last statement, '' without one."""
+        cdef Py_ssize_t count = len(self.statements)
+        return (<Statement> self.statements[count - 1]).sql if count else ""
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Result:
+    """What one statement gave.
+
+    rows: tuples returned. affected: number in the command tag, -1 without one. tag: the command
+    tag. body: JSON array of row objects (bytes, or a spool when it is large) in JSON mode, else
+    b"". values: tuples of bytes (text format) or None in VALUES mode. columns: names.
+    """
+
+    cdef readonly Py_ssize_t rows
+    cdef readonly Py_ssize_t affected
+    cdef readonly str tag
+    cdef readonly object body
+    cdef readonly list values
+    cdef readonly tuple columns
+
+    def __repr__(self):
+        return f"Result({self.tag!r}, rows={self.rows})"
+
+
+@cython.final
+cdef class Described:
+    """What a pool knows of one SQL text with a JSON result. Immutable but for its statistics."""
+
+    cdef readonly str sql
+    cdef readonly bytes text        # what is prepared: the statement or its wrapped form
+    cdef readonly RowFormat format
+    cdef readonly Py_ssize_t largest   # bytes of the largest body so far
+    cdef readonly bint wrapped
+    cdef int runs
+
+
+@cython.final
+cdef class Shared:
+    """Knowledge that all connections of a pool share: types and described statements."""
+
+    cdef readonly TypeTable types
+    cdef readonly dict described
+    cdef readonly dict slow_sql     # sql -> score
+    cdef readonly int limit
+
+    def __cinit__(self, int limit=4096):
+        self.types = TypeTable()
+        self.described = {}
+        self.slow_sql = {}
+        self.limit = limit
+
+    def forget(self):
+        """Drops everything learned: after the schema has changed."""
+        self.types = TypeTable()
+        self.described.clear()
+        self.slow_sql.clear()
+
+    cdef observe(self, Group group, double seconds):
+        """Learns which statements are slow: two slow runs more than quick ones make one so."""
+        cdef int score
+        if seconds > 0.010:
+            sql = group.main_sql
+            score = self.slow_sql.get(sql, 0) + 1
+            if len(self.slow_sql) > 1024:
+                self.slow_sql.clear()
+            self.slow_sql[sql] = min(score, 8)
+        elif self.slow_sql and seconds < 0.003:
+            sql = group.main_sql
+            score = self.slow_sql.get(sql, 0)
+            if score == 1:
+                del self.slow_sql[sql]
+            elif score:
+                self.slow_sql[sql] = score - 1
+
+    def is_slow(self, Group group):
+        return <int> self.slow_sql.get(group.main_sql, 0) >= 2
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Prepared:
+    """A statement prepared on one connection."""
+
+    cdef bytes name
+    cdef tuple key
+    cdef unsigned long long used
+    cdef Described described
+
+
+@cython.final
+cdef class Cancel:
+    """A cancel request for whatever the connection's server process is running."""
+
+    cdef PGcancel *_cancel
+
+    def __dealloc__(self):
+        if self._cancel is not NULL:
+            PQfreeCancel(self._cancel)
+
+    def send(self) -> bool:
+        """Asks the server over a connection of its own and waits until it has heard: blocking,
+        for a thread. False when it could not be reached."""
+        cdef char error[256]
+        cdef int ok
+        if self._cancel is NULL:
+            return False
+        with nogil:
+            ok = PQcancel(self._cancel, error, sizeof(error))
+        return ok != 0
+
+
+cdef inline str text_or_none(const char *p):
+    return None if p is NULL else p[:strlen(p)].decode("utf-8", "replace")
+
+
+@cython.final
+cdef class Executor:
+    """Drives the open libpq connection at `address` (psycopg's PGconn.pgconn_ptr), which stays
+    open for as long as this object may be used; `detach` it before closing.
+
+    shared: the pool's knowledge. spool: called without arguments for a file-like object with
+    write(bytes) when a body grows large. limit: prepared statements kept on the connection.
+    plain_settings: bytea_output and extra_float_digits have their defaults.
+    """
+
+    cdef PGconn *_conn
+    cdef readonly Shared shared
+    cdef object _spool_factory
+    cdef dict _statements           # key -> Prepared
+    cdef int _limit
+    cdef unsigned long long _tick
+    cdef unsigned long long _serial
+    cdef Command *_ring
+    cdef unsigned int _ring_size    # a power of two
+    cdef unsigned int _head
+    cdef unsigned int _tail
+    cdef object _groups             # deque of Group, in the order sent
+    cdef list _garbage              # names of statements to deallocate
+    cdef jb_buf _buf
+    cdef object _spool
+    cdef Py_ssize_t _spilled
+    cdef Py_ssize_t _rows
+    cdef RowFormat _format
+    cdef bint _armed
+    cdef bint _failed_encoding
+    cdef unsigned int _defaults     # settings with their default in this session
+    cdef Group _paused
+    cdef Described _probe_described
+    cdef list _probe_columns
+    cdef double _last_done
+    cdef readonly bint lost
+    cdef readonly str lost_reason
+    cdef readonly int depth
+    cdef readonly int slow_depth
+    cdef readonly int cancels       # cancel requests made on this connection so far
+    cdef readonly bint wants_write
+    cdef readonly list retry        # groups that may be run again: nothing of them was kept
+    cdef public bint exclusive
+    cdef public bint reserved
+    cdef public bint cancelling
+    cdef public bint closing
+    cdef public double idle_since
+
+    def __cinit__(self, uintptr_t address, Shared shared not None, object spool, *,
+                  int limit=500, bint plain_settings=True):
+        self._conn = <PGconn *> address
+        self.shared = shared
+        self._spool_factory = spool
+        self._limit = max(limit, 8)
+        self._statements = {}
+        self._groups = deque()
+        self._garbage = []
+        self.retry = []
+        jb_init(&self._buf)
+        self._ring_size = 256
+        self._ring = <Command *> malloc(self._ring_size * sizeof(Command))
+        if self._ring is NULL:
+            raise MemoryError
+        if PQstatus(self._conn) != CONNECTION_OK:
+            raise ValueError("the connection is not open")
+        if PQsetnonblocking(self._conn, 1) or not PQenterPipelineMode(self._conn):
+            raise ValueError(self._message())
+        self._defaults = PJ_DOCUMENT
+        if plain_settings:
+            self._defaults |= PJ_BYTEA | PJ_FLOAT
+        if self._parameter(b"TimeZone").upper() in (b"UTC", b"ETC/UTC", b"GMT", b"ETC/GMT"):
+            self._defaults |= PJ_ZONE
+        if self._parameter(b"IntervalStyle") == b"postgres":
+            self._defaults |= PJ_INTERVAL
+
+    def __dealloc__(self):
+        free(self._ring)
+        jb_free(&self._buf)
+
+    cdef bytes _parameter(self, bytes name):
+        cdef const char *value = PQparameterStatus(self._conn, PyBytes_AS_STRING(name))
+        return b"" if value is NULL else <bytes> value
+
+    cdef str _message(self):
+        cdef str text = text_or_none(PQerrorMessage(self._conn))
+        return " ".join((text or "connection lost").split())
+
+    @property
+    def server_version(self):
+        return PQserverVersion(self._conn) if self._conn is not NULL else 0
+
+    @property
+    def backend_pid(self):
+        return PQbackendPID(self._conn) if self._conn is not NULL else 0
+
+    @property
+    def fileno(self):
+        return PQsocket(self._conn) if self._conn is not NULL else -1
+
+    @property
+    def prepared_count(self):
+        return len(self._statements)
+
+    @property
+    def in_transaction(self):
+        """Whether an explicit transaction is open (meaningful while nothing is in flight)."""
+        return self._conn is not NULL and PQtransactionStatus(self._conn) != PQTRANS_IDLE
+
+    @property
+    def paused(self):
+        """Half of a group has been sent and its description is awaited: send nothing else."""
+        return self._paused is not None
+
+    @property
+    def free(self):
+        """Whether a group of anyone may be submitted now."""
+        return self._takes()
+
+    cdef inline bint _takes(self):
+        return not (self.lost or self.exclusive or self.cancelling or self.closing
+                    or self._paused is not None)
+
+    @property
+    def head(self):
+        """The group the server is working on, None when idle."""
+        return self._groups[0] if self._groups else None
+
+    @property
+    def groups(self):
+        return list(self._groups)
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    cpdef submit(self, Group group, double now):
+        """Sends a group. `group.waiter` gets the list of results or the error, later and from
+        within on_readable; PgError is raised here for parameters that cannot be sent."""
+        if self.lost or self._paused is not None:
+            raise PgUnavailable("the connection cannot take a group")
+        self._check(group)
+        group.sent_at = now
+        group.cancels_seen = self.cancels
+        if self._garbage:
+            self._drop_garbage()
+        self._groups.append(group)
+        self.depth += 1
+        if group.slow:
+            self.slow_depth += 1
+        if not self._send(group):
+            self._fail(self._message())
+
+    cdef int _check(self, Group group) except -1:
+        cdef Py_ssize_t i
+        cdef tuple params
+        for i in range(len(group._params)):
+            params = <tuple> group._params[i]
+            if len(params) > MAX_PARAMS:
+                raise PgError("54000", "ERROR", "a statement has more than 65535 parameters",
+                              statement=i)
+            for param in params:
+                if param is None:
+                    continue
+                if not PyBytes_CheckExact(param):
+                    raise TypeError("parameters must be bytes or None")
+                if strlen(PyBytes_AS_STRING(param)) != <size_t> PyBytes_GET_SIZE(param):
+                    raise PgError(
+                        "22021", "ERROR", 'invalid byte sequence for encoding "UTF8": 0x00',
+                        statement=i,
+                    )
+        return 0
+
+    cdef int _push(self, int kind, int index, Group group, Prepared prepared) except -1:
+        cdef Command *ring
+        cdef unsigned int i, n
+        if self._tail - self._head == self._ring_size:
+            ring = <Command *> malloc(2 * self._ring_size * sizeof(Command))
+            if ring is NULL:
+                raise MemoryError
+            n = self._ring_size
+            for i in range(n):
+                ring[i] = self._ring[(self._head + i) & (n - 1)]
+            free(self._ring)
+            self._ring = ring
+            self._ring_size = 2 * n
+            self._head = 0
+            self._tail = n
+        cdef Command *command = &self._ring[self._tail & (self._ring_size - 1)]
+        command.kind = kind
+        command.index = index
+        command.group = <void *> group if group is not None else NULL
+        command.prepared = <void *> prepared if prepared is not None else NULL
+        self._tail += 1
+        return 0
+
+    cdef bint _send(self, Group group) except -1:
+        """Sends what can be sent of a group; false when libpq refuses. Pauses the connection when
+        a statement has to be described first."""
+        cdef int count = <int> len(group.statements)
+        cdef Statement statement
+        cdef Described described
+        cdef Prepared prepared
+        cdef unsigned int defaults = self._defaults if group._plain else PJ_DOCUMENT
+        cdef bytes text
+        cdef tuple key
+        while group._next < count:
+            statement = <Statement> group.statements[group._next]
+            described = None
+            text = statement._text
+            if statement.result == MODE_JSON:
+                described = self.shared.described.get(
+                    (statement.sql, (defaults << 1) | statement.strip_nulls))
+                if described is None:
+                    return self._probe(group, statement)
+                text = described.text
+            key = (statement.sql, group.role if statement.per_role else None,
+                   0 if described is None else (1 + defaults) * 2 + statement.strip_nulls)
+            prepared = <Prepared> self._statements.get(key)
+            if prepared is None:
+                prepared = self._prepare(key, text, group, group._next)
+                if prepared is None:
+                    return False
+            self._tick += 1
+            prepared.used = self._tick
+            prepared.described = described
+            group._prepared.append(prepared)
+            if not self._execute(group, group._next, prepared.name,
+                                 statement.result == MODE_JSON):
+                return False
+            self._push(CMD_EXECUTE, group._next, group, prepared)
+            group._next += 1
+        if not ichi_sync(self._conn):
+            return False
+        self._push(CMD_SYNC, 0, group, None)
+        return self._flush()
+
+    cdef Prepared _prepare(self, tuple key, bytes text, Group group, int index):
+        """Sends a Parse; None when libpq refuses."""
+        cdef Prepared prepared = Prepared()
+        if len(self._statements) >= self._limit:
+            self._evict()
+        self._serial += 1
+        prepared.name = b"i%d" % self._serial
+        prepared.key = key
+        if not PQsendPrepare(self._conn, PyBytes_AS_STRING(prepared.name), PyBytes_AS_STRING(text),
+                             0, NULL):
+            return None
+        self._tick += 1
+        prepared.used = self._tick
+        self._statements[key] = prepared
+        group._prepared.append(prepared)
+        self._push(CMD_PREPARE, index, group, prepared)
+        return prepared
+
+    cdef _evict(self):
+        """Forgets the eighth of the statements that was used longest ago. They are deallocated
+        before the next group; the groups in flight come earlier on the connection."""
+        cdef list by_age = sorted(self._statements.values(), key=_last_use)
+        cdef Prepared prepared
+        for prepared in by_age[:max(1, len(by_age) // 8)]:
+            del self._statements[prepared.key]
+            self._garbage.append(prepared.name)
+
+    cdef _drop_garbage(self):
+        """A group of our own: within another's it would be skipped after an error."""
+        cdef bytes text
+        for name in self._garbage:
+            text = b"deallocate " + <bytes> name
+            if not PQsendQueryParams(self._conn, PyBytes_AS_STRING(text), 0, NULL, NULL, NULL,
+                                     NULL, 0):
+                return
+            self._push(CMD_EXECUTE, 0, None, None)
+            # each with its own sync: one that is gone already must not keep the others
+            if not ichi_sync(self._conn):
+                return
+            self._push(CMD_SYNC, 0, None, None)
+        self._garbage = []
+
+    cdef bint _execute(self, Group group, int index, bytes name, bint binary) except -1:
+        cdef tuple params = <tuple> group._params[index]
+        cdef int n = <int> len(params)
+        cdef const char *few[INLINE_PARAMS]
+        cdef const char **values = few
+        cdef int i, ok
+        if n > INLINE_PARAMS:
+            values = <const char **> malloc(n * sizeof(char *))
+            if values is NULL:
+                raise MemoryError
+        for i in range(n):
+            param = params[i]
+            values[i] = NULL if param is None else PyBytes_AS_STRING(param)
+        ok = PQsendQueryPrepared(self._conn, PyBytes_AS_STRING(name), n, values, NULL, NULL,
+                                 binary)
+        if n > INLINE_PARAMS:
+            free(values)
+        return ok != 0
+
+    cdef bint _probe(self, Group group, Statement statement) except -1:
+        """Prepares and describes a statement and has the server answer before the sync, so that
+        the group stays one transaction and its earlier statements run only once."""
+        cdef tuple key = (statement.sql, group.role if statement.per_role else None, -1)
+        cdef Prepared prepared = self._prepare(key, statement._text, group, group._next)
+        if prepared is None:
+            return False
+        if not PQsendDescribePrepared(self._conn, PyBytes_AS_STRING(prepared.name)):
+            return False
+        self._push(CMD_DESCRIBE, group._next, group, prepared)
+        self._paused = group
+        return PQsendFlushRequest(self._conn) and self._flush()
+
+    cdef bint _flush(self) except -1:
+        cdef int rc = PQflush(self._conn)
+        self.wants_write = rc == 1
+        return rc >= 0
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def on_writable(self):
+        """Sends what the socket would not take before."""
+        if not self.lost and not self._flush():
+            self._fail(self._message())
+
+    cpdef int on_readable(self, double now) except -1:
+        """Reads what has arrived and delivers what is complete. Returns the number of groups that
+        ended. Groups in `retry` afterwards are the owner's to run again."""
+        cdef int before = self.depth
+        cdef bint alive
+        if self.lost:
+            return 0
+        alive = PQconsumeInput(self._conn) != 0
+        try:
+            self._pump(now)
+        except BaseException:
+            self._fail("a result could not be read")
+            raise
+        if self.lost:
+            return before
+        if not alive:
+            self._fail(self._message())
+            return before
+        if PQstatus(self._conn) == CONNECTION_BAD:
+            self._fail(self._message())
+            return before
+        return before - self.depth
+
+    cdef int _pump(self, double now) except -1:
+        cdef Command *command
+        cdef PGresult *res
+        while self._head != self._tail:
+            command = &self._ring[self._head & (self._ring_size - 1)]
+            if command.kind == CMD_EXECUTE and not self._armed:
+                self._arm(command)
+            if PQisBusy(self._conn):
+                if self.wants_write:
+                    self.wants_write = PQflush(self._conn) == 1
+                return 0
+            res = PQgetResult(self._conn)
+            try:
+                if not self._take(command, res, now):
+                    return 0
+            finally:
+                PQclear(res)
+            if self.lost:
+                return 0
+        # Nothing is expected: have libpq read notices and parameter changes.
+        PQisBusy(self._conn)
+        return 0
+
+    cdef int _arm(self, Command *command) except -1:
+        """Chooses, before the first row of a result, how its rows are to be handed out."""
+        cdef Statement statement
+        cdef Described described
+        self._armed = True
+        if command.group is NULL:
+            return 0
+        statement = <Statement> (<Group> command.group).statements[command.index]
+        if statement.result != MODE_JSON:
+            return 0
+        described = (<Prepared> command.prepared).described
+        if described.largest >= WHOLE_BELOW or described.runs == 0:
+            # refused when the command was skipped after an error, which is of no consequence
+            ichi_incremental(self._conn, CHUNK_ROWS)
+        return 0
+
+    cdef bint _take(self, Command *command, PGresult *res, double now) except -1:
+        """One result of the command at the head; NULL is its end. False stops the pump."""
+        cdef int status
+        cdef Group group = <Group> command.group if command.group is not NULL else None
+        cdef bint resume
+        if res is NULL:
+            if command.kind == CMD_SYNC:
+                if PQstatus(self._conn) == CONNECTION_BAD:
+                    self._fail(self._message())
+                else:
+                    self._fail("results and groups do not pair up")
+                return False
+            resume = self._paused is not None and group is self._paused and (
+                command.kind == CMD_DESCRIBE or command.kind == CMD_TYPES)
+            self._pop()
+            if resume:
+                self._resume(group)
+            return True
+        status = PQresultStatus(res)
+        if status == PGRES_PIPELINE_SYNC:
+            if command.kind != CMD_SYNC:
+                self._fail("results and groups do not pair up")
+                return False
+            self._pop()
+            if group is not None:
+                self._finish(group, now)
+            return True
+        if command.kind == CMD_SYNC:
+            self._fail("results and groups do not pair up")
+            return False
+        if status == PGRES_FATAL_ERROR or status == PGRES_PIPELINE_ABORTED:
+            self._failed(command, group, res, status == PGRES_FATAL_ERROR)
+            return True
+        if status == PGRES_COPY_IN or status == PGRES_COPY_OUT or status == PGRES_COPY_BOTH:
+            self._fail("COPY cannot run in a group")
+            return False
+        if command.kind == CMD_EXECUTE:
+            if group is not None:
+                self._rows_of(command, group, res, status)
+        elif command.kind == CMD_DESCRIBE:
+            self._probe_columns = [
+                (text_or_none(PQfname(res, i)), PQftype(res, i)) for i in range(PQnfields(res))
+            ]
+        elif command.kind == CMD_TYPES:
+            self._learn_types(res)
+        return True
+
+    cdef inline void _pop(self) noexcept:
+        self._head += 1
+        self._armed = False
+
+    cdef int _failed(self, Command *command, Group group, PGresult *res, bint first) except -1:
+        """An error, or a command skipped because of an earlier one."""
+        cdef Prepared prepared
+        cdef const char *function
+        if command.kind == CMD_PREPARE:
+            prepared = <Prepared> command.prepared
+            if self._statements.get(prepared.key) is prepared:
+                del self._statements[prepared.key]
+        self._drop_body()
+        if group is None or not first or group._error is not None:
+            return 0
+        group._error = self._error_of(res, command.index)
+        function = PQresultErrorField(res, PG_DIAG_SOURCE_FUNCTION)
+        if group._error.sqlstate == "26000" or (
+            group._error.sqlstate == "0A000" and function is not NULL
+            and strcmp(function, b"RevalidateCachedQuery") == 0
+        ):
+            self._forget((<Statement> group.statements[command.index]).sql)
+            group._mismatch = True
+        return 0
+
+    cdef object _error_of(self, PGresult *res, int index):
+        cdef str message = text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY))
+        if message is None:
+            # made by libpq itself: the connection is gone
+            return PgUnavailable(self._message())
+        return PgError(
+            text_or_none(PQresultErrorField(res, PG_DIAG_SQLSTATE)) or "XX000",
+            text_or_none(PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED)) or "ERROR",
+            message,
+            text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_DETAIL)),
+            text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_HINT)),
+            text_or_none(PQresultErrorField(res, PG_DIAG_CONTEXT)),
+            index,
+        )
+
+    cdef _forget(self, str sql):
+        """The tables under a statement have changed: prepare and describe it anew."""
+        cdef Prepared prepared
+        cdef tuple key
+        for key in [key for key in self._statements if key[0] == sql]:
+            prepared = <Prepared> self._statements.pop(key)
+            self._garbage.append(prepared.name)
+        for key in [key for key in self.shared.described if key[0] == sql]:
+            del self.shared.described[key]
+
+    # --- describing ------------------------------------------------------------------------------
+
+    cdef int _resume(self, Group group) except -1:
+        """Goes on with a group after an answer to its probe."""
+        cdef Statement statement
+        cdef TypeTable types = self.shared.types
+        cdef list unknown
+        cdef bytes oids
+        cdef const char *values[1]
+        cdef bint ok
+        if group._error is not None:
+            self._paused = None
+            ok = ichi_sync(self._conn)
+            if ok:
+                self._push(CMD_SYNC, 0, group, None)
+                ok = self._flush()
+            if not ok:
+                self._fail(self._message())
+            return 0
+        unknown = [oid for _, oid in self._probe_columns if not types.knows(oid)]
+        if unknown:
+            oids = b"{" + b",".join([b"%d" % oid for oid in set(unknown)]) + b"}"
+            values[0] = PyBytes_AS_STRING(oids)
+            ok = PQsendQueryParams(self._conn, PyBytes_AS_STRING(TYPE_QUERY), 1, NULL, values,
+                                   NULL, NULL, 0)
+            if ok:
+                self._push(CMD_TYPES, group._next, group, None)
+                ok = PQsendFlushRequest(self._conn) and self._flush()
+        else:
+            self._paused = None
+            statement = <Statement> group.statements[group._next]
+            self._settle(group, statement)
+            ok = self._send(group)
+        if not ok:
+            self._fail(self._message())
+        return 0
+
+    cdef int _learn_types(self, PGresult *res) except -1:
+        """Answers of TYPE_QUERY: oid, kind, base type of a domain that is an array's element."""
+        cdef TypeTable types = self.shared.types
+        cdef int row
+        for row in range(PQntuples(res)):
+            oid = int(PQgetvalue(res, row, 0))
+            kind = PQgetvalue(res, row, 1)[0]
+            if kind == b'e':
+                types.add_text(oid)
+            elif kind == b'E':
+                types.add_array(oid, 25)
+            elif kind == b'd' and not PQgetisnull(res, row, 2):
+                types.add_array(oid, int(PQgetvalue(res, row, 2)))
+            else:
+                types.add_foreign(oid)
+        for _, oid in self._probe_columns:
+            if not types.knows(oid):
+                types.add_foreign(oid)
+        return 0
+
+    cdef int _settle(self, Group group, Statement statement) except -1:
+        """Makes the description of a statement all of whose column types are known."""
+        cdef Described described = Described()
+        cdef unsigned int defaults = self._defaults if group._plain else PJ_DOCUMENT
+        cdef TypeTable types = self.shared.types
+        cdef list foreign = []
+        cdef list oids = []
+        cdef Prepared prepared
+        cdef tuple key
+        for _, oid in self._probe_columns:
+            needs = types.needs(oid)
+            native = needs >= 0 and not needs & ~defaults and not (
+                statement.strip_nulls and (needs & PJ_DOCUMENT))
+            foreign.append(not native)
+            oids.append(oid if native else 114)
+        names = tuple([name for name, _ in self._probe_columns])
+        described.sql = statement.sql
+        described.text = statement._text
+        described.wrapped = True in foreign
+        if described.wrapped:
+            described.text = wrap(statement.sql, names, foreign, statement.strip_nulls).encode()
+        described.format = RowFormat(names, tuple(oids), types, statement.strip_nulls)
+        if len(self.shared.described) >= self.shared.limit:
+            for old in list(self.shared.described)[:self.shared.limit // 8]:
+                del self.shared.described[old]
+        variant = (defaults << 1) | statement.strip_nulls
+        self.shared.described[(statement.sql, variant)] = described
+        # The probe's own preparation serves unless the statement had to be wrapped.
+        role = group.role if statement.per_role else None
+        key = (statement.sql, role, -1)
+        prepared = <Prepared> self._statements.pop(key, None)
+        if prepared is not None:
+            if described.wrapped:
+                self._garbage.append(prepared.name)
+            else:
+                prepared.key = (statement.sql, role, (1 + defaults) * 2 + statement.strip_nulls)
+                self._statements[prepared.key] = prepared
+        return 0
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    cdef int _rows_of(self, Command *command, Group group, PGresult *res, int status) except -1:
+        cdef Statement statement = <Statement> group.statements[command.index]
+        cdef Prepared prepared = <Prepared> command.prepared
+        cdef Result result
+        cdef int row, column, count
+        cdef bint last = status != PGRES_SINGLE_TUPLE and status != ICHI_TUPLES_CHUNK
+        if group.abandoned:
+            return 0
+        if statement.result == MODE_JSON:
+            self._encode(command, group, prepared.described, res)
+            if not last:
+                return 0
+        result = Result.__new__(Result)
+        result.tag = text_or_none(PQcmdStatus(res))
+        result.affected = _number(PQcmdTuples(res))
+        result.body = b""
+        result.columns = ()
+        if statement.result == MODE_JSON:
+            result.rows = self._rows
+            result.columns = self._format.columns
+            result.body = self._body(prepared.described)
+        elif statement.result == MODE_VALUES:
+            count = PQnfields(res)
+            result.rows = PQntuples(res)
+            result.columns = tuple([text_or_none(PQfname(res, column))
+                                    for column in range(count)])
+            result.values = [
+                tuple([
+                    None if PQgetisnull(res, row, column) else PyBytes_FromStringAndSize(
+                        PQgetvalue(res, row, column), PQgetlength(res, row, column))
+                    for column in range(count)
+                ])
+                for row in range(result.rows)
+            ]
+        else:
+            result.rows = PQntuples(res)
+        group._results.append(result)
+        return 0
+
+    cdef int _encode(self, Command *command, Group group, Described described,
+                     PGresult *res) except -1:
+        """Adds rows to the body that is being built."""
+        cdef int row, rc = 0, count = PQntuples(res)
+        cdef RowFormat form
+        if self._format is None:
+            self._format = described.format
+            if not self._format.matches(res):
+                self._format = self._reformat(command, group, res)
+            self._rows = 0
+            self._buf.len = 0
+            if jb_byte(&self._buf, b'['):
+                raise MemoryError
+        if group._error is not None:
+            return 0
+        form = self._format
+        for row in range(count):
+            if self._rows and jb_byte(&self._buf, b','):
+                raise MemoryError
+            rc = form.append(&self._buf, res, row)
+            if rc:
+                break
+            self._rows += 1
+            if self._buf.len >= SPILL_PIECE and (
+                    self._spool is not None or self._buf.len >= SPILL_AT):
+                self._spill(group)
+        if rc == PJ_NO_MEMORY:
+            raise MemoryError
+        if rc:
+            group._error = PgError("XX000", "ERROR", "a value came in an unknown binary form",
+                                   statement=command.index)
+        return 0
+
+    cdef RowFormat _reformat(self, Command *command, Group group, PGresult *res):
+        """The columns are not those described: the statement was described on one connection and
+        prepared on another, and a table was altered in between."""
+        cdef Statement statement = <Statement> group.statements[command.index]
+        cdef int i
+        names = tuple([text_or_none(PQfname(res, i)) for i in range(PQnfields(res))])
+        oids = tuple([PQftype(res, i) for i in range(PQnfields(res))])
+        self._forget(statement.sql)
+        try:
+            return RowFormat(names, oids, self.shared.types, statement.strip_nulls)
+        except LookupError:
+            group._error = PgError(
+                "0A000", "ERROR", "the columns of the result changed while it was read",
+                statement=command.index,
+            )
+            return RowFormat((), (), self.shared.types)
+
+    cdef int _spill(self, Group group) except -1:
+        if self._spool is None:
+            self._spool = self._spool_factory()
+            self._spilled = 0
+        try:
+            self._spool.write(PyBytes_FromStringAndSize(self._buf.data, self._buf.len))
+        except OSError as error:
+            group._error = PgError(
+                "53100", "ERROR", "a large result could not be written to a temporary file",
+                str(error.strerror),
+            )
+        self._spilled += self._buf.len
+        self._buf.len = 0
+        if self._buf.cap > 2 * SPILL_AT:
+            jb_free(&self._buf)
+        return 0
+
+    cdef object _body(self, Described described):
+        """Ends the body and starts afresh."""
+        cdef Py_ssize_t size
+        cdef object body
+        if jb_byte(&self._buf, b']'):
+            raise MemoryError
+        size = self._buf.len
+        if self._spool is not None:
+            self._spool.write(PyBytes_FromStringAndSize(self._buf.data, self._buf.len))
+            size += self._spilled
+            body = self._spool
+        else:
+            body = PyBytes_FromStringAndSize(self._buf.data, self._buf.len)
+        if described.largest < size:
+            described.largest = size
+        described.runs += 1
+        self._spool = None
+        self._drop_body()
+        return body
+
+    cdef int _drop_body(self) except -1:
+        self._format = None
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self._buf.len = 0
+        if self._buf.cap > (1 << 20):
+            jb_free(&self._buf)
+        return 0
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    cdef int _finish(self, Group group, double now) except -1:
+        """The sync of a group has come: it is committed or rolled back."""
+        cdef Group first = <Group> self._groups.popleft()
+        cdef double since
+        if first is not group:
+            self._groups.appendleft(first)
+            self._fail("results and groups do not pair up")
+            return 0
+        self.depth -= 1
+        if group.slow:
+            self.slow_depth -= 1
+        since = group.sent_at if group.sent_at > self._last_done else self._last_done
+        self._last_done = now
+        self.shared.observe(group, now - since)
+        if self._format is not None or self._spool is not None:
+            self._drop_body()
+        if group.abandoned:
+            return 0
+        if group._error is not None and not group.in_session and group.retries == 0 and (
+                group._mismatch or self._hit_by_other(group)):
+            self.retry.append(group)
+            return 0
+        self._deliver(group)
+        return 0
+
+    cdef bint _hit_by_other(self, Group group):
+        """A cancel request meant for an earlier group may come late and hit the next one."""
+        return (self.cancels != group.cancels_seen and not group.expired
+                and isinstance(group._error, PgError) and group._error.sqlstate == "57014")
+
+    cdef int _deliver(self, Group group) except -1:
+        waiter = group._waiter
+        group._waiter = None
+        if waiter is None or waiter.done():
+            return 0
+        error = group._error
+        if error is not None:
+            waiter.set_exception(error)
+        elif group.expired:
+            return 0
+        else:
+            waiter.set_result(group._results)
+        return 0
+
+    cdef int _fail(self, str reason) except -1:
+        """The connection is lost or its state in doubt: no group gets anything from it any more.
+        One that had its error gets it; the rest cannot know how they ended."""
+        cdef Group group
+        if self.lost:
+            return 0
+        self.lost = True
+        self.lost_reason = reason
+        self._head = self._tail
+        self._paused = None
+        self._drop_body()
+        groups = list(self._groups)
+        self._groups.clear()
+        self.depth = 0
+        self.slow_depth = 0
+        fatal = None
+        for group in groups:
+            if group.abandoned:
+                continue
+            if isinstance(group._error, PgError) and group._error.severity != "ERROR":
+                # The server said that it ends: what stood behind this group was never begun.
+                fatal = group._error
+                group._error = PgUnavailable(str(fatal))
+            elif fatal is not None and group.retries < 3 and not group.in_session:
+                self.retry.append(group)
+                continue
+            elif group._error is None or isinstance(group._error, PgUnavailable):
+                group._error = PgUnavailable(f"the connection to the database was lost: {reason}")
+            self._deliver(group)
+        return 0
+
+    def abort(self, str reason not None):
+        """Gives the connection up: its groups fail with PgUnavailable."""
+        self._fail(reason)
+
+    def cancel(self):
+        """A request that cancels what the server is running now; send it from a thread."""
+        cdef Cancel request = Cancel()
+        self.cancels += 1
+        if self._conn is not NULL and not self.lost:
+            request._cancel = PQgetCancel(self._conn)
+        return request
+
+    def forget_statements(self):
+        """After DISCARD ALL: nothing is prepared on the server any more."""
+        self._statements.clear()
+        self._garbage.clear()
+
+    def detach(self):
+        """The connection is about to be closed; it is not touched any more."""
+        self._fail("the connection was closed")
+        self._conn = NULL
+
+
+def _last_use(Prepared prepared):
+    return prepared.used
+
+
+cdef Py_ssize_t _number(const char *digits) noexcept:
+    """The count of a command tag, -1 when it has none."""
+    cdef Py_ssize_t value = 0
+    if digits[0] == 0:
+        return -1
+    while digits[0]:
+        value = value * 10 + (digits[0] - 48)
+        digits += 1
+    return value
+
+
+def pick(list executors not None, int max_depth, bint slow):
+    """The connection for the next group, or None.
+
+    Slow groups get an idle one. Quick ones get the least loaded that has no slow group, the
+    earliest of equals: later ones can fall idle and be closed. Ones reserved for a waiting slow
+    group are taken only when no other is open.
+    """
+    cdef Executor one, best = None
+    for one in executors:
+        if not one._takes():
+            continue
+        if slow:
+            if one.depth == 0:
+                return one
+            continue
+        if one.slow_depth or one.reserved or one.depth >= max_depth:
+            continue
+        if one.depth == 0:
+            return one
+        if best is None or one.depth < best.depth:
+            best = one
+    return best

@@ -1,0 +1,99 @@
+"""Connection pools of the projects of one worker, all under one cap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from server.base.context import Directory
+from server.base.metrics import Labels
+from server.base.project import Project
+from server.postgres.pool import ConnectionBudget, Pool
+
+IDLE = 60.0  # seconds after which an unused connection is closed
+SWEEP = 30.0  # seconds between looks at pools without connections
+TIERS = {"free": 10, "pro": 60}  # connections of one project in one worker
+ACQUIRE = 10.0  # seconds a request waits for a connection
+
+
+class ProjectPools:
+    """Pools made on first use. A pool that has closed all its connections is forgotten; one whose
+    login has changed is closed and made anew."""
+
+    def __init__(self, limit: int, directory: Directory, statement_timeout_ms: int) -> None:
+        self.limit = limit
+        self.statement_timeout_ms = statement_timeout_ms
+        self.budget = ConnectionBudget(limit)
+        self._pools: dict[tuple[str, str], tuple[str, Pool]] = {}  # (project id, kind) > dsn, pool
+        self._closing: set[asyncio.Task[None]] = set()
+        directory.on_change(self._changed)
+        self._slugs: dict[str, str] = {}  # slug > project id
+
+    def data(self, project: Project) -> Pool:
+        """Logs in as the authenticator: for requests made in a client's role."""
+        return self._pool(project, "data", project.authenticator_dsn)
+
+    def system(self, project: Project) -> Pool:
+        """Logs in as the owner of the schemas auth, storage and realtime."""
+        return self._pool(project, "system", project.system_dsn)
+
+    def timeout(self, project: Project) -> int:
+        """Statement timeout of a project, milliseconds."""
+        own = project.settings.get("postgres", {}).get("statement_timeout_ms")
+        return own if isinstance(own, int) and own > 0 else self.statement_timeout_ms
+
+    def _pool(self, project: Project, kind: str, dsn: str | None) -> Pool:
+        if dsn is None:
+            raise LookupError(f"the project {project.slug} has no database for {kind}")
+        key = (project.id, kind)
+        found = self._pools.get(key)
+        if found is not None:
+            if found[0] == dsn:
+                return found[1]
+            self._close(found[1])
+        pool = Pool(
+            dsn,
+            max_size=max(1, min(TIERS.get(project.tier, self.limit), self.limit)),
+            acquire_timeout=ACQUIRE,
+            statement_timeout=None if kind == "system" else self.timeout(project) / 1000 + 1.0,
+            idle_timeout=IDLE,
+            budget=self.budget,
+            application_name=f"ichibase {kind}",
+        )
+        self._pools[key] = (dsn, pool)
+        self._slugs[project.slug] = project.id
+        return pool
+
+    def _changed(self, project: Project | None, slug: str) -> None:
+        id = self._slugs.get(slug) if project is None else project.id
+        for key in [key for key in self._pools if key[0] == id]:
+            dsn, pool = self._pools[key]
+            kept = project is not None and dsn == (
+                project.authenticator_dsn if key[1] == "data" else project.system_dsn
+            )
+            if not kept or key[1] == "data":  # the statement timeout may have changed
+                del self._pools[key]
+                self._close(pool)
+
+    def _close(self, pool: Pool) -> None:
+        task = asyncio.get_running_loop().create_task(pool.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Closes all, letting requests in flight end."""
+        pools = [pool for _, pool in self._pools.values()]
+        self._pools.clear()
+        await asyncio.gather(*(pool.close() for pool in pools), *self._closing)
+
+    def gauges(self) -> Iterable[tuple[str, Labels, float]]:
+        """Connections and waiting requests, over all projects."""
+        totals = {"connections": 0, "busy": 0, "waiting": 0}
+        for _, pool in self._pools.values():
+            stats = pool.stats()
+            for name in totals:
+                totals[name] += stats[name]
+        yield "ichibase_pool_connections", (("state", "busy"),), totals["busy"]
+        idle = totals["connections"] - totals["busy"]
+        yield "ichibase_pool_connections", (("state", "idle"),), idle
+        yield "ichibase_pool_waiting", (), totals["waiting"]
