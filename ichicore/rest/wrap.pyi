@@ -1,0 +1,6 @@
+from ichicore.rest.catalog import MediaHandler
+
+def body_of(
+    kind: str, handler: MediaHandler | None, single: bool, scalar: str | None, strip: bool
+) -> str: ...
+def wrap(prefix: str | None, rows: str, body: str, total: str, one_row: bool) -> str: ...
