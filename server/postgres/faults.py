@@ -10,7 +10,7 @@ import orjson
 
 from ichicore.errors import ApiError
 from server.base.http import Headers, Response
-from server.postgres.pool import PgError, PgUnavailable, PoolTimeout, StatementTimeout
+from ichicore.pg.errors import PgError, PgUnavailable, PoolTimeout, StatementTimeout
 
 ERROR_TYPE = ("content-type", "application/json; charset=utf-8")
 LOWEST_STATUS, HIGHEST_STATUS = 200, 599  # of a final answer; what SQL may set
@@ -220,7 +220,7 @@ def pool_error(error: Exception, *, minimal: bool = False) -> Response:
     )
 
 
-DATABASE_ERRORS: tuple[type[Exception], ...] = (PgUnavailable, PoolTimeout, StatementTimeout)
+POOL_ERRORS = (PgUnavailable, PoolTimeout, StatementTimeout)
 
 
 def as_plain(error: ApiError) -> dict[str, Any]:
