@@ -1,4 +1,4 @@
-cpdef enum Source:
+cdef enum Source:
     # Where a parameter's value comes from when it is not the index of a query-string value.
     BODY = -1
     LIMIT = -2

@@ -1,12 +1,4 @@
-from enum import IntEnum
-
 Layout = list[int | bytes | None | tuple[int, int]]
-
-class Source(IntEnum):
-    BODY = -1
-    LIMIT = -2
-    OFFSET = -3
-    RAW = -4
 
 class Writer:
     layout: Layout

@@ -60,3 +60,6 @@ cpdef tuple bind(list layout, list values, bytes body, object limit, object offs
             value = source
         out.append(value)
     return tuple(out)
+
+
+Layout = list  # the type of Writer.layout, spelled out in sql.pyi

@@ -28,7 +28,7 @@ from server.postgres.service import RestEngine, RestRequest
 from server.postgres.settings import RestSettings
 
 CHANNEL = "pgrst"
-RELOAD_PAUSE = 0.5  # seconds between reloads that requests ask for
+RELOAD_PAUSE = 0.2  # seconds between reloads that requests ask for
 IDLE_SECONDS = 600.0
 SWEEP_SECONDS = 30.0
 RETRY_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -145,7 +145,7 @@ class ProjectRest:
         return (
             response.status in {400, 404}
             and any(code in response.body for code in UNKNOWN)
-            and time.monotonic() - self._loaded_at > RELOAD_PAUSE
+            and (self._loading is not None or time.monotonic() - self._loaded_at > RELOAD_PAUSE)
         )
 
     async def _listen(self) -> None:
