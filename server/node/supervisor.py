@@ -40,6 +40,12 @@ class Node:
     def start(self) -> NodeConfig:
         """Brings everything up; errors are raised as they are, after which call stop()."""
         settings = self.settings
+
+        def leave(number: int, frame: object) -> None:
+            self._stopping = True
+
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, leave)
         self.data.prepare()
         for host, port in ((settings.host, settings.port),
                            (settings.admin_host, settings.admin_port)):  # fmt: skip
@@ -134,12 +140,6 @@ class Node:
 
     def run(self) -> None:
         """Watches the children until SIGTERM or SIGINT."""
-
-        def leave(number: int, frame: object) -> None:
-            self._stopping = True
-
-        signal.signal(signal.SIGTERM, leave)
-        signal.signal(signal.SIGINT, leave)
         while not self._stopping:
             time.sleep(0.2)
             if self._stopping:

@@ -27,14 +27,12 @@ class RunningNode:
         self.process = None
 
     def start(self):
-        if self.process is not None:
-            self.log.close()
-        self.log = open(self.folder / "serve.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "server.cli.main", "serve", "--port", str(self.port),
-             "--admin-port", str(self.admin_port)],
-            env=self.environment, stdout=self.log, stderr=self.log,
-        )  # fmt: skip
+        with open(self.folder / "serve.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server.cli.main", "serve", "--port", str(self.port),
+                 "--admin-port", str(self.admin_port)],
+                env=self.environment, stdout=log, stderr=log,
+            )  # fmt: skip
         began = time.monotonic()
         while time.monotonic() - began < 60:
             if self.process.poll() is not None:
@@ -82,7 +80,6 @@ class RunningNode:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             assert self.process.wait(30) == 0
-        self.log.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,3 @@
+def scan(
+    raw: bytes, *, rpc: bool = False, mutation: bool = False
+) -> tuple[bytes, list[bytes]] | None: ...
