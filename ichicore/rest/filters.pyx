@@ -115,7 +115,8 @@ cdef void write_list(Writer w, Filter condition, str transform):
 
 
 cdef void write_search(Writer w, Scope scope, Filter condition, Column column, bint to_json):
-    cdef bint vector = column is not None and column.type == "tsvector"
+    # Of a computed column nothing is known: it is taken to be a vector already.
+    cdef bint vector = column is None or column.type == "tsvector"
     if not vector:
         w.add("to_tsvector(")
         if condition.config is not None:

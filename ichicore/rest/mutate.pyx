@@ -186,6 +186,12 @@ cpdef list returning_columns(Tree tree):
     return sorted(names)
 
 
+cpdef tuple key_columns(Table table):
+    """The primary key's columns as the table has them in order."""
+    cdef str name
+    return tuple([name for name in table.columns if name in table.primary_key])
+
+
 cdef class Mutation:
     """One change of a table, to be written once.
 
@@ -350,12 +356,12 @@ cdef class Mutation:
         return w.text(), w.layout
 
     def keys(self):
-        """(sql, layout) that returns each row's primary key as texts, in the key's order."""
+        """(sql, layout) that returns each row's primary key as texts, in the columns' order."""
         cdef Writer w = Writer()
         cdef bint first = True
         cdef str target = qualify(self.table.schema, self.table.name)
         self.write(w)
-        for name in self.table.primary_key:
+        for name in key_columns(self.table):
             w.add(" RETURNING " if first else ", ")
             first = False
             w.add("to_json(")

@@ -78,7 +78,7 @@ cdef void write_export(Writer w, Node child, Export export) except *:
         w.add(quote(export.alias))
 
 
-cdef void write_select_list(Writer w, Node node, bint grouped) except *:
+cdef void write_select_list(Writer w, Node node, bint jsonb) except *:
     cdef Item item
     cdef Node child
     cdef Export export
@@ -116,14 +116,14 @@ cdef void write_select_list(Writer w, Node node, bint grouped) except *:
             w.add("row_to_json(")
             w.add(child.agg)
             w.add(".*)")
-            if grouped:
+            if jsonb:
                 w.add("::jsonb")
         else:
             w.add("COALESCE(")
             w.add(child.agg)
             w.add(".")
             w.add(child.agg)
-            if grouped:
+            if jsonb:
                 w.add("::jsonb")
             w.add(", '[]')")
         w.add(" AS ")
@@ -143,11 +143,14 @@ cdef void write_order(Writer w, str qual, list terms) except *:
             w.add(" NULLS FIRST" if term.nulls == "nullsfirst" else " NULLS LAST")
 
 
-cdef void write_spread_export(Writer w, Node child, Export export) except *:
+cdef void write_spread_export(Writer w, Node child, Export export, bint jsonb) except *:
     w.add(", COALESCE(json_agg(")
     write_column(w, child.agg, export.name)
     write_order(w, child.agg, child.spread_order)
-    w.add("), '[]') AS ")
+    w.add("), '[]')")
+    if jsonb:
+        w.add("::jsonb")
+    w.add(" AS ")
     w.add(quote(export.name if export.alias is None else export.alias))
 
 
@@ -167,7 +170,7 @@ cdef void write_join(Writer w, Tree tree, Node child) except *:
     w.add(child.agg)
     if child.spread:
         for export in child.exports:
-            write_spread_export(w, child, export)
+            write_spread_export(w, child, export, tree.jsonb)
     w.add(" FROM (")
     write_select(w, tree, child)
     w.add(") AS ")
@@ -261,7 +264,7 @@ cpdef void write_select(Writer w, Tree tree, Node node) except *:
     cdef Scope scope
     cdef bint grouped = node.grouped()
     w.add("SELECT ")
-    write_select_list(w, node, grouped)
+    write_select_list(w, node, tree.jsonb)
     write_from(w, node)
     for child in node.children:
         write_join(w, tree, child)

@@ -73,6 +73,7 @@ cdef class Tree:
     cdef readonly str schema
     cdef readonly object max_rows
     cdef readonly int nodes
+    cdef public bint jsonb          # embeds are jsonb: can be grouped by, but reorders members
     cdef void shape(self, Node node, tuple children) except *
     cdef void attach(self, Query query, bint filter_root, bint ranges) except *
     cdef void relate(self, Node parent) except *

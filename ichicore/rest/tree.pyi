@@ -35,6 +35,7 @@ class Tree:
     catalog: Catalog
     schema: str
     max_rows: int | None
+    jsonb: bool
     def use_source(self, sql: str, alias: str) -> None: ...
 
 def read_tree(

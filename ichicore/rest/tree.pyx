@@ -284,6 +284,7 @@ cdef class Tree:
                 if not allowed:
                     raise ApiError(400, "PGRST123", "Use of aggregate functions is not allowed")
                 aggregated = True
+                self.jsonb = True
         if node.spread == TO_MANY:
             aggregated = True
         expand = aggregated or self.has_representation(node.table)

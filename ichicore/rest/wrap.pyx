@@ -25,7 +25,9 @@ cpdef str body_of(str kind, object handler, bint single, str scalar, bint strip)
             "coalesce(json_agg(ST_AsGeoJSON(ichi_row)::json), '[]'))"
         )
     if kind == "custom":
-        if scalar is None and handler.target is not None and handler.kind == "aggregate":
+        if handler.kind == "function":
+            return value + "::" + handler.domain
+        if scalar is None and handler.target is not None:
             value = ROW + "::" + qualify(handler.target[0], handler.target[1])
         return qualify(handler.function[0], handler.function[1]) + "(" + value + ")"
     json = f"json_agg({value})"
@@ -49,4 +51,20 @@ cpdef str wrap(str prefix, str rows, str body, str total, bint one_row):
         "(SELECT coalesce(nullif(typbasetype, 0), oid) FROM pg_catalog.pg_type "
         f"WHERE oid = pg_typeof(ichi_body)::oid), {total} FROM (SELECT {body} AS ichi_body, "
         f"{'1' if one_row else 'count(*)'} AS ichi_count FROM ichi_rows AS {ROW}) AS ichi_result"
+    )
+
+
+cpdef str explain(str prefix, str rows, str body, tuple options, bint one_row):
+    """EXPLAIN of a response made in one statement. prefix, rows, one_row: as for `wrap`.
+
+    It has the columns of PostgREST's statement in their order, which readers of plans look for.
+    """
+    return (
+        f"EXPLAIN ({', '.join(options)}) "
+        f"{'' if prefix is None else 'WITH ' + prefix + ' '}"
+        "SELECT null::bigint AS total_result_set, "
+        f"{'1' if one_row else 'count(ichi_row)'} AS page_total, "
+        f"{body} AS body, nullif(current_setting('response.headers', true), '') AS response_headers, "
+        "nullif(current_setting('response.status', true), '') AS response_status, "
+        f"'' AS response_inserted FROM ({rows}) AS ichi_row"
     )

@@ -41,6 +41,11 @@ class Chosen:
     handler: MediaHandler | None = None
     explain: tuple[str, ...] | None = None
 
+    @property
+    def in_postgres(self) -> bool:
+        """Whether Postgres writes the body, and a row's text may show in it."""
+        return self.kind != "json" or self.explain is not None
+
 
 def content_type(media: str) -> str:
     """The Content-Type of a media type's canonical text."""

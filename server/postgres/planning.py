@@ -14,11 +14,11 @@ from ichicore.rest import hints
 from ichicore.rest.ast import Query
 from ichicore.rest.call import CALLED, SCALAR, Call, choose, returns_scalar
 from ichicore.rest.catalog import Catalog, Routine, Table
-from ichicore.rest.mutate import CHANGED, Mutation, payload_fields
+from ichicore.rest.mutate import CHANGED, Mutation, key_columns, payload_fields
 from ichicore.rest.select import count_sql, estimate_sql, head_sql, read_sql
 from ichicore.rest.sql import Layout
 from ichicore.rest.tree import Tree, read_tree
-from ichicore.rest.wrap import body_of, wrap
+from ichicore.rest.wrap import body_of, explain, wrap
 from server.postgres import negotiate
 from server.postgres.negotiate import Chosen
 from server.postgres.settings import RestSettings
@@ -170,13 +170,14 @@ class Planner:
         )
         media = self._media(accepted, (schema, name), tree)
         self._strict(preferences)
+        tree.jsonb = tree.jsonb or media.in_postgres
         sql, layout = read_sql(tree)
-        result, statement = ROWS, None
         if media.explain is not None:
             body = body_of(media.kind, media.handler, media.single, None, media.strip)
-            text = wrap(None, sql, "''" if head else body, "null", False)
-            statement = Statement(f"EXPLAIN ({', '.join(media.explain)}) {text}", result=VALUES)
-            result = EXPLAIN
+            text = explain(
+                *_explainable(None, sql, media), "''" if head else body, media.explain, False
+            )
+            statement, result = Statement(text, result=VALUES), EXPLAIN
         elif head:
             sql, layout = head_sql(tree)
             statement, result = Statement(sql, result=VALUES), COUNT
@@ -191,7 +192,7 @@ class Planner:
         plan.head = head
         plan.ranged = ranged or self.settings.max_rows is not None
         plan.limit_slot, plan.offset_slot = tree.root.limit_slot, tree.root.offset_slot
-        plan.checks = ("singular",) if media.single else ()
+        plan.checks = ("singular",) if media.single and media.explain is None else ()
         plan.applied = applied(preferences)
         if media.explain is None:
             self._counts(plan, tree, preferences, ranged)
@@ -225,6 +226,7 @@ class Planner:
         self._strict(preferences)
         media = self._media(accepted, (schema, name), tree)
         full = preferences.representation == "representation"
+        tree.jsonb = tree.jsonb or media.in_postgres
         prefix: str | None = None
         keys: tuple[str, ...] = ()
         if media.explain is not None:
@@ -234,9 +236,10 @@ class Planner:
             else:
                 sql, layout = mutation.returning_one()
                 body = "''"
-            text = wrap(prefix, sql, body, "null", False)
-            statement = Statement(f"EXPLAIN ({', '.join(media.explain)}) {text}", result=VALUES)
-            result = EXPLAIN
+            text = explain(
+                *_explainable(prefix, sql, media, changes=True), body, media.explain, False
+            )
+            statement, result = Statement(text, result=VALUES), EXPLAIN
         elif full and media.kind == "json":
             prefix, sql, layout = mutation.rows(tree)
             text = sql if prefix is None else f"WITH {prefix} {sql}"
@@ -250,7 +253,7 @@ class Planner:
         elif preferences.representation == "headers-only" and action == "insert" \
                 and table.primary_key:
             sql, layout = mutation.keys()
-            statement, result, keys = Statement(sql, result=VALUES), KEYS, table.primary_key
+            statement, result, keys = Statement(sql, result=VALUES), KEYS, key_columns(table)
         else:
             sql, layout = mutation.silent()
             statement, result = Statement(sql, result=NONE), AFFECTED
@@ -271,7 +274,7 @@ class Planner:
         if action in ("update", "delete") and preferences.handling == "strict" \
                 and preferences.max_affected is not None:
             checks.append("max-affected")
-        plan.checks = tuple(checks)
+        plan.checks = tuple(checks) if media.explain is None else ()
         resolution = preferences.resolution if action == "insert" else None
         if not table.primary_key and query.on_conflict is None:
             resolution = None
@@ -392,6 +395,7 @@ class Planner:
         )
         media = self._media(accepted, (routine.schema, target), tree)
         self._strict(preferences)
+        tree.jsonb = tree.jsonb or media.in_postgres
         single = not routine.returns_set
         strict_limit = preferences.handling == "strict" and preferences.max_affected is not None
         if strict_limit and single:
@@ -422,7 +426,7 @@ class Planner:
         checks = ["singular"] if media.single else []
         if strict_limit:
             checks.append("max-affected")
-        plan.checks = tuple(checks)
+        plan.checks = tuple(checks) if media.explain is None else ()
         plan.applied = applied(preferences, max_affected=preferences.max_affected)
         plan.quick = False
         plan.cacheable = not any(p.variadic for p in routine.params) or payload.arguments is None
@@ -468,11 +472,22 @@ class Planner:
             SCALAR if scalar else None,
             media.strip,
         )
-        text = wrap(prefix, sql, body, totals, one_row)
         if media.explain is not None:
-            explained = f"EXPLAIN ({', '.join(media.explain)}) {text}"
+            explained = explain(*_explainable(prefix, sql, media), body, media.explain, one_row)
             return Statement(explained, result=VALUES), layout, EXPLAIN
+        text = wrap(prefix, sql, body, totals, one_row)
         return Statement(text, result=VALUES), layout, BODY
+
+
+def _explainable(
+    prefix: str | None, sql: str, media: Chosen, *, changes: bool = False
+) -> tuple[str | None, str]:
+    """WITH queries and rows of a statement to be explained. CSV reads its rows twice, and what
+    changes data must be a WITH query."""
+    if media.kind != "csv" and not (changes and prefix is None):
+        return prefix, sql
+    rows = f"ichi_rows AS ({sql})"
+    return (rows if prefix is None else f"{prefix}, {rows}"), "SELECT * FROM ichi_rows"
 
 
 def _is_plain(table: Table, tree: Tree) -> bool:

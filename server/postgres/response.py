@@ -39,6 +39,7 @@ def out_of_bounds(offset: int, total: int | None) -> ApiError:
         "PGRST103",
         "Requested range not satisfiable",
         details=f"An offset of {offset} was requested, but there are only {total or 0} rows.",
+        headers=(("content-range", f"*/{total or 0}"),),
     )
 
 

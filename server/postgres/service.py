@@ -166,8 +166,16 @@ class RestEngine:
     async def handle(self, request: RestRequest) -> Response:
         """The answer; never raises for what a client or the database did."""
         minimal = self.settings.error_verbosity == "minimal"
+        timed = self.settings.server_timing_enabled
+        started = perf_counter() if timed else 0.0
         try:
-            return await self._answer(request)
+            response = await self._answer(request, started)
+            if timed and response.headers[-1][0] != "server-timing":
+                now = perf_counter()
+                response.headers.append(
+                    ("server-timing", _timing(request.token_seconds, started, now, now))
+                )
+            return response
         except ApiError as error:
             return faults.api_error(error, minimal=minimal)
         except PgError as error:
@@ -177,7 +185,7 @@ class RestEngine:
         except faults.POOL_ERRORS as error:
             return faults.pool_error(error, minimal=minimal)
 
-    async def _answer(self, request: RestRequest) -> Response:
+    async def _answer(self, request: RestRequest, started: float) -> Response:
         generation = self._generation
         if generation is None:
             raise ApiError(
@@ -185,8 +193,6 @@ class RestEngine:
                 "PGRST002",
                 "Could not query the database for the schema cache. Retrying.",
             )
-        timed = generation.settings.server_timing_enabled
-        started = perf_counter() if timed else 0.0
         path = request.path
         if path == "/" or not path:
             routine_name = generation.settings.root_spec
