@@ -1,4 +1,4 @@
-Layout = list[int | bytes | None | tuple[int, int]]
+Layout = list[int | bytes | tuple[int, int] | None]
 
 class Writer:
     layout: Layout

@@ -68,3 +68,13 @@ cpdef str explain(str prefix, str rows, str body, tuple options, bint one_row):
         "nullif(current_setting('response.status', true), '') AS response_status, "
         f"'' AS response_inserted FROM ({rows}) AS ichi_row"
     )
+
+
+cpdef str with_query(str prefix, str sql):
+    """A statement behind its WITH query, when it has one."""
+    return sql if prefix is None else f"WITH {prefix} {sql}"
+
+
+cpdef str count_rows(str prefix, str sql):
+    """The number of rows a statement gives."""
+    return with_query(prefix, f"SELECT count(*) FROM ({sql}) AS ichi_row")

@@ -202,7 +202,9 @@ class Preface:
         """The isolation level the transaction needs, None for the default."""
         level = plan.isolation
         if level is None:
-            level = next((text for name, text in self.roles.get(role, ()) if name == ISOLATION), None)
+            level = next(
+                (text for name, text in self.roles.get(role, ()) if name == ISOLATION), None
+            )
         if level is None or level.lower() not in ISOLATION_LEVELS:
             return None
         return level.upper()

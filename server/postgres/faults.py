@@ -1,4 +1,4 @@
-"""Errors of the database and of this engine -> HTTP answers, with PostgREST's codes and statuses."""
+"""Errors of the database and of this engine -> HTTP answers with PostgREST's codes and statuses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
-from server.base.http import Headers, Response
 from ichicore.pg.errors import PgError, PgUnavailable, PoolTimeout, StatementTimeout
+from server.base.http import Headers, Response
 
 ERROR_TYPE = ("content-type", "application/json; charset=utf-8")
 LOWEST_STATUS, HIGHEST_STATUS = 200, 599  # of a final answer; what SQL may set
@@ -174,15 +174,13 @@ def sendable(headers: Headers) -> bool:
     """Whether SQL-made headers can be sent: names are tokens, values hold no control characters."""
     return all(
         TOKEN.fullmatch(name)
-        and not any(ord(c) < 32 and c != "\t" or ord(c) == 127 for c in value)
+        and not any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in value)
         and value.isascii()
         for name, value in headers
     )
 
 
-def database_error(
-    error: PgError, *, authenticated: bool, minimal: bool = False
-) -> Response:
+def database_error(error: PgError, *, authenticated: bool, minimal: bool = False) -> Response:
     """The answer to an error that Postgres raised."""
     if error.sqlstate == "PGRST":
         return _raised(error, minimal)

@@ -92,7 +92,9 @@ def choose(
     accepted = list(accepted)
     for media in accepted:
         if media.kind == "plan":
-            inner = _form(catalog, target, media.inner, whole) if plan_enabled else None
+            inner = None
+            if plan_enabled and isinstance(media.inner, MediaType):
+                inner = _form(catalog, target, media.inner, whole)
             if inner is not None:
                 return Chosen(
                     inner.kind,

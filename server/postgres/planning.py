@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ichicore.errors import ApiError
+from ichicore.http.accept import MediaType
 from ichicore.http.prefer import Preferences
 from ichicore.pg.executor import JSON, NONE, VALUES, Statement
 from ichicore.rest import hints
-from ichicore.rest.ast import Query
+from ichicore.rest.ast import Filter, Logic, Query
 from ichicore.rest.call import CALLED, SCALAR, Call, choose, returns_scalar
 from ichicore.rest.catalog import Catalog, Routine, Table
 from ichicore.rest.mutate import CHANGED, Mutation, key_columns, payload_fields
 from ichicore.rest.select import count_sql, estimate_sql, head_sql, read_sql
 from ichicore.rest.sql import Layout
 from ichicore.rest.tree import Tree, read_tree
-from ichicore.rest.wrap import body_of, explain, wrap
+from ichicore.rest.wrap import body_of, count_rows, explain, with_query, wrap
 from server.postgres import negotiate
 from server.postgres.negotiate import Chosen
 from server.postgres.settings import RestSettings
@@ -104,25 +105,14 @@ class Planner:
             raise hints.no_table(self.catalog, schema, name)
         return table
 
-    def _media(
-        self, accepted: Iterable[object], target: tuple[str, str], tree: Tree
-    ) -> Chosen:
+    def _media(self, accepted: Iterable[MediaType], target: tuple[str, str], tree: Tree) -> Chosen:
         return negotiate.choose(
-            accepted,  # type: ignore[arg-type]
+            accepted,
             self.catalog,
             target,
             whole=tree.root.plain_star(),
             plan_enabled=self.settings.plan_enabled,
         )
-
-    def _strict(self, preferences: Preferences) -> None:
-        if preferences.handling == "strict" and preferences.invalid:
-            raise ApiError(
-                400,
-                "PGRST122",
-                "Invalid preferences given with handling=strict",
-                details="Invalid preferences: " + ", ".join(preferences.invalid),
-            )
 
     def _rolls_back(self, preferences: Preferences) -> bool:
         if preferences.tx is not None:
@@ -151,7 +141,7 @@ class Planner:
         schema: str,
         name: str,
         query: Query,
-        accepted: Iterable[object],
+        accepted: Iterable[MediaType],
         preferences: Preferences,
         *,
         head: bool,
@@ -169,7 +159,7 @@ class Planner:
             ranged=ranged,
         )
         media = self._media(accepted, (schema, name), tree)
-        self._strict(preferences)
+        _check_strict(preferences)
         tree.jsonb = tree.jsonb or media.in_postgres
         sql, layout = read_sql(tree)
         if media.explain is not None:
@@ -207,7 +197,7 @@ class Planner:
         action: Literal["insert", "update", "put", "delete"],
         query: Query,
         payload: Payload,
-        accepted: Iterable[object],
+        accepted: Iterable[MediaType],
         preferences: Preferences,
     ) -> Plan:
         """POST, PATCH, PUT or DELETE on a table."""
@@ -223,7 +213,7 @@ class Planner:
             source=(CHANGED, name),
         )
         mutation = self._mutation(table, action, query, payload, preferences)
-        self._strict(preferences)
+        _check_strict(preferences)
         media = self._media(accepted, (schema, name), tree)
         full = preferences.representation == "representation"
         tree.jsonb = tree.jsonb or media.in_postgres
@@ -242,7 +232,7 @@ class Planner:
             statement, result = Statement(text, result=VALUES), EXPLAIN
         elif full and media.kind == "json":
             prefix, sql, layout = mutation.rows(tree)
-            text = sql if prefix is None else f"WITH {prefix} {sql}"
+            text = with_query(prefix, sql)
             statement = Statement(text, result=JSON, strip_nulls=media.strip)
             result = OBJECT if media.single else ROWS
         elif full:
@@ -250,8 +240,11 @@ class Planner:
             body = body_of(media.kind, media.handler, False, None, False)
             statement = Statement(wrap(prefix, sql, body, "null", False), result=VALUES)
             result = BODY
-        elif preferences.representation == "headers-only" and action == "insert" \
-                and table.primary_key:
+        elif (
+            preferences.representation == "headers-only"
+            and action == "insert"
+            and table.primary_key
+        ):
             sql, layout = mutation.keys()
             statement, result, keys = Statement(sql, result=VALUES), KEYS, key_columns(table)
         else:
@@ -271,8 +264,11 @@ class Planner:
         checks = ["put"] if action == "put" else []
         if media.single and action != "put":
             checks.append("singular")
-        if action in ("update", "delete") and preferences.handling == "strict" \
-                and preferences.max_affected is not None:
+        if (
+            action in ("update", "delete")
+            and preferences.handling == "strict"
+            and preferences.max_affected is not None
+        ):
             checks.append("max-affected")
         plan.checks = tuple(checks) if media.explain is None else ()
         resolution = preferences.resolution if action == "insert" else None
@@ -291,11 +287,10 @@ class Planner:
     def _mutation(
         self, table: Table, action: str, query: Query, payload: Payload, preferences: Preferences
     ) -> Mutation:
-        root = [condition for path, condition in query.filters if not path]
-        root_logic = [condition for path, condition in query.logic if not path]
-        conditions = [*root, *root_logic]
+        root: list[Filter | Logic] = [condition for path, condition in query.filters if not path]
+        root.extend(condition for path, condition in query.logic if not path)
         if action == "delete":
-            return Mutation(self.catalog, table, "delete", conditions=conditions)
+            return Mutation(self.catalog, table, "delete", conditions=root)
         fields = payload_fields(self.catalog, table, payload.names)
         if action == "update":
             return Mutation(
@@ -303,7 +298,7 @@ class Planner:
                 table,
                 "update",
                 fields=fields,
-                conditions=conditions,
+                conditions=root,
                 is_object=payload.is_object,
                 defaults=preferences.missing == "default",
             )
@@ -314,7 +309,7 @@ class Planner:
                 table,
                 "insert",
                 fields=fields,
-                conditions=conditions,
+                conditions=root,
                 is_object=payload.is_object,
                 conflict=table.primary_key,
                 merge=True,
@@ -356,9 +351,7 @@ class Planner:
         self, schema: str, name: str, names: set[str], *, is_post: bool, content_type: str
     ) -> Routine:
         """The function that a request calls. Raises ApiError PGRST202 or PGRST203."""
-        return choose(
-            self.catalog, schema, name, names, is_post=is_post, content_type=content_type
-        )
+        return choose(self.catalog, schema, name, names, is_post=is_post, content_type=content_type)
 
     def call(
         self,
@@ -367,7 +360,7 @@ class Planner:
         routine: Routine,
         query: Query,
         payload: Payload,
-        accepted: Iterable[object],
+        accepted: Iterable[MediaType],
         preferences: Preferences,
         *,
         is_post: bool,
@@ -394,7 +387,7 @@ class Planner:
             is_object=payload.is_object,
         )
         media = self._media(accepted, (routine.schema, target), tree)
-        self._strict(preferences)
+        _check_strict(preferences)
         tree.jsonb = tree.jsonb or media.in_postgres
         single = not routine.returns_set
         strict_limit = preferences.handling == "strict" and preferences.max_affected is not None
@@ -438,13 +431,24 @@ class Planner:
         routine = call.routine
         scalar = returns_scalar(routine)
         single = not routine.returns_set
-        whole = tree.root.plain_star() and not tree.root.filters and not tree.root.order_terms \
+        whole = (
+            tree.root.plain_star()
+            and not tree.root.filters
+            and not tree.root.order_terms
             and not ranged
+        )
         if routine.returns_void and media.explain is None:
             sql, layout = call.silent()
             return Statement(sql, result=VALUES), layout, AFFECTED
-        if whole and scalar and single and media.kind == "json" and not media.strip \
-                and media.explain is None and not head:
+        if (
+            whole
+            and scalar
+            and single
+            and media.kind == "json"
+            and not media.strip
+            and media.explain is None
+            and not head
+        ):
             sql, layout = call.value()
             return Statement(sql, result=VALUES), layout, VALUE
         prefix: str | None
@@ -454,29 +458,46 @@ class Planner:
         else:
             prefix, sql, totals, layout = call.rows(tree, counted=total)
         if media.explain is None and not total:
-            text = sql if prefix is None else f"WITH {prefix} {sql}"
             if head:
-                counted = f"SELECT count(*) FROM ({text}) AS ichi_row"
-                return Statement(counted, result=VALUES), layout, COUNT
+                return Statement(count_rows(prefix, sql), result=VALUES), layout, COUNT
             if media.kind == "json" and not scalar:
+                text = with_query(prefix, sql)
                 statement = Statement(text, result=JSON, strip_nulls=media.strip)
                 if media.single:
                     return statement, layout, OBJECT
                 return statement, layout, FIRST if single else ROWS
-        one_row = media.kind == "custom" and single and media.handler is not None \
+        one_row = (
+            media.kind == "custom"
+            and single
+            and media.handler is not None
             and media.handler.kind == "function"
-        body = "''" if head else body_of(
-            media.kind,
-            media.handler,
-            media.single or single,
-            SCALAR if scalar else None,
-            media.strip,
+        )
+        body = (
+            "''"
+            if head
+            else body_of(
+                media.kind,
+                media.handler,
+                media.single or single,
+                SCALAR if scalar else None,
+                media.strip,
+            )
         )
         if media.explain is not None:
             explained = explain(*_explainable(prefix, sql, media), body, media.explain, one_row)
             return Statement(explained, result=VALUES), layout, EXPLAIN
         text = wrap(prefix, sql, body, totals, one_row)
         return Statement(text, result=VALUES), layout, BODY
+
+
+def _check_strict(preferences: Preferences) -> None:
+    if preferences.handling == "strict" and preferences.invalid:
+        raise ApiError(
+            400,
+            "PGRST122",
+            "Invalid preferences given with handling=strict",
+            details="Invalid preferences: " + ", ".join(preferences.invalid),
+        )
 
 
 def _explainable(
@@ -537,4 +558,4 @@ def applied(
 
 def without_tx(preferences: Preferences) -> Preferences:
     """The same preferences where clients may not choose how the transaction ends."""
-    return replace(preferences, tx=None)  # type: ignore[type-var]
+    return replace(preferences, tx=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from urllib.parse import quote as percent_encode
 
 import orjson
@@ -109,7 +110,9 @@ def respond(
         headers.append(("content-range", content_range(offset, upper, outcome.total)))
         if plan.action == "read":
             location = f"{base_path}/{percent_encode(plan.target)}"
-            headers.append(("content-location", f"{location}?{canonical}" if canonical else location))
+            if canonical:
+                location += f"?{canonical}"
+            headers.append(("content-location", location))
         typed, body = True, b"" if plan.head else outcome.body
         if plan.void:
             status, typed, body = 204, False, b""
@@ -157,11 +160,12 @@ def _answer(
             taken = {name for name, _ in own}
             headers = [h for h in headers if h[0] not in taken] + own
     if isinstance(body, Spool):
-        return Response(status, [*headers, ("content-length", str(len(body)))], stream=_closing(body))
+        headers.append(("content-length", str(len(body))))
+        return Response(status, headers, stream=_closing(body))
     return Response(status, headers, body)
 
 
-async def _closing(spool: Spool):  # type: ignore[no-untyped-def]
+async def _closing(spool: Spool) -> AsyncIterator[bytes]:
     with spool:
         async for piece in spool:
             yield piece

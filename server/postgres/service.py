@@ -331,9 +331,7 @@ class RestEngine:
         prepared = self._invocation(generation, request, name)
         return await self._run(generation, request, prepared, started)
 
-    def _invocation(
-        self, generation: _Generation, request: RestRequest, name: str
-    ) -> Prepared:
+    def _invocation(self, generation: _Generation, request: RestRequest, name: str) -> Prepared:
         method = request.method
         is_post, head = method == "POST", method == "HEAD"
         headers = request.headers
@@ -410,9 +408,7 @@ class RestEngine:
         is_post: bool,
         media: str,
     ) -> Routine:
-        return generation.planner.routine(
-            schema, name, names, is_post=is_post, content_type=media
-        )
+        return generation.planner.routine(schema, name, names, is_post=is_post, content_type=media)
 
     # --- common ------------------------------------------------------------------------------
 
