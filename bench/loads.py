@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from server.node.embedded_pg import EmbeddedPostgresError, _binaries
+from server.node.embedded_pg import EmbeddedPostgresError, binaries
 
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
 
@@ -71,7 +71,7 @@ def pgbench(
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
-        command = [str(Path(_binaries()) / "pgbench"), "-n", "-M", "prepared", "-f", file.name]
+        command = [str(Path(binaries()) / "pgbench"), "-n", "-M", "prepared", "-f", file.name]
         command += ["-T", str(max(1, round(seconds))), "-c", str(clients), "-j", str(threads), dsn]
         done = subprocess.run(command, capture_output=True, text=True)
     rate = re.search(r"tps = ([\d.]+)", done.stdout)

