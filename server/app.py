@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import importlib
 import importlib.util
-import signal
 from typing import Any
 
 from server.base.bus import PgBus
@@ -22,7 +20,6 @@ from server.gateway.hosts import HostRule
 from server.gateway.pools import ProjectPools
 from server.gateway.routes import Route
 
-PR_SET_NAME, PR_SET_PDEATHSIG = 15, 1
 READY_SECONDS = 10.0
 METRICS_SECONDS = 1.0
 
@@ -120,7 +117,6 @@ class Application:
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         from server.node.gateway_main import read_listener
 
-        name_process()
         self.worker = Worker(read_listener().config)
         loop.run_until_complete(self.worker.start())
         self.handle = self.worker.edge.handle
@@ -131,13 +127,6 @@ class Application:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         await self.handle(scope, protocol)
-
-
-def name_process() -> None:
-    """The name that ps shows; and the worker ends with the process that made it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_NAME, b"ichibase-worker", 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 application = Application()

@@ -18,23 +18,23 @@ def run(options: argparse.Namespace) -> int:
         settings = load({name: getattr(options, name) for name in FLAGS})
     except SettingsError as error:
         raise CommandError(str(error)) from None
+    from ichicore.errors import ApiError
     from server.control.database import ControlError
     from server.node.children import ChildError
     from server.node.embedded_pg import EmbeddedPostgresError
     from server.node.files import InUseError
-    from server.node.supervisor import Node, PortTakenError
+    from server.node.supervisor import Node, PortTakenError, Stop
 
     node = Node(settings)
     try:
         config = node.start()
         welcome(node, config.public_url)
         node.run()
-    except InUseError as error:
-        raise CommandError(str(error)) from None
-    except (ChildError, ControlError, EmbeddedPostgresError, PortTakenError, OSError) as error:
+    except (InUseError, ChildError, ControlError, EmbeddedPostgresError, PortTakenError,
+            ApiError, OSError) as error:  # fmt: skip
         node.stop()
         raise CommandError(str(error)) from None
-    except KeyboardInterrupt:
+    except Stop:
         pass
     note("stopping: finishing open requests")
     node.stop()

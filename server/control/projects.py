@@ -8,6 +8,7 @@ advisory lock per project keeps two processes from working on the same one.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -99,7 +100,11 @@ class Projects:
                 raise ApiError(
                     409, "project_exists", f'There is a project "{slug}" already.'
                 ) from None
-            await self._complete(control, project_id)
+            try:
+                await self._complete(control, project_id)
+            except Exception:
+                await self._give_up(project_id)
+                raise
         return await self.find(slug)
 
     async def ensure(self, slug: str, flavor: str) -> bool:
@@ -128,15 +133,20 @@ class Projects:
             async with _locked(control, project_id):
                 await self._complete(control, project_id)
 
-    async def recover(self) -> list[str]:
-        """Finish every creation and deletion that a crash interrupted; gives their names."""
+    async def recover(self) -> dict[str, str | None]:
+        """Finish every creation and deletion that a crash interrupted. Gives what stands in the
+        way, by name; None where nothing does."""
+        outcome: dict[str, str | None] = {}
         async with self.control() as control:
             rows = await fetch(control, records.SELECT_UNFINISHED)
-            unfinished = [records.read(row[0]) for row in rows]
-            for record in unfinished:
+            for record in [records.read(row[0]) for row in rows]:
+                outcome[record.slug] = None
                 async with _locked(control, record.id):
-                    await self._complete(control, record.id)
-        return [record.slug for record in unfinished]
+                    try:
+                        await self._complete(control, record.id)
+                    except (psycopg.Error, ApiError) as error:
+                        outcome[record.slug] = str(error).strip()
+        return outcome
 
     async def put_settings(
         self, slug: str, section: str, value: dict[str, Any], actor: str = "node"
@@ -188,6 +198,15 @@ class Projects:
                 (project_id, key.kid, key.algorithm, key.secret),
             )
             await audit(control, actor, "project.create", slug, {"flavor": flavor, "tier": tier})
+
+    async def _give_up(self, project_id: str) -> None:
+        """Take back a creation that failed. Where that fails too, the next start does it."""
+        with contextlib.suppress(psycopg.Error, ApiError):
+            async with self.control() as control:
+                await control.execute(
+                    "update projects set state = 'deleting' where id = $1", (project_id,)
+                )
+                await self._complete(control, project_id)
 
     async def _complete(self, control: Connection, project_id: str) -> None:
         """Go on from wherever the project's row stands; the project's lock is held."""

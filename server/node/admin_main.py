@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 
 from server.node.gateway_main import read_listener, serve
+from server.node.lifeline import name_process
 
 
 def main() -> int:
+    name_process("ichibase-admin")
     listener = read_listener()
-    serve("server.control.api:application", listener.admin_host, listener.admin_port, 1)
+    serve(
+        "server.control.api:application", listener.admin_host, listener.admin_port, 1,
+        listener.drain_seconds,
+    )  # fmt: skip
     return 0
 
 

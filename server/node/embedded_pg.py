@@ -97,7 +97,7 @@ class EmbeddedPostgres:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         _own(self.data_dir, account, 0o700)
         _private_folder(self.socket_dir, account)
-        self._clear_old_server()
+        self.clear_old_server()
         programs = self._programs(account)
         if account and not _reachable(self.data_dir, account):
             digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
@@ -125,6 +125,10 @@ class EmbeddedPostgres:
                     continue
                 raise
             return
+
+    def has_ended(self) -> bool:
+        """Whether a started server is gone without having been asked to stop."""
+        return self.process is not None and self.process.poll() is not None
 
     def stop(self) -> None:
         """Fast shutdown: ends sessions, writes a checkpoint, waits."""
@@ -271,7 +275,7 @@ class EmbeddedPostgres:
             path.rename(path.with_name("postgres.log.1"))
         self._log = open(path, "ab")  # noqa: SIM115
 
-    def _clear_old_server(self) -> None:
+    def clear_old_server(self) -> None:
         """Wait for a server that a killed node left; drop lock files that name a foreign process.
 
         Only one node runs on a data folder, so a server found here has lost its node.

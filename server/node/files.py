@@ -21,6 +21,7 @@ class DataDir:
         self.admin_token_file = self.secrets / "admin_token"
         self.service_key_file = self.secrets / "default_service_key"
         self._lock = -1
+        self.held = False  # whether this process has the lock
 
     def prepare(self) -> None:
         """Makes the folders and takes the lock; InUseError when another node holds it."""
@@ -35,6 +36,7 @@ class DataDir:
             raise InUseError(
                 f"a node already runs on {self.root}; stop it, or choose another --data-dir"
             ) from None
+        self.held = True
 
     def secret(self, name: str) -> str:
         """A random secret that is made once and kept."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from server.base.context import NodeConfig
+from server.node.lifeline import bind_to_parent, name_process
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
 
@@ -21,6 +25,7 @@ class Listener(msgspec.Struct, frozen=True):
     workers: int
     admin_host: str
     admin_port: int
+    drain_seconds: float
     config: NodeConfig
 
 
@@ -35,8 +40,9 @@ def written(listener: Listener) -> str:
     return msgspec.json.encode(listener, enc_hook=str).decode()
 
 
-def serve(target: str, host: str, port: int, workers: int) -> None:
-    """Runs an RSGI application until SIGTERM, which lets requests in flight finish."""
+def serve(target: str, host: str, port: int, workers: int, drain_seconds: float) -> None:
+    """Runs an RSGI application until SIGTERM, which lets requests in flight finish for at most
+    drain_seconds. Should this process be killed, the kernel kills its workers."""
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, TaskImpl
 
@@ -54,13 +60,25 @@ def serve(target: str, host: str, port: int, workers: int) -> None:
         backlog=4096,
         log_enabled=False,
         respawn_failed_workers=True,
-        workers_kill_timeout=15,
-    ).serve()
+        workers_kill_timeout=max(1, round(drain_seconds)),
+    ).serve(target_loader=partial(_load, target, os.getpid()), wrap_loader=False)
+
+
+def _load(target: str, main: int) -> Any:
+    """Runs in each worker, before the application starts."""
+    bind_to_parent(main)
+    name_process("ichibase-worker" if target.startswith("server.app") else "ichibase-admin")
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def main() -> int:
+    name_process("ichibase-http")
     listener = read_listener()
-    serve("server.app:application", listener.host, listener.port, listener.workers)
+    serve(
+        "server.app:application", listener.host, listener.port, listener.workers,
+        listener.drain_seconds,
+    )  # fmt: skip
     return 0
 
 

@@ -26,6 +26,14 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> Callable[[], None]:
     return tie
 
 
+def bind_to_parent(parent: int) -> None:
+    """For a process that another program has forked for us: the kernel kills it when `parent`,
+    the process id of that program, ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 def name_process(name: str) -> None:
     """The name that ps and top show, at most 15 bytes."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode()[:15])

@@ -25,7 +25,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     <project>.<base_domain>. database_url: an existing PostgreSQL server instead of the embedded
     one; its login must be able to create databases and roles. storage_url: an object store
     instead of files in data_dir. postgres_port: of the embedded server, on loopback; 0 chooses
-    one and keeps it. max_connections: database connections of one worker. body_limit: bytes."""
+    one and keeps it. max_connections: database connections of one worker. body_limit: bytes.
+    drain_seconds: how long a stop waits for requests in flight."""
 
     data_dir: Path = Path("data")
     host: str = "127.0.0.1"
@@ -43,6 +44,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_connections: int = 60
     body_limit: int = 32 << 20
     statement_timeout_ms: int = 30_000
+    drain_seconds: float = 15.0
     access_log: str = "errors"
     log_format: str = "text"
     development: bool = True
@@ -94,6 +96,8 @@ def _check(settings: NodeSettings) -> None:
         raise SettingsError("port and admin_port must differ")
     if not 1 <= settings.workers <= 256:
         raise SettingsError("workers must be 1 to 256")
+    if not 0 <= settings.drain_seconds <= 3600:
+        raise SettingsError("drain_seconds must be 0 to 3600")
     if settings.access_log not in {"off", "errors", "all"}:
         raise SettingsError("access_log is off, errors or all")
     if settings.log_format not in {"text", "json"}:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
 import socket
 import sys
@@ -15,19 +17,27 @@ import msgspec
 from server.base.context import NodeConfig
 from server.control.database import LOCAL_CLUSTER, Cluster, external_cluster, prepare
 from server.control.projects import Projects
-from server.node.children import Child, Children
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.children import Child, Children, of_rooms
+from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
 from server.node.settings import NodeSettings
+
+DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
 
 
 class PortTakenError(RuntimeError):
     """Somebody else listens where we should."""
 
 
+class Stop(BaseException):
+    """SIGTERM or SIGINT came while the node was starting."""
+
+
 class Node:
-    """One node in this process and its children. Use from the main thread."""
+    """One node in this process and its children. Use from the main thread, which must live as
+    long as the node: the kernel ends the children with the thread that started them.
+    """
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
@@ -35,17 +45,16 @@ class Node:
         self.children = Children()
         self.postgres: EmbeddedPostgres | None = None
         self.first_start = False
-        self._stopping = False
+        self.anon_key = ""
+        self._signals = 0
+        self._starting = True
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self) -> NodeConfig:
-        """Brings everything up; errors are raised as they are, after which call stop()."""
+        """Brings everything up; errors are raised as they are, after which call stop(). Raises
+        Stop when a signal asks to end meanwhile."""
         settings = self.settings
-
-        def leave(number: int, frame: object) -> None:
-            self._stopping = True
-
-        signal.signal(signal.SIGTERM, leave)
-        signal.signal(signal.SIGINT, leave)
+        self._listen_to_signals()
         self.data.prepare()
         for host, port in ((settings.host, settings.port),
                            (settings.admin_host, settings.admin_port)):  # fmt: skip
@@ -72,25 +81,30 @@ class Node:
         self.data.secret("admin_token")
         listener = Listener(
             settings.host, settings.port, settings.workers, settings.admin_host,
-            settings.admin_port, config,
+            settings.admin_port, settings.drain_seconds, config,
         )  # fmt: skip
         self.data.write(self.data.node_file, written(listener))
         clusters = {cluster.id: cluster}
         self.data.write(self.data.run / "clusters.json", msgspec.json.encode(clusters).decode())
-        self._start_listeners()
+        self.children.start(self._listeners() + of_rooms(settings, config))
+        self._starting = False
+        if self._signals:
+            raise Stop
         return config
 
     def _cluster(self) -> Cluster:
         settings = self.settings
         if settings.database_url:
             return external_cluster(settings.database_url)
+        folder = settings.data_dir / "postgres"
         port = settings.postgres_port or self.data.number("postgres_port", free_port)
-        self.postgres = EmbeddedPostgres(settings.data_dir / "postgres", port)
-        if not _is_free("127.0.0.1", port) and not self._is_ours(port):
-            port = self.data.number("postgres_port.new", free_port)
+        self.postgres = EmbeddedPostgres(folder, port)
+        self.postgres.clear_old_server()
+        if not _is_free("127.0.0.1", port):
+            if settings.postgres_port:
+                raise PortTakenError(f"postgres_port {port} is in use; choose another port")
+            port = self.postgres.port = free_port()
             self.data.write(self.data.run / "postgres_port", f"{port}\n")
-            (self.data.run / "postgres_port.new").unlink(missing_ok=True)
-            self.postgres.port = port
         self.postgres.start()
         return Cluster(
             id=LOCAL_CLUSTER,
@@ -101,61 +115,87 @@ class Node:
             socket_dir=str(self.postgres.socket_dir),
         )
 
-    def _is_ours(self, port: int) -> bool:
-        """After kill -9 the old server may need a moment to follow; wait for it."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if _is_free("127.0.0.1", port):
-                return True
-            time.sleep(0.05)
-        return False
-
     async def _projects(self, dsn: str, cluster: Cluster, config: NodeConfig) -> None:
         projects = Projects(dsn, {cluster.id: cluster}, config)
-        await projects.recover()
+        for slug, problem in (await projects.recover()).items():
+            if problem:
+                print(f"project {slug} is unfinished: {problem}", file=sys.stderr, flush=True)
         self.first_start = await projects.ensure(config.default_project, "postgres")
         record = await projects.find(config.default_project)
         self.data.write(self.data.service_key_file, record.service_key + "\n")
         self.anon_key = record.anon_key
 
-    def _start_listeners(self) -> None:
+    def _listeners(self) -> list[Child]:
         settings = self.settings
         environment = {NODE_FILE: str(self.data.node_file)}
-        self.children.start(
+        return [
             Child(
                 name="admin",
                 command=[sys.executable, "-m", "server.node.admin_main"],
                 environment=environment,
+                order=30,
                 ready=lambda: _answers(settings.admin_host, settings.admin_port),
-            )
-        )
-        self.children.start(
+                stop_seconds=settings.drain_seconds + 5,
+            ),
             Child(
                 name="gateway",
                 command=[sys.executable, "-m", "server.node.gateway_main"],
                 environment=environment,
+                order=30,
                 ready=lambda: _answers(settings.host, settings.port),
+                stop_seconds=settings.drain_seconds + 5,
+            ),
+        ]
+
+    def _listen_to_signals(self) -> None:
+        def asked_to_stop(number: int, frame: object) -> None:
+            self._signals += 1
+            if self._starting and self._signals == 1:
+                raise Stop
+            self.children.hurry = self._signals > 2 or (
+                number == signal.SIGINT and self._signals > 1
             )
-        )
+
+        signal.signal(signal.SIGTERM, asked_to_stop)
+        signal.signal(signal.SIGINT, asked_to_stop)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only to wake the loop
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Watches the children until SIGTERM or SIGINT."""
-        while not self._stopping:
-            time.sleep(0.2)
-            if self._stopping:
-                break
-            self.children.watch()
+        pause, failures = 0.0, 0
+        while not self._signals:
+            select.select([self._wake_read], [], [], pause)
+            try:
+                os.read(self._wake_read, 4096)
+            except BlockingIOError:
+                pass
+            if self._signals:
+                return
+            pause = self.children.watch()
             postgres = self.postgres
-            if postgres is not None and postgres.process and postgres.process.poll() is not None:
-                print("the embedded database ended; starting it again", file=sys.stderr, flush=True)
-                postgres.process = None
+            if postgres is None or not postgres.has_ended():
+                failures = 0
+                continue
+            print("the embedded database ended; starting it again", file=sys.stderr, flush=True)
+            try:
                 postgres.start()
+            except EmbeddedPostgresError as error:
+                failures += 1
+                print(str(error), file=sys.stderr, flush=True)
+                if failures >= DATABASE_TRIES:
+                    raise
+                pause = min(pause, 2.0**failures)
 
     def stop(self) -> None:
+        """Ends the children, the database last. A second Ctrl-C kills what drains."""
+        self._starting = False
+        self._signals = max(self._signals, 1)
         self.children.stop()
         if self.postgres is not None:
             self.postgres.stop()
-        self.data.node_file.unlink(missing_ok=True)
+        if self.data.held:
+            self.data.node_file.unlink(missing_ok=True)
 
 
 def _check_port(host: str, port: int) -> None:

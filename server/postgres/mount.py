@@ -22,7 +22,6 @@ from server.base.context import WorkerContext
 from server.base.http import Request, Response
 from server.base.project import Project
 from server.postgres import faults, introspect
-from server.postgres.execute import ROLE_SETTINGS
 from server.postgres.pool import Pool
 from server.postgres.service import RestEngine, RestRequest
 from server.postgres.settings import RestSettings
@@ -90,13 +89,10 @@ class ProjectRest:
         self._stale = False
         self._version += 1
         catalog = await introspect.load(self.pool.fetch, self.settings, self._version)
-        rows = await self.pool.fetch(ROLE_SETTINGS)
-        roles: dict[str, tuple[tuple[str, str], ...]] = {}
-        for role, name, value in rows:
-            if role is not None and name is not None:
-                roles[role] = (*roles.get(role, ()), (name, value or ""))
         self.pool.forget()
-        self.engine.use(catalog, self.settings, roles)
+        # Settings of the roles are left alone here: the three roles belong to every project of
+        # the cluster, and whoever may switch to one may change its settings (ALTER ROLE ... SET).
+        self.engine.use(catalog, self.settings, {})
         self._loaded_at = time.monotonic()
 
     def _loaded(self, task: asyncio.Task[None]) -> None:
