@@ -1,0 +1,1 @@
+"""`ichibase rest`: the Postgres REST engine alone, configured as PostgREST is."""

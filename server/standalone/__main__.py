@@ -1,0 +1,7 @@
+"""`python -m server.standalone`."""
+
+import sys
+
+from server.standalone.main import main
+
+sys.exit(main())

@@ -1,0 +1,253 @@
+"""The application of one worker of `ichibase rest`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psycopg
+
+from ichicore.errors import ApiError
+from ichicore.pg.errors import PgError
+from server.base.http import Response
+from server.gateway import limits, reply
+from server.gateway.request import EdgeRequest
+from server.postgres import faults, introspect
+from server.postgres.execute import ROLE_SETTINGS
+from server.postgres.pool import Pool
+from server.postgres.service import RestEngine, RestRequest
+from server.standalone import conffile, database
+from server.standalone.admin import AdminServer
+from server.standalone.auth import Authenticator
+from server.standalone.config import Config, ConfigError, load
+from server.standalone.cors import Cors
+
+CONFIG_PATH = "ICHIBASE_REST_CONFIG"
+BODY_LIMIT = 1 << 30
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def read_config(from_database: dict[str, str] | None = None) -> Config:
+    """From the file that CONFIG_PATH names and the environment. ConfigError, ConfFileError."""
+    path = os.environ.get(CONFIG_PATH)
+    file = {}
+    if path:
+        try:
+            file = conffile.parse(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    return load(file, dict(os.environ), from_database)
+
+
+class Standalone:
+    """Engine, tokens and reloads of one worker."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.auth = Authenticator(config)
+        self.cors = Cors(config.cors_origins)
+        self.pool = Pool(
+            config.uri,
+            max_size=config.pool,
+            acquire_timeout=config.pool_acquisition_timeout,
+            idle_timeout=config.pool_max_idletime,
+            application_name="ichibase rest",
+        )
+        self.engine = RestEngine(config.rest, self.pool)
+        self.version = 0
+        self.requests = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reloading = asyncio.Lock()
+        self.admin: AdminServer | None = None
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def start(self) -> None:
+        """Reads the catalog; when the database is away, goes on trying in the background."""
+        if not await self._reload_once():
+            self.spawn(self._reload_until_done())
+        if self.config.channel_enabled:
+            self.spawn(self._listen())
+        if self.config.admin_port is not None:
+            self.admin = AdminServer(self)
+            await self.admin.start()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: self.spawn(self._reload_until_done()))
+        loop.add_signal_handler(signal.SIGUSR2, lambda: self.spawn(self.reload_config()))
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self.admin is not None:
+            await self.admin.stop()
+        await self.pool.close()
+
+    async def ready(self) -> bool:
+        """Whether the catalog is there and the database answers."""
+        if self.engine.catalog is None:
+            return False
+        try:
+            await self.pool.fetch("select 1")
+        except (PgError, *faults.POOL_ERRORS):
+            return False
+        return True
+
+    async def reload_catalog(self) -> None:
+        async with self._reloading:
+            self.version += 1
+            config = self.config
+            catalog = await introspect.load(self.pool.fetch, config.rest, self.version)
+            roles: dict[str, tuple[tuple[str, str], ...]] = {}
+            for role, name, value in await self.pool.fetch(ROLE_SETTINGS):
+                if role is not None and name is not None:
+                    roles[role] = (*roles.get(role, ()), (name, value or ""))
+            self.pool.forget()
+            self.engine.use(catalog, config.rest, roles)
+
+    async def _reload_once(self) -> bool:
+        try:
+            await self.reload_catalog()
+        except (PgError, *faults.POOL_ERRORS) as error:
+            note(f"cannot read the schema: {error}")
+            return False
+        return True
+
+    async def _reload_until_done(self) -> None:
+        """The old catalog stays in use while a new one cannot be read."""
+        for pause in (*RETRY_SECONDS, *([RETRY_SECONDS[-1]] * 100_000)):
+            if await self._reload_once():
+                return
+            await asyncio.sleep(pause)
+
+    async def reload_config(self) -> None:
+        """Takes over what may change at run time; a configuration that is wrong is refused."""
+        try:
+            fresh = read_config()
+            if fresh.from_database:
+                found = await database.read(fresh.uri, fresh.pre_config)
+                fresh = read_config(found)
+            auth = Authenticator(fresh)
+        except (ConfigError, conffile.ConfFileError, psycopg.Error) as error:
+            note(f"the configuration was not reloaded: {error}")
+            return
+        self.config, self.auth, self.cors = fresh, auth, Cors(fresh.cors_origins)
+        await self._reload_once()
+
+    async def _listen(self) -> None:
+        failures, lost = 0, False
+        while True:
+            try:
+                connection: Any = await psycopg.AsyncConnection.connect(
+                    self.config.uri, autocommit=True, connect_timeout=10, keepalives_idle=30
+                )
+                async with connection:
+                    name = self.config.channel.replace('"', '""')
+                    await connection.execute(f'listen "{name}"')
+                    failures = 0
+                    if lost:
+                        self.spawn(self._reload_until_done())
+                    async for notice in connection.notifies():
+                        if notice.payload in {"", "reload schema"}:
+                            self.spawn(self._reload_until_done())
+                        elif notice.payload == "reload config":
+                            self.spawn(self.reload_config())
+            except (psycopg.Error, OSError) as error:
+                if not lost:
+                    note(f"listening on {self.config.channel} ended: {str(error).strip()}")
+            lost = True
+            await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
+            failures += 1
+
+    async def handle(self, scope: Any, protocol: Any) -> None:
+        """One request."""
+        request = EdgeRequest(scope, protocol, BODY_LIMIT)
+        self.requests += 1
+        request.headers = {}
+        try:
+            request.headers = headers = limits.collect(scope.headers)
+            preflight = self.cors.preflight(request.method, headers)
+            if preflight is not None:
+                protocol.response_empty(200, preflight)
+                return
+            response = await self._answer(request, scope.path)
+        except ApiError as error:
+            minimal = self.config.rest.error_verbosity == "minimal"
+            response = faults.api_error(error, minimal=minimal)
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            response = reply.fault()
+        await self._send(protocol, response, request)
+
+    async def _answer(self, request: EdgeRequest, path: str) -> Response:
+        headers = request.headers
+        began = perf_counter()
+        caller = self.auth.identify(headers.get("authorization"))
+        seconds = perf_counter() - began if self.config.rest.server_timing_enabled else None
+        body = b""
+        if request.method in {"POST", "PATCH", "PUT"}:
+            body = await request.read_body()
+        return await self.engine.handle(
+            RestRequest(
+                request.method, path, request.query.encode(), headers, body, role=caller.role,
+                claims_json=caller.claims, is_anonymous=caller.anonymous,
+                base_url=request.base_url, token_seconds=seconds,
+            )
+        )  # fmt: skip
+
+    async def _send(self, protocol: Any, response: Response, request: EdgeRequest) -> None:
+        given = request.headers
+        extra = self.cors.headers(given)
+        trace = self.config.trace_header
+        if trace is not None and trace.lower() in given:
+            extra.append((trace.lower(), given[trace.lower()]))
+        status = response.status if 200 <= response.status <= 599 else 500
+        sent = reply.clean([*response.headers, *extra])
+        if response.stream is not None:
+            await reply.send_stream(protocol, response, request)
+        elif request.method == "HEAD" or status in reply.NO_BODY or not response.body:
+            protocol.response_empty(status, sent)
+        else:
+            protocol.response_bytes(status, sent, response.body)
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Application:
+    """What Granian calls."""
+
+    def __init__(self) -> None:
+        self.server: Standalone | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_until_complete(self._start())
+
+    async def _start(self) -> None:
+        config = read_config()
+        if config.from_database:
+            with contextlib.suppress(psycopg.Error):
+                config = read_config(await database.read(config.uri, config.pre_config))
+        self.server = Standalone(config)
+        await self.server.start()
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.server is not None:
+            loop.run_until_complete(self.server.stop())
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        assert self.server is not None
+        await self.server.handle(scope, protocol)
+
+
+application = Application()

@@ -1,0 +1,129 @@
+"""The program: `ichibase rest [FILE] [--dump-config | --ready | --example]`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from server.standalone import conffile
+from server.standalone.app import CONFIG_PATH, read_config
+from server.standalone.auth import Authenticator
+from server.standalone.config import Config, ConfigError, dump, unknown
+
+EXAMPLE = """\
+# The database to serve; its login should be able to switch to the roles below and nothing else.
+db-uri = "postgresql://authenticator:secret@localhost:5432/app"
+db-schemas = "public"
+db-anon-role = "anon"
+
+# At least 32 characters, or a JWK or JWKSet as JSON; @ names a file.
+jwt-secret = "@/etc/ichibase/jwt_secret"
+
+server-host = "127.0.0.1"
+server-port = 3000
+# admin-server-port = 3001
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ichibase rest",
+        description="Serves one database as the postgrest program does: the same configuration "
+        "file and PGRST_* environment.",
+    )
+    parser.add_argument("file", nargs="?", help="configuration file")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (1)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--dump-config", action="store_true", help="print the settings in force")
+    group.add_argument("-e", "--example", action="store_true", help="print an example file")
+    group.add_argument("--ready", action="store_true", help="ask a running server's admin port")
+    options = parser.parse_args(arguments)
+    if options.example:
+        print(EXAMPLE, end="")
+        return 0
+    if options.file:
+        os.environ[CONFIG_PATH] = str(Path(options.file).resolve())
+    try:
+        config = read_config()
+        Authenticator(config)
+    except (ConfigError, conffile.ConfFileError) as error:
+        print(f"Error in config: {error}", file=sys.stderr)
+        return 1
+    file = conffile.parse(Path(options.file).read_text()) if options.file else {}
+    for name in unknown(file, dict(os.environ)):
+        print(f"unknown setting {name} is ignored", file=sys.stderr)
+    if options.dump_config:
+        print(dump(config), end="")
+        return 0
+    if options.ready:
+        return _ready(config)
+    return _serve(config, options.workers)
+
+
+def _ready(config: Config) -> int:
+    if config.admin_port is None:
+        print("there is no admin-server-port to ask", file=sys.stderr)
+        return 1
+    host = "127.0.0.1" if config.admin_host.startswith(("!", "*")) else config.admin_host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{config.admin_port}/ready", timeout=5):
+            print("OK")
+            return 0
+    except (urllib.error.URLError, OSError) as error:
+        print(f"not ready: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(config: Config, workers: int) -> int:
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
+
+    def forward(number: int, frame: object) -> None:
+        """The reload signals are for the workers."""
+        for pid in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    signal.signal(signal.SIGUSR1, forward)
+    signal.signal(signal.SIGUSR2, forward)
+    host = {"!4": "0.0.0.0", "*4": "0.0.0.0", "*": "::", "!6": "::", "*6": "::"}.get(  # noqa: S104
+        config.host, config.host
+    )
+    where = config.unix_socket or f"{host}:{config.port}"
+    print(f"listening on {where}", file=sys.stderr, flush=True)
+    Granian(
+        "server.standalone.app:application",
+        address=host,
+        port=config.port,
+        uds=Path(config.unix_socket) if config.unix_socket else None,
+        uds_permissions=config.unix_socket_mode if config.unix_socket else None,
+        interface=Interfaces.RSGI,
+        workers=workers,
+        loop=Loops.uvloop,
+        http=HTTPModes.http1,
+        runtime_mode=RuntimeModes.st,
+        websockets=False,
+        backlog=4096,
+        log_enabled=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=15,
+    ).serve()
+    return 0
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
