@@ -384,6 +384,7 @@ cdef class Executor:
     cdef RowFormat _format
     cdef bint _armed
     cdef bint _failed_encoding
+    cdef bint _commit_failed
     cdef unsigned int _defaults     # settings with their default in this session
     cdef Group _paused
     cdef Described _probe_described
@@ -743,6 +744,9 @@ cdef class Executor:
         cdef bint resume
         if res is NULL:
             if command.kind == CMD_SYNC:
+                if self._commit_failed:
+                    self._commit_failed = False  # the end of the error; the sync itself follows
+                    return True
                 if PQstatus(self._conn) == CONNECTION_BAD:
                     self._fail(self._message())
                 else:
@@ -764,6 +768,11 @@ cdef class Executor:
                 self._finish(group, now)
             return True
         if command.kind == CMD_SYNC:
+            if status == PGRES_FATAL_ERROR and PQstatus(self._conn) != CONNECTION_BAD:
+                # The commit itself failed: a deferred constraint, or a serialization failure.
+                self._commit_failed = True
+                self._failed(command, group, res, True)
+                return True
             self._fail("results and groups do not pair up")
             return False
         if status == PGRES_FATAL_ERROR or status == PGRES_PIPELINE_ABORTED:

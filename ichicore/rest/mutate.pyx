@@ -17,7 +17,7 @@ CHANGED = '"ichi_source"'  # FROM item of the changed rows, for read_tree
 # Kept in a setting of the transaction, since it must not need the right to read the table.
 cdef str COUNT_ROW = (
     "set_config('ichibase.inserted', (coalesce(nullif(current_setting('ichibase.inserted', true)"
-    ", '')::int, 0) + 1)::text, true) IS NOT NULL"
+    ", '')::int, 0) + 1)::text, true) <> ''"
 )
 cdef str UNCOUNT_ROW = COUNT_ROW.replace("+ 1", "- 1")
 
