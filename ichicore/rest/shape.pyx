@@ -421,14 +421,14 @@ def scan(bytes raw not None, *, bint rpc=False, bint mutation=False):
         return b"", []
     if start[0] == c'?' or not printable(start, start + size):
         return None
-    # The shape takes as much as the text, a value at most as much for its decoded form and three
-    # times that and four bytes when it becomes an array.
-    if 5 * size + 16 > STACK_BYTES:
-        buffer = <char*>PyMem_Malloc(<size_t>(5 * size + 16))
+    # The shape takes at most half as much again as the text (a marker for an empty value), a value
+    # as much for its decoded form and three times that and four bytes when it becomes an array.
+    if 6 * size + 16 > STACK_BYTES:
+        buffer = <char*>PyMem_Malloc(<size_t>(6 * size + 16))
         if buffer == NULL:
             raise MemoryError
     state.key = buffer
-    state.room = buffer + size
+    state.room = buffer + 2 * size + 2
     state.rpc = rpc
     state.limits = 0
     try:
