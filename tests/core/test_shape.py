@@ -16,7 +16,20 @@ from tests.oracle import rest_query, rest_shape
 TEXT = st.text("ab 1*%.,()\"\\é+&=;'\x00\x01<>{}", max_size=6)
 NAME = st.sampled_from(["id", "name", "a-b", "data->>k", "rel.id", "x y", "a.b.c"])
 OPERATOR = st.sampled_from(
-    ["eq", "neq", "gt", "like", "ilike(any)", "not.eq", "fts", "fts(english)", "cs", "isdistinct", "eq(all)", "match"]
+    [
+        "eq",
+        "neq",
+        "gt",
+        "like",
+        "ilike(any)",
+        "not.eq",
+        "fts",
+        "fts(english)",
+        "cs",
+        "isdistinct",
+        "eq(all)",
+        "match",
+    ]
 )
 FILTER = st.one_of(
     st.tuples(NAME, OPERATOR, TEXT).map(lambda t: (t[0], f"{t[1]}.{t[2]}")),
