@@ -31,10 +31,10 @@ def scan(body: bytes) -> tuple[str, tuple[str, ...], bool] | None:
         if not isinstance(item, dict):
             uniform = False
         elif uniform:
+            if not readable(item):
+                return None
             met = set(item) if met is None else met
             uniform = set(item) == met
-    if first is None:
-        first = next((item for item in value if isinstance(item, dict)), None) if uniform else None
     return "array", tuple(first or ()), uniform
 
 
