@@ -1,0 +1,44 @@
+create schema api;
+create table api.clients (id int primary key, name text not null);
+create table api.projects (
+  id int primary key, name text, client_id int references api.clients deferrable,
+  info jsonb default '{"a": 1}'
+);
+insert into api.clients values (1, 'Ada'), (2, 'Bob');
+insert into api.projects values (1, 'one', 1), (2, 'two', 1), (3, 'three', null);
+create table api.secret (id int, owner text default current_setting('request.jwt.claims')::json->>'sub');
+alter table api.secret enable row level security;
+create policy own on api.secret using (owner = current_setting('request.jwt.claims')::json->>'sub');
+insert into api.secret values (1, 'u1'), (2, 'u2');
+create table api.dropbox (id int primary key, note text);
+create function api.add(a int, b int default 10) returns int language sql immutable as 'select a + b';
+create function api.everyone() returns setof api.clients language sql stable as
+  'select * from api.clients order by id';
+create function api.nothing() returns void language sql as 'select';
+create function api.whole(json) returns json language sql as 'select $1';
+create function api.answer(status text, headers text) returns int language plpgsql as $$
+begin
+  perform set_config('response.status', status, true), set_config('response.headers', headers, true);
+  return 1;
+end $$;
+create function api.break_later() returns void language plpgsql as $$
+begin
+  set constraints all deferred;
+  update api.projects set client_id = 99 where id = 1;
+end $$;
+create function api.complain() returns void language plpgsql as $$
+begin raise sqlstate 'PT402' using message = 'pay', hint = 'soon'; end $$;
+create function api.nap() returns void language sql as 'select pg_sleep(5)';
+create function api.facts() returns json language sql as $$
+  select json_build_object('role', current_user, 'method', current_setting('request.method'),
+    'header', current_setting('request.headers')::json->>'x-test',
+    'cookie', current_setting('request.cookies')::json->>'c',
+    'app', current_setting('app.settings.name'), 'isolation', current_setting('transaction_isolation'))
+$$;
+create function api.wide() returns table (id int, filler text) language sql stable as
+  $$ select n, repeat('x', 2000) from generate_series(1, 3000) n $$;
+create function api.leak() returns text language sql as
+  $$ select coalesce(current_setting('response.headers', true), '') $$;
+grant usage on schema api to rest_anon, rest_user;
+grant select, insert, update, delete on api.clients, api.projects, api.secret to rest_anon, rest_user;
+grant insert on api.dropbox to rest_anon;
