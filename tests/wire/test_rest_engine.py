@@ -279,7 +279,7 @@ def test_errors_of_the_database(rest_dsn: str) -> None:
         assert (got.status, got.json["code"]) == (400, "22P02")
         got = await send("POST", "/clients", b'{"id": 60, "name": "\\u0000"}')
         assert got.status == 400
-        got = await send("POST", "/rpc/answer", b'{"status": "\\ud800"}')
+        got = await send("POST", "/clients", b'{"id": 61, "name": "\\ud800"}')
         assert got.status == 400
         got = await send("GET", "/nothing_here")
         assert (got.status, got.json["code"]) == (404, "PGRST205")
