@@ -53,9 +53,9 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
         interface=Interfaces.RSGI,
         workers=workers,
         loop=Loops.uvloop,
-        task_impl=TaskImpl.asyncio,
+        task_impl=TaskImpl.asyncio,  # the other one leaks what a handler awaits
         http=HTTPModes.http1,
-        runtime_mode=RuntimeModes.st,
+        runtime_mode=RuntimeModes.mt,
         websockets=True,
         backlog=4096,
         log_enabled=False,

@@ -31,6 +31,7 @@ from server.postgres.settings import RestSettings
 from server.postgres.spool import Spool
 
 Setting = tuple[str, str]
+Opening = tuple[Statement, tuple[bytes, ...], tuple[bytes, ...]]
 
 READ_BACK = Statement(
     "SELECT nullif(current_setting('response.headers', true), ''), "
@@ -163,9 +164,9 @@ class Preface:
         statement = Statement(f"SELECT {', '.join(parts)}", result=NONE, per_role=False)
         return statement, tuple(before), tuple(after)
 
-    def add(self, group: Group, plan: Plan, caller: Caller) -> None:
-        """Append the settings, and the pre-request call when there is one."""
-        role = caller.role
+    def opening(self, role: str, plan: Plan) -> Opening:
+        """The statement with the settings, and its parameters before and after the request's own:
+        role, claims, method, path, headers and cookies."""
         key = (
             role if role in self.roles else None,
             plan.schema,
@@ -180,7 +181,12 @@ class Preface:
             if len(self._made) > 1000:
                 self._made.clear()
             made = self._made[key] = self._make(role, plan)
-        statement, before, after = made
+        return made
+
+    def add(self, group: Group, plan: Plan, caller: Caller) -> None:
+        """Append the settings, and the pre-request call when there is one."""
+        role = caller.role
+        statement, before, after = self.opening(role, plan)
         headers, cookies = request_headers(caller.headers)
         group.add(
             statement,

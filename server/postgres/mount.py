@@ -99,7 +99,7 @@ class ProjectRest:
         self._loading = None
         failed = not task.cancelled() and task.exception() is not None
         if self._stale and not failed and self._listener is not None:
-            asyncio.get_running_loop().create_task(self._reload_quietly())  # noqa: RUF006
+            asyncio.get_running_loop().create_task(self._reload_quietly())
 
     async def _reload_quietly(self) -> None:
         """After a notification: the old catalog stays in use when the database is away."""
@@ -172,7 +172,7 @@ class ProjectRest:
     def _changed(self) -> None:
         self._stale = True
         if self._loading is None:
-            asyncio.get_running_loop().create_task(self._reload_quietly())  # noqa: RUF006
+            asyncio.get_running_loop().create_task(self._reload_quietly())
 
     def close(self) -> None:
         if self._listener is not None:

@@ -90,6 +90,23 @@ class Plan:
     settings: tuple[tuple[str, str], ...] = ()
     profile: str | None = None
     cacheable: bool = True
+    express: bool = False
+
+    def is_plain(self) -> bool:
+        """Whether its answer follows from the rows alone, with no header or setting to mind."""
+        return (
+            self.action == "read"
+            and self.result == ROWS
+            and self.count is None
+            and self.estimate is None
+            and self.isolation is None
+            and self.profile is None
+            and self.applied is None
+            and not (
+                self.head or self.ranged or self.needs_gucs or self.inserted or self.checks
+                or self.rollback or self.counted
+            )
+        )  # fmt: skip
 
 
 class Planner:

@@ -137,6 +137,25 @@ class Pool:
             self._leave(group)
             raise
 
+    def submit(self, group: Group, waiter: Any, slow: bool = False) -> None:
+        """As run, for a waiter of one's own with done(), set_result(list) and
+        set_exception(error), which are called from the loop. Raises what run would at once."""
+        loop = self._loop or self._begin()
+        group.waiter = waiter
+        now = loop.time()
+        if self._statement_timeout is not None:
+            group.deadline = now + self._statement_timeout
+        if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
+            group.slow = True
+        self._counts["groups"] += 1
+        if not self._busy:
+            self._wake()
+        self._start(group, now)
+
+    def leave(self, group: Group) -> None:
+        """The waiter of a submitted group does not want its result any more."""
+        self._leave(group)
+
     async def fetch(
         self, sql: str, params: tuple[object, ...] = (), *, timeout: float | None = None
     ) -> list[tuple[str | None, ...]]:
@@ -268,7 +287,7 @@ class Pool:
             executor = pick(self._executors, self._depth, False)
             if executor is not None:
                 self._submit(executor, group, now)
-                if executor.depth > 1 and len(self._links) < self._max_size:
+                if executor.depth > 3 and len(self._links) < self._max_size:
                     self._grow(1)
                 return
         self._refuse_when_away(now)

@@ -9,6 +9,7 @@ from urllib.parse import quote as percent_encode
 import orjson
 
 from ichicore.errors import ApiError
+from ichicore.pg.executor import Result
 from server.base.http import Headers, Response
 from server.postgres.execute import Outcome
 from server.postgres.faults import HIGHEST_STATUS, LOWEST_STATUS, sendable
@@ -169,3 +170,9 @@ async def _closing(spool: Spool) -> AsyncIterator[bytes]:
     with spool:
         async for piece in spool:
             yield piece
+
+
+def large(plan: Plan, result: Result, canonical: str, base_path: str) -> Response:
+    """The answer to a plain read whose body is in a file."""
+    outcome = Outcome(result.rows, body=result.body)
+    return respond(plan, outcome, offset=0, canonical=canonical, base_path=base_path)

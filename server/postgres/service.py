@@ -17,7 +17,7 @@ from ichicore.rest.ast import Query
 from ichicore.rest.catalog import Catalog, Routine
 from server.base.http import Response
 from server.postgres import faults, payloads, ranges, root
-from server.postgres.execute import ROLE_SETTINGS, Preface, Runner, Setting
+from server.postgres.execute import ROLE_SETTINGS, Opening, Preface, Runner, Setting
 from server.postgres.planning import Payload, Plan, Planner, without_tx
 from server.postgres.pool import Pool
 from server.postgres.response import respond
@@ -111,9 +111,17 @@ class _Generation:
         self.accepts: dict[str | None, tuple[accept.MediaType, ...]] = {}
 
     def remember(self, key: object, plan: Plan) -> None:
+        plan.express = plan.is_plain() and not self.settings.server_timing_enabled
         self.plans[key] = plan
         if len(self.plans) > PLANS:
             self.plans.popitem(last=False)
+
+    def short_preface(self, plan: Plan, role: str) -> Opening | None:
+        """The opening statement of a plain read, None when more than that opens it."""
+        preface = self.runner.preface
+        if preface.pre_request is not None or preface.isolation(role, plan) is not None:
+            return None
+        return preface.opening(role, plan)
 
     def prefer(self, header: str | None) -> Preferences:
         found = self.preferences.get(header)
@@ -143,11 +151,11 @@ class RestEngine:
     def __init__(self, settings: RestSettings, pool: Pool) -> None:
         self.settings = settings
         self.pool = pool
-        self._generation: _Generation | None = None
+        self.generation: _Generation | None = None
 
     @property
     def catalog(self) -> Catalog | None:
-        return None if self._generation is None else self._generation.catalog
+        return None if self.generation is None else self.generation.catalog
 
     def use(
         self,
@@ -159,9 +167,9 @@ class RestEngine:
         if settings is not None:
             self.settings = settings
         if roles is None:
-            before = self._generation
+            before = self.generation
             roles = {} if before is None else before.runner.preface.roles
-        self._generation = _Generation(catalog, self.settings, self.pool, roles)
+        self.generation = _Generation(catalog, self.settings, self.pool, roles)
 
     async def handle(self, request: RestRequest) -> Response:
         """The answer; never raises for what a client or the database did."""
@@ -186,7 +194,7 @@ class RestEngine:
             return faults.pool_error(error, minimal=minimal)
 
     async def _answer(self, request: RestRequest, started: float) -> Response:
-        generation = self._generation
+        generation = self.generation
         if generation is None:
             raise ApiError(
                 503,

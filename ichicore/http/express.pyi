@@ -1,0 +1,35 @@
+from collections.abc import Callable
+from typing import Any
+
+class Lane:
+    known: Any
+    denied: Any
+    plans: Any
+    preface: Callable[[Any, str], Any]
+    submit: Callable[[Any, Any, bool], None]
+    leave: Callable[[Any], None]
+    base_path: str
+    rest: Any
+    engine: Any
+    generation: Any
+
+class Ticket:
+    def done(self) -> bool: ...
+    def cancel(self) -> None: ...
+
+class Express:
+    lanes: dict[str | None, Lane]
+    in_flight: dict[int, Any]
+    watchers: dict[int, Any]
+    unwatch: Callable[[int], None]
+    observe: Callable[[int, float], None]
+    failed: Callable[..., int]
+    spooled: Callable[..., None]
+    canonical: Callable[[bytes], str]
+    clock: Callable[[], float]
+    now: Callable[[], float]
+    loop: Any
+    dumps: Callable[[dict[str, str]], bytes]
+    prefix: str
+    def __init__(self, prefix: str) -> None: ...
+    def handle(self, scope: Any, protocol: Any) -> Ticket | None: ...

@@ -1,0 +1,246 @@
+"""The short way of a plain read: a request whose plan is known goes from the HTTP server to the
+database and back without a task, a future or a layer in between.
+
+Only requests without any peculiarity go this way; `Express.handle` gives None for all others, which
+then take the general way. Both give the same answers.
+"""
+cimport cython
+
+from ichicore.pg.executor import Group
+from ichicore.rest import shape as _shape
+from ichicore.rest.sql cimport bind
+
+cdef object scan = _shape.scan
+
+# Headers with which a request takes the general way.
+cdef frozenset PECULIAR = frozenset((
+    "origin", "prefer", "range", "apikey", "cookie", "accept-profile", "x-request-id",
+    "content-length", "transfer-encoding", "upgrade",
+))
+cdef enum:
+    MAX_URL = 8192
+    MAX_HEADERS = 24
+
+
+@cython.final
+cdef class Lane:
+    """What the way needs to know of one host. Replaced when the project or its catalog changes.
+
+    known: verified credentials, by Authorization header, to objects with identity and until.
+    denied: true when some tokens are refused before they expire. plans: by the engine's keys.
+    """
+
+    cdef public object known
+    cdef public object denied
+    cdef public object plans
+    cdef public object preface      # (plan, role) -> (statement, before, after), None: general way
+    cdef public object submit       # (group, waiter, slow) hands a group to the pool
+    cdef public object leave        # (group) gives a group up
+    cdef public str base_path
+    cdef public object rest         # whose `used` is set, so that the project stays awake
+    cdef public object engine       # whose `generation` must be the one of `plans`
+    cdef public object generation
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Ticket:
+    """A request on its way: the executor's waiter and what the HTTP server awaits."""
+
+    cdef object protocol
+    cdef object scope
+    cdef object callback
+    cdef object group
+    cdef object plan
+    cdef object headers
+    cdef str query
+    cdef str path
+    cdef Express express
+    cdef Lane lane
+    cdef double started
+    cdef unsigned long long number
+    cdef bint finished
+    cdef public bint _asyncio_future_blocking
+
+    # The executor's side.
+
+    def done(self):
+        return self.finished
+
+    def set_result(self, list results):
+        cdef object result = results[len(results) - 1]
+        cdef object body = result.body
+        cdef Py_ssize_t rows
+        cdef list headers
+        cdef str location
+        cdef object query
+        if self.finished:
+            return
+        if type(body) is not bytes:
+            self.express.spooled(self.scope, self.protocol, self.headers, self.plan, result,
+                                 self.query, self.lane.base_path, self.number)
+            self.finish(200)
+            return
+        rows = result.rows
+        location = self.lane.base_path + self.path
+        query = self.express.canonical(self.query.encode())
+        if query:
+            location = f"{location}?{query}"
+        headers = [
+            ("content-range", f"0-{rows - 1}/*" if rows else "*/*"),
+            ("content-location", location),
+            ("content-type", self.plan.media.content_type),
+            ("x-request-id", self.express.prefix + "%08x" % self.number),
+        ]
+        self.protocol.response_bytes(200, headers, body)
+        self.finish(200)
+
+    def set_exception(self, error):
+        if self.finished:
+            return
+        self.finish(self.express.failed(self.scope, self.protocol, self.headers, error,
+                                        self.number, self.group.role))
+
+    # The HTTP server's side.
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.finished:
+            raise StopIteration
+        self._asyncio_future_blocking = True
+        return self
+
+    def add_done_callback(self, callback, *, context=None):
+        """For the one task that awaits this. It is called at once when the answer is sent, not in
+        a later turn of the loop: nothing else runs in between that it could disturb."""
+        if self.finished:
+            callback(self)
+        else:
+            self.callback = callback
+
+    def get_loop(self):
+        return self.express.loop
+
+    def result(self):
+        return None
+
+    def cancel(self):
+        """The client has left."""
+        if not self.finished:
+            self.lane.leave(self.group)
+            self.finish(499)
+
+    cdef finish(self, int status):
+        self.finished = True
+        self.express.in_flight.pop(-<long long> self.number, None)
+        if self.express.watchers:
+            self.express.unwatch(-<long long> self.number)
+        self.express.observe(status, self.express.clock() - self.started)
+        callback = self.callback
+        if callback is not None:
+            self.callback = None
+            callback(self)
+
+
+@cython.final
+cdef class Express:
+    """One worker's short way. lanes: by Host header. in_flight: minus number to (started, ticket,
+    protocol), shared with the general way, whose numbers are positive and which watches for clients
+    that leave."""
+
+    cdef public dict lanes
+    cdef public dict in_flight
+    cdef public dict watchers       # who watches for a client that leaves, by number
+    cdef public object unwatch
+    cdef public object observe      # (status, seconds)
+    cdef public object failed       # (scope, protocol, headers, error, number, role): its status
+    cdef public object spooled      # answers with a large body
+    cdef public object canonical    # query string -> the one of Content-Location
+    cdef public object clock        # seconds, for durations
+    cdef public object now          # epoch seconds
+    cdef public object loop         # of the worker; a task that awaits a ticket asks for it
+    cdef public object dumps        # JSON of a dict of headers
+    cdef readonly str prefix
+    cdef unsigned long long count
+
+    def __init__(self, str prefix):
+        self.prefix = prefix
+        self.lanes = {}
+
+    def handle(self, scope, protocol):
+        """A ticket to await, or None when the request has to take the general way."""
+        cdef Lane lane
+        cdef Ticket ticket
+        cdef str path, query
+        cdef dict headers
+        cdef list items
+        cdef object known, plan, made, role, identity, group
+        if scope.method != "GET":
+            return None
+        path = scope.path
+        if not path.startswith("/postgres/"):
+            return None
+        items = scope.headers.items()
+        headers = dict(items)
+        if len(headers) != len(items) or len(items) > MAX_HEADERS:
+            return None
+        lane = self.lanes.get(headers.get("host"))
+        if lane is None or lane.denied or lane.engine.generation is not lane.generation:
+            return None
+        for name in headers:
+            if name in PECULIAR:
+                return None
+        authorization = headers.get("authorization")
+        if authorization is None:
+            return None
+        known = lane.known.get(authorization)
+        if known is None or self.now() >= known.until:
+            return None
+        query = scope.query_string
+        path = path[9:]
+        if len(query) + len(path) > MAX_URL:
+            return None
+        scanned = scan(query.encode())
+        if scanned is None:
+            return None
+        plan = lane.plans.get(
+            (False, path[1:], None, headers.get("accept"), None, False, scanned[0])
+        )
+        if plan is None or not plan.express:
+            return None
+        identity = known.identity
+        role = identity.role
+        made = lane.preface(plan, role)
+        if made is None:
+            return None
+        group = Group(role)
+        group.add(made[0], (
+            *made[1], role.encode(), identity.claims_json, b"GET", path.encode(),
+            self.dumps(headers), b"{}", *made[2],
+        ))
+        group.add(plan.main, bind(plan.layout, scanned[1], None, None, 0))
+        ticket = Ticket.__new__(Ticket)
+        self.count += 1
+        ticket.number = self.count
+        ticket.protocol = protocol
+        ticket.scope = scope
+        ticket.group = group
+        ticket.plan = plan
+        ticket.headers = headers
+        ticket.query = query
+        ticket.path = path
+        ticket.express = self
+        ticket.lane = lane
+        ticket.started = self.clock()
+        self.in_flight[-<long long> ticket.number] = (ticket.started, ticket, protocol)
+        lane.rest.used = ticket.started
+        try:
+            lane.submit(group, ticket, not plan.quick)
+        except Exception as error:
+            ticket.set_exception(error)
+        return ticket

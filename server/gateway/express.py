@@ -1,0 +1,109 @@
+"""Opens the short way of plain reads for the hosts whose project has its engine ready."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter, time
+from typing import Any
+
+import orjson
+
+from ichicore.http.express import Express, Lane
+from ichicore.http.target import canonical
+from ichicore.pg.errors import PgError
+from server.base.http import Response
+from server.gateway import reply
+from server.gateway.edge import Edge
+from server.gateway.request import EdgeRequest
+from server.gateway.routes import ROUTES
+from server.gateway.site import Site
+
+
+class ExpressWay:
+    """Keeps the lanes of one worker. `rest_of` gives a project's mounted engine, or None."""
+
+    def __init__(self, edge: Edge, rest_of: Any, faults: Any, large: Any) -> None:
+        """faults: the Postgres service's module of error answers. large: makes the Response of a
+        body that is in a file."""
+        self.edge = edge
+        self.large = large
+        self.rest_of = rest_of
+        self.faults = faults
+        self.way = Express(f"{edge._prefix}x")
+        self.way.in_flight = edge._in_flight
+        self.way.watchers = edge._watchers
+        self.way.unwatch = edge._unwatch
+        self.way.observe = edge._timers["postgres"].observe
+        self.way.failed = self.failed
+        self.way.spooled = self.spooled
+        self.way.canonical = canonical
+        self.way.clock = perf_counter
+        self.way.now = time
+        self.way.dumps = orjson.dumps
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def open(self, host: str | None, site: Site) -> None:
+        """A request of this host was served the general way: the next ones may go the short way."""
+        rest = self.rest_of(site.project)
+        generation = None if rest is None else rest.engine.generation
+        if generation is None:
+            return
+        lane = self.way.lanes.get(host)
+        if lane is not None and lane.generation is generation and lane.known is site.ring.known:
+            return
+        if len(self.way.lanes) > 4096:
+            self.way.lanes.clear()
+        lane = Lane()
+        lane.known = site.ring.known
+        lane.denied = site.ring.denied
+        lane.plans = generation.plans
+        lane.preface = generation.short_preface
+        lane.submit = rest.pool.submit
+        lane.leave = rest.pool.leave
+        lane.base_path = rest.settings.base_path
+        lane.rest = rest
+        lane.engine = rest.engine
+        lane.generation = generation
+        self.way.lanes[host] = lane
+
+    def close_all(self) -> None:
+        """A project or a catalog has changed."""
+        self.way.lanes.clear()
+
+    def _request(
+        self, scope: Any, protocol: Any, headers: dict[str, str], number: int
+    ) -> EdgeRequest:
+        request = EdgeRequest(scope, protocol, self.edge.body_limit)
+        request.headers = headers
+        request.route = ROUTES["postgres"]
+        request.id = f"{self.way.prefix}{number:08x}"
+        return request
+
+    def failed(
+        self, scope: Any, protocol: Any, headers: dict[str, str], error: Exception, number: int,
+        role: str,
+    ) -> int:  # fmt: skip
+        """Answers what the database or the pool refused; the status."""
+        request = self._request(scope, protocol, headers, number)
+        if isinstance(error, PgError):
+            response = self.faults.database_error(
+                error, authenticated=role != "anon", minimal=False
+            )
+        elif isinstance(error, self.faults.POOL_ERRORS):
+            response = self.faults.pool_error(error, minimal=False)
+        else:
+            return self.edge._fault(error, request, protocol)
+        return reply.send(protocol, response, request)
+
+    def spooled(
+        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
+        query: str, base_path: str, number: int,
+    ) -> None:  # fmt: skip
+        """Answers with a body that is in a file."""
+        request = self._request(scope, protocol, headers, number)
+        response: Response = self.large(plan, result, canonical(query.encode()), base_path)
+        task = asyncio.get_running_loop().create_task(
+            reply.send_stream(protocol, response, request)
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
