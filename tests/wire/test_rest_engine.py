@@ -132,8 +132,8 @@ def test_a_cached_plan_answers_like_a_new_one(rest_dsn: str) -> None:
     async def test(send: Send, engine: RestEngine) -> None:
         target = "/projects?select=id,clients(name)&id=eq.{}&or=(name.eq.two,id.lt.{})&limit=5"
         first = {n: (await send("GET", target.format(n, n + 1))).body for n in (1, 2, 3)}
-        assert engine._generation is not None
-        assert len(engine._generation.plans) == 1
+        assert engine.generation is not None
+        assert len(engine.generation.plans) == 1
         for n, body in first.items():
             assert (await send("GET", target.format(n, n + 1))).body == body
             assert json.loads(body)[0]["id"] == n
