@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -63,6 +62,7 @@ class Standalone:
         self.engine = RestEngine(config.rest, self.pool)
         self.version = 0
         self.requests = 0
+        self.config_pending = False  # the settings in the database could not be read yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
         self.admin: AdminServer | None = None
@@ -74,7 +74,7 @@ class Standalone:
 
     async def start(self) -> None:
         """Reads the catalog; when the database is away, goes on trying in the background."""
-        if not await self._reload_once():
+        if self.config_pending or not await self._reload_once():
             self.spawn(self._reload_until_done())
         if self.config.channel_enabled:
             self.spawn(self._listen())
@@ -124,10 +124,16 @@ class Standalone:
 
     async def _reload_until_done(self) -> None:
         """The old catalog stays in use while a new one cannot be read."""
-        for pause in (*RETRY_SECONDS, *([RETRY_SECONDS[-1]] * 100_000)):
-            if await self._reload_once():
+        attempt = 0
+        while True:
+            if self.config_pending:
+                await self.reload_config()
+                if not self.config_pending:
+                    return
+            elif await self._reload_once():
                 return
-            await asyncio.sleep(pause)
+            await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+            attempt += 1
 
     async def reload_config(self) -> None:
         """Takes over what may change at run time; a configuration that is wrong is refused."""
@@ -141,7 +147,10 @@ class Standalone:
             note(f"the configuration was not reloaded: {error}")
             return
         self.config, self.auth, self.cors = fresh, auth, Cors(fresh.cors_origins)
-        await self._reload_once()
+        if await self._reload_once():
+            self.config_pending = False
+        elif not self.config_pending:
+            self.spawn(self._reload_until_done())
 
     async def _listen(self) -> None:
         failures, lost = 0, False
@@ -213,6 +222,9 @@ class Standalone:
         status = response.status if 200 <= response.status <= 599 else 500
         sent = reply.clean([*response.headers, *extra])
         if response.stream is not None:
+            # Streams leave by the gateway's way, which names the request in a header of its own.
+            request.id = given.get("x-request-id", request.id)
+            request.cors = tuple(pair for pair in extra if pair[0] != "x-request-id")
             await reply.send_stream(protocol, response, request)
         elif request.method == "HEAD" or status in reply.NO_BODY or not response.body:
             protocol.response_empty(status, sent)
@@ -235,10 +247,18 @@ class Application:
 
     async def _start(self) -> None:
         config = read_config()
+        pending = False
         if config.from_database:
-            with contextlib.suppress(psycopg.Error):
-                config = read_config(await database.read(config.uri, config.pre_config))
+            try:
+                fresh = read_config(await database.read(config.uri, config.pre_config))
+                Authenticator(fresh)
+                config = fresh
+            except ConfigError as error:
+                note(f"the settings in the database are not used: {error}")
+            except psycopg.Error:
+                pending = True
         self.server = Standalone(config)
+        self.server.config_pending = pending
         await self.server.start()
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:

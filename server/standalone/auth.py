@@ -68,7 +68,7 @@ class Authenticator:
         self._check(claims, now)
         caller = self._caller(claims)
         if self.config.jwt_cache and claims.get("nbf") is None:
-            exp = claims.get("exp")
+            exp = _seconds(claims, "exp")
             self._callers.put(token, (float("inf") if exp is None else exp + SKEW, caller))
         return caller
 
@@ -101,32 +101,38 @@ class Authenticator:
         return claims
 
     def _check(self, claims: dict[str, Any], now: float) -> None:
+        """The first claim that does not hold, in this order, is the one told."""
         whole = int(now)
-        times = {}
-        for name in ("exp", "nbf", "iat"):
-            value = claims.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise refused("PGRST303", f"The JWT '{name}' claim must be a number")
-            times[name] = int(value)
-        audience = claims.get("aud")
-        if audience is not None and not (
-            isinstance(audience, str)
-            or (isinstance(audience, list) and all(isinstance(a, str) for a in audience))
-        ):
-            raise refused("PGRST303", "The JWT 'aud' claim must be a string or an array of strings")
-        if "exp" in times and whole - SKEW > times["exp"]:
+        exp = _seconds(claims, "exp")
+        if exp is not None and whole - SKEW > exp:
             raise refused("PGRST303", "JWT expired")
-        if "nbf" in times and whole + SKEW < times["nbf"]:
+        nbf = _seconds(claims, "nbf")
+        if nbf is not None and whole + SKEW < nbf:
             raise refused("PGRST303", "JWT not yet valid")
-        if "iat" in times and whole + SKEW < times["iat"]:
+        iat = _seconds(claims, "iat")
+        if iat is not None and whole + SKEW < iat:
             raise refused("PGRST303", "JWT issued at future")
+        audience = claims.get("aud")
+        if audience is None:
+            return
+        listed = [audience] if isinstance(audience, str) else audience
+        if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+            raise refused("PGRST303", "The JWT 'aud' claim must be a string or an array of strings")
         wanted = self.config.jwt_aud
-        if wanted is not None and audience:
-            listed = [audience] if isinstance(audience, str) else audience
-            if wanted not in listed:
-                raise refused("PGRST303", "JWT not in audience")
+        if wanted is not None and listed and wanted not in listed:
+            raise refused("PGRST303", "JWT not in audience")
+
+
+def _seconds(claims: dict[str, Any], name: str) -> int | None:
+    """A time claim. A number that is no whole one, or beyond 64 bits, counts as 0."""
+    value = claims.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refused("PGRST303", f"The JWT '{name}' claim must be a number")
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else 0
+    return value if abs(value) < 1 << 63 else 0
 
 
 def _bearer(header: str | None) -> str | None:

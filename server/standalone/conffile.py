@@ -64,7 +64,7 @@ def _value(text: str, position: int, line: int) -> tuple[str | bool | int, int]:
 
 
 def _string(text: str, position: int, line: int) -> tuple[str, int]:
-    parts = []
+    parts: list[str] = []
     while position < len(text):
         character = text[position]
         if character == '"':
