@@ -55,7 +55,8 @@ def _sealed(response: Response, request: EdgeRequest) -> Headers:
             cors = (VARY,)
         else:
             headers = [pair for pair in headers if not pair[0].startswith("access-control-")]
-    headers.append(("x-request-id", request.id))
+    if request.id:
+        headers.append(("x-request-id", request.id))
     headers.extend(cors)
     return headers
 

@@ -195,7 +195,12 @@ class Standalone:
         except Exception:
             traceback.print_exc(file=sys.stderr)
             response = reply.fault()
-        await self._send(protocol, response, request)
+        try:
+            await self._send(protocol, response, request)
+        except Exception:
+            # The HTTP server ends the answer; only this tells why.
+            traceback.print_exc(file=sys.stderr)
+            raise
 
     async def _answer(self, request: EdgeRequest, path: str) -> Response:
         headers = request.headers
@@ -222,9 +227,8 @@ class Standalone:
         status = response.status if 200 <= response.status <= 599 else 500
         sent = reply.clean([*response.headers, *extra])
         if response.stream is not None:
-            # Streams leave by the gateway's way, which names the request in a header of its own.
-            request.id = given.get("x-request-id", request.id)
-            request.cors = tuple(pair for pair in extra if pair[0] != "x-request-id")
+            request.id = ""
+            request.cors = tuple(extra)
             await reply.send_stream(protocol, response, request)
         elif request.method == "HEAD" or status in reply.NO_BODY or not response.body:
             protocol.response_empty(status, sent)

@@ -1,0 +1,248 @@
+"""The program `ichibase rest` against a real database: requests, reloads, faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import jwt
+import psycopg
+import pytest
+
+from server.node.embedded_pg import EmbeddedPostgres, free_port
+
+SECRET = "reallyreallyreallyreallyverysafe"
+SCHEMA = """
+create role rest_anon;
+create role rest_author;
+create role rest_login login noinherit password 'rest';
+grant rest_anon, rest_author to rest_login;
+create schema api;
+grant usage on schema api to rest_anon, rest_author;
+create table api.items (id int primary key, name text);
+insert into api.items select n, 'item ' || n from generate_series(1, 5) n;
+grant select on api.items to rest_anon;
+grant all on api.items to rest_author;
+create function api.big(size int) returns setof api.items language sql stable as
+  $$ select n, repeat('x', 1000) from generate_series(1, size) n $$;
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedPostgres]:
+    """A cluster of its own, since a test stops it."""
+    folder = Path(tempfile.mkdtemp(prefix="ichi-rest-pg-"))
+    folder.chmod(0o755)
+    found = EmbeddedPostgres(folder, free_port(), options={"fsync": "off"})
+    found.start()
+    with psycopg.connect(found.dsn(), autocommit=True) as admin:
+        admin.execute(SCHEMA)
+    yield found
+    found.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Program:
+    """A running program; base and admin are its URLs."""
+
+    def __init__(self, folder: Path, cluster: EmbeddedPostgres) -> None:
+        self.file = folder / "rest.conf"
+        port, admin = free_port(), free_port()
+        self.base, self.admin = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
+        self.lines = [
+            f'db-uri = "{cluster.dsn()} user=rest_login password=rest"',
+            'db-schemas = "api"',
+            'db-anon-role = "rest_anon"',
+            f'jwt-secret = "{SECRET}"',
+            'server-host = "127.0.0.1"',
+            f"server-port = {port}",
+            f"admin-server-port = {admin}",
+            'server-trace-header = "X-Request-Id"',
+        ]
+        self.write()
+        self.log = (folder / "log").open("w+")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PGRST_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "server.standalone", str(self.file)],
+            stderr=self.log, stdout=self.log, env=environment,
+        )  # fmt: skip
+
+    def write(self, *more: str) -> None:
+        self.file.write_text("\n".join([*self.lines, *more]) + "\n")
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return httpx.get(self.base + path, headers=named, timeout=10)
+
+    def reaches(self, holds: Callable[[], bool], seconds: float = 15) -> None:
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                if holds():
+                    return
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > until:
+                self.log.seek(0)
+                raise AssertionError(self.log.read()[-2000:])
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(20)
+        self.log.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def program(cluster: EmbeddedPostgres) -> Iterator[Program]:
+    folder = Path(tempfile.mkdtemp(prefix="ichi-rest-"))
+    found = Program(folder, cluster)
+    try:
+        found.reaches(lambda: httpx.get(found.admin + "/ready").status_code == 200)
+        yield found
+    finally:
+        assert found.stop() == 0
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def bearer(**claims: object) -> str:
+    return "Bearer " + jwt.encode(dict(claims), SECRET, "HS256")
+
+
+def test_requests(program: Program) -> None:
+    found = program.get("/items?id=eq.2", x_request_id="abc")
+    assert (found.status_code, found.json()) == (200, [{"id": 2, "name": "item 2"}])
+    assert found.headers["x-request-id"] == "abc"
+    assert program.get("/items?id=2").json()["code"] == "PGRST100"
+    refused = program.get("/items", authorization="Bearer x.y.z")
+    assert (refused.status_code, refused.json()["code"]) == (401, "PGRST301")
+    assert refused.headers["www-authenticate"].startswith("Bearer error=")
+    body = [{"id": 100, "name": "new"}]
+    url = program.base + "/items"
+    assert httpx.post(url, json=body).status_code == 401
+    author = {"authorization": bearer(role="rest_author")}
+    assert httpx.post(url, json=body, headers=author).status_code == 201
+    assert httpx.delete(url + "?id=eq.100", headers=author).status_code == 204
+
+
+def test_a_streamed_answer_keeps_its_headers(program: Program) -> None:
+    found = program.get("/rpc/big?size=8000", origin="http://a.example", x_request_id="abc")
+    assert (found.status_code, len(found.json())) == (200, 8000)
+    assert found.headers["access-control-allow-origin"] == "*"
+    assert found.headers.get_list("x-request-id") == ["abc"]
+
+
+def test_preflight(program: Program) -> None:
+    found = httpx.options(
+        program.base + "/items",
+        headers={"origin": "http://a.example", "access-control-request-method": "POST",
+                 "access-control-request-headers": "Foo,Bar"},
+    )  # fmt: skip
+    assert found.status_code == 200
+    assert found.headers["access-control-allow-headers"].startswith("Authorization, Foo, Bar")
+
+
+def test_admin_port(program: Program) -> None:
+    assert httpx.get(program.admin + "/live").status_code == 200
+    assert "requests" in httpx.get(program.admin + "/metrics").text
+    shown = httpx.get(program.admin + "/config").text
+    assert 'db-schemas = "api"' in shown
+    assert SECRET not in shown
+    assert "api.items" in httpx.get(program.admin + "/schema_cache").json()["tables"]
+    assert httpx.get(program.admin + "/other").status_code == 404
+
+
+@pytest.mark.parametrize("way", ["notify", "signal"])
+def test_schema_reload(program: Program, cluster: EmbeddedPostgres, way: str) -> None:
+    path = f"/later_{way}"
+    assert program.get(path).json()["code"] == "PGRST205"
+    with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
+        admin.execute(f"create table api.later_{way} (id int)")
+        admin.execute(f"grant select on api.later_{way} to rest_anon")
+        if way == "notify":
+            admin.execute("notify pgrst, 'reload schema'")
+        else:
+            program.process.send_signal(signal.SIGUSR1)
+    program.reaches(lambda: program.get(path).status_code == 200)
+
+
+def test_configuration_reload(program: Program, cluster: EmbeddedPostgres) -> None:
+    assert len(program.get("/items").json()) == 5
+    program.write("db-max-rows = 2")
+    program.process.send_signal(signal.SIGUSR2)
+    program.reaches(lambda: len(program.get("/items").json()) == 2)
+    program.write("db-max-rows = many")
+    program.process.send_signal(signal.SIGUSR2)
+    time.sleep(0.3)
+    assert len(program.get("/items").json()) == 2
+    program.write()
+    with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
+        admin.execute("alter role rest_login set pgrst.db_max_rows = '3'")
+        admin.execute("notify pgrst, 'reload config'")
+        program.reaches(lambda: len(program.get("/items").json()) == 3)
+        admin.execute("alter role rest_login reset all")
+        admin.execute("notify pgrst, 'reload config'")
+    program.reaches(lambda: len(program.get("/items").json()) == 5)
+
+
+def test_the_database_goes_away_and_comes_back(program: Program, cluster: EmbeddedPostgres) -> None:
+    assert program.get("/items").status_code == 200
+    cluster.stop()
+    program.reaches(lambda: program.get("/items").status_code == 503)
+    away = program.get("/items")
+    assert away.json()["code"] in ("PGRST000", "PGRST001", "PGRST002")
+    assert away.headers["retry-after"].isdigit()
+    assert httpx.get(program.admin + "/ready").status_code == 503
+    assert httpx.get(program.admin + "/live").status_code == 200
+    cluster.start()
+    program.reaches(lambda: program.get("/items").status_code == 200, 40)
+    program.reaches(lambda: httpx.get(program.admin + "/ready").status_code == 200)
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PGRST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "server.standalone", *arguments],
+        env={**environment, **settings}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"PGRST_JWT_SECRET": "short"}, "at least 32 characters"),
+        ({"PGRST_DB_TX_END": "maybe"}, "Invalid transaction termination"),
+        ({"PGRST_OPENAPI_MODE": "x"}, "Invalid openapi-mode"),
+        ({"PGRST_ADMIN_SERVER_PORT": "3000"}, "cannot be the same as server-port"),
+        ({"PGRST_SERVER_UNIX_SOCKET_MODE": "888"}, "not an octal"),
+    ],
+)
+def test_bad_settings_refuse_to_start(settings: dict[str, str], reason: str) -> None:
+    done = run(**settings)
+    assert done.returncode == 1
+    assert reason in done.stderr
+
+
+def test_dump_example_and_warnings(tmp_path: Path) -> None:
+    done = run("--dump-config", PGRST_DB_SCHEMAS="a,b", PGRST_NOT_KNOWN="1")
+    assert done.returncode == 0
+    assert 'db-schemas = "a,b"' in done.stdout
+    assert "PGRST_NOT_KNOWN" in done.stderr
+    example = tmp_path / "example.conf"
+    example.write_text(
+        run("--example").stdout.replace('"@/etc/ichibase/jwt_secret"', f'"{SECRET}"')
+    )
+    assert run(str(example), "--dump-config").returncode == 0
+    missing = run(str(tmp_path / "none.conf"))
+    assert missing.returncode == 1
+    assert "No such file" in missing.stderr
+    assert run("--ready", PGRST_ADMIN_SERVER_PORT=str(free_port())).returncode == 1
