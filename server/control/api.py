@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -31,7 +31,10 @@ class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RunSql(msgspec.Struct, forbid_unknown_fields=True):
+    """timeout_ms: for all of the statements."""
+
     sql: str
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=sqlrun.LONGEST_TIMEOUT_MS)] = sqlrun.TIMEOUT_MS
 
 
 class Migration(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,6 +78,8 @@ class AdminApi:
             body=RunSql)  # fmt: skip
         add("POST", "/admin/v1/projects/{project}/migrations", self.migrate,
             "Apply a migration once", body=Migration)  # fmt: skip
+        add("GET", "/admin/v1/projects/{project}/migrations", self.migrations,
+            "Migrations applied so far")  # fmt: skip
         for room in ROOMS:
             name = f"server.{room}.admin"
             if importlib.util.find_spec(name) is not None:
@@ -138,8 +143,12 @@ class AdminApi:
 
     async def sql(self, request: AdminRequest) -> AdminResponse:
         wanted = request.decode(RunSql)
-        return AdminResponse(value={"results": await sqlrun.execute(await self._owner(request),
-                                                                    wanted.sql)})  # fmt: skip
+        owner = await self._owner(request)
+        results = await sqlrun.execute(owner, wanted.sql, wanted.timeout_ms)
+        return AdminResponse(value={"results": results})
+
+    async def migrations(self, request: AdminRequest) -> AdminResponse:
+        return AdminResponse(value=await sqlrun.applied(await self._owner(request)))
 
     async def migrate(self, request: AdminRequest) -> AdminResponse:
         wanted = request.decode(Migration)
