@@ -70,7 +70,7 @@ cdef struct Command:
 cdef size_t SPILL_AT = 4 << 20
 cdef size_t SPILL_PIECE = 256 << 10
 # A statement whose bodies have stayed below this is read as a whole result, which is cheaper.
-cdef Py_ssize_t WHOLE_BELOW = 32 << 10
+cdef Py_ssize_t WHOLE_BELOW = 1 << 20
 
 # Settings that encoders depend on; a group that may change one is encoded by Postgres instead.
 cdef dict FORMAT_SETTINGS = {

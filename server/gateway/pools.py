@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from server.base.context import Directory
 from server.base.metrics import Labels
 from server.base.project import Project
+from server.postgres.mount import rest_settings
 from server.postgres.pool import ConnectionBudget, Pool
 
 IDLE = 60.0  # seconds after which an unused connection is closed
 SWEEP = 30.0  # seconds between looks at pools without connections
 TIERS = {"free": 10, "pro": 60}  # connections of one project in one worker
 ACQUIRE = 10.0  # seconds a request waits for a connection
+
+
+def with_settings(dsn: str, settings: tuple[tuple[str, str], ...]) -> str:
+    """A connection URL whose sessions begin with these settings."""
+    options = " ".join(
+        f"-c {name}={value}".replace("\\", "\\\\").replace(" ", "\\ ").replace("-c\\ ", "-c ", 1)
+        for name, value in settings
+    )
+    return f"{dsn}{'&' if '?' in dsn else '?'}options={quote(options)}"
 
 
 class ProjectPools:
@@ -30,8 +41,12 @@ class ProjectPools:
         self._slugs: dict[str, str] = {}  # slug > project id
 
     def data(self, project: Project) -> Pool:
-        """Logs in as the authenticator: for requests made in a client's role."""
-        return self._pool(project, "data", project.authenticator_dsn)
+        """Logs in as the authenticator: for requests made in a client's role. Its connections
+        have the settings that all requests share from their start."""
+        dsn = project.authenticator_dsn
+        if dsn is not None:
+            dsn = with_settings(dsn, rest_settings(project, self.statement_timeout_ms).preset)
+        return self._pool(project, "data", dsn)
 
     def system(self, project: Project) -> Pool:
         """Logs in as the owner of the schemas auth, storage and realtime."""
@@ -68,10 +83,8 @@ class ProjectPools:
         id = self._slugs.get(slug) if project is None else project.id
         for key in [key for key in self._pools if key[0] == id]:
             dsn, pool = self._pools[key]
-            kept = project is not None and dsn == (
-                project.authenticator_dsn if key[1] == "data" else project.system_dsn
-            )
-            if not kept or key[1] == "data":  # the statement timeout may have changed
+            kept = project is not None and key[1] == "system" and dsn == project.system_dsn
+            if not kept:  # the settings of data connections may have changed
                 del self._pools[key]
                 self._close(pool)
 

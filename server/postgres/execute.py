@@ -99,6 +99,11 @@ def request_headers(headers: dict[str, str]) -> tuple[bytes, bytes]:
     return orjson.dumps(rest), orjson.dumps({name: one.value for name, one in jar.items()})
 
 
+def search_path(schema: str, extra: tuple[str, ...]) -> str:
+    """The search path of a request to a schema."""
+    return ", ".join(quote(name) for name in (schema, *extra))
+
+
 class Preface:
     """The statement that opens every transaction: role, claims and the other settings.
 
@@ -136,8 +141,10 @@ class Preface:
             count += 2
             values.extend((name.encode(), text.encode()))
 
-        path = ", ".join(quote(s) for s in (plan.schema, *self.settings.extra_search_path))
-        setting("search_path", before, path)
+        path = search_path(plan.schema, self.settings.extra_search_path)
+        preset = self.settings.preset
+        if ("search_path", path) not in preset:
+            setting("search_path", before, path)
         # Before the role, so that settings granted to the login alone can be set too.
         for name, text in self.roles.get(role, ()):
             if name != ISOLATION:
@@ -148,8 +155,9 @@ class Preface:
         setting("request.cookies", None)
         if plan.preferences.timezone is not None:
             setting("timezone", after, plan.preferences.timezone)
-        if self.settings.statement_timeout_ms is not None:
-            setting("statement_timeout", after, str(self.settings.statement_timeout_ms))
+        timeout = self.settings.statement_timeout_ms
+        if timeout is not None and ("statement_timeout", str(timeout)) not in preset:
+            setting("statement_timeout", after, str(timeout))
         for name, text in plan.settings:
             named(after, name, text)
         for name, text in self.settings.app_settings:

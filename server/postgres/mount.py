@@ -41,7 +41,7 @@ def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
     known = {field.name for field in msgspec.structs.fields(RestSettings)}
     values = {name: value for name, value in given.items() if name in known}
     values.setdefault("statement_timeout_ms", node_timeout_ms)
-    return msgspec.convert(
+    made = msgspec.convert(
         {
             **values,
             "anon_role": "anon",
@@ -51,6 +51,11 @@ def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
         },
         RestSettings,
     )
+    preset = (
+        ("search_path", search_path(made.schemas[0], made.extra_search_path)),
+        ("statement_timeout", str(made.statement_timeout_ms)),
+    )
+    return msgspec.structs.replace(made, preset=preset)
 
 
 class ProjectRest:

@@ -15,6 +15,8 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     concatenate_order: repeated order= parameters add up instead of the first one winning.
     profile_on_rpc_head: Content-Profile chooses the schema on HEAD /rpc too.
+    preset: session settings that every connection of the pool has from its start, as (name, value);
+    a transaction need not set them again.
     base_path: prefix under which clients see the engine ("/postgres" or ""), for Location.
     """
 
@@ -43,3 +45,4 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
     concatenate_order: bool = False
     profile_on_rpc_head: bool = False
     base_path: str = ""
+    preset: tuple[tuple[str, str], ...] = ()

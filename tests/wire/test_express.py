@@ -1,0 +1,170 @@
+"""Plain reads take a short way once their plan is known: the answers must be those of the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import jwt
+import pytest
+
+from server.node.embedded_pg import free_port
+
+SQL = """
+create table notes (id int primary key, owner uuid, body text, big text);
+alter table notes enable row level security;
+create policy own on notes using (owner = (select auth.uid()));
+insert into notes select g, ('00000000-0000-4000-8000-00000000000' || g % 2)::uuid, 'n' || g,
+  repeat('x', 2000) from generate_series(1, 4000) g;
+create view failing as select 1 / (id - id) as x from notes;
+create table open (id int primary key);
+insert into open select generate_series(1, 3);
+"""
+USERS = [f"00000000-0000-4000-8000-00000000000{n}" for n in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("express")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    environment = {**os.environ, "ICHIBASE_DATA_DIR": str(folder / "data")}
+    port, admin = free_port(), free_port()
+    base = [sys.executable, "-m", "server.cli.main"]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*base, "serve", "--port", str(port), "--admin-port", str(admin)],
+            env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(400):
+        if answer(url + "/readyz")[0] == 200:
+            break
+        time.sleep(0.05)
+    subprocess.run([*base, "sql", "default", "-c", SQL], env=environment, check=True,
+                   capture_output=True)  # fmt: skip
+    status = subprocess.run([*base, "status", "--project", "default", "--json"], env=environment,
+                            check=True, capture_output=True, text=True)  # fmt: skip
+    project = json.loads(status.stdout)
+
+    def sql(text):
+        subprocess.run([*base, "sql", "default", "-c", text], env=environment, check=True,
+                       capture_output=True)  # fmt: skip
+
+    project["sql"] = sql
+    yield project
+    process.terminate()
+    process.wait(30)
+
+
+def answer(url, headers=None):
+    try:
+        request = urllib.request.Request(url, headers=headers or {})
+        with urllib.request.urlopen(request, timeout=20) as found:
+            return found.status, dict(found.headers), found.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+    except OSError:
+        return 0, {}, b""
+
+
+def bearer(project, user=None, **claims):
+    if user is None:
+        return {"authorization": f"Bearer {project['anon_key']}"}
+    now = int(time.time())
+    payload = {"sub": user, "role": "authenticated", "aud": "authenticated",
+               "iat": now, "exp": now + 60, **claims}  # fmt: skip
+    return {"authorization": f"Bearer {jwt.encode(payload, project['jwt_secret'], 'HS256')}"}
+
+
+def same(first, second):
+    volatile = {"x-request-id", "date"}
+    strip = [{k: v for k, v in one[1].items() if k not in volatile} for one in (first, second)]
+    assert first[0] == second[0]
+    assert strip[0] == strip[1]
+    assert first[2] == second[2]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "?id=eq.2", "?id=in.(2,4,6)&select=id,body", "?body=like.n1*&order=id.desc", "?id=eq.-1",
+     "?or=(id.eq.2,id.eq.4)&order=id", "?select=a:body,id&id=lt.9&order=id.desc.nullslast"],
+)  # fmt: skip
+def test_both_ways_give_the_same_answer(node, query):
+    url = f"{node['url']}/postgres/notes{query}"
+    headers = bearer(node, USERS[0])
+    first = answer(url, headers)
+    again = [answer(url, headers) for _ in range(3)]
+    assert first[0] == 200
+    for one in again:
+        same(first, one)
+
+
+def test_users_of_one_plan_see_their_own_rows_only(node):
+    url = f"{node['url']}/postgres/notes?id=lt.20&select=id,owner"
+    for _ in range(3):
+        for user in USERS:
+            rows = json.loads(answer(url, bearer(node, user))[2])
+            assert {row["owner"] for row in rows} == {user}
+        assert answer(url, bearer(node))[2] == b"[]"
+
+
+def test_an_error_on_the_short_way_is_a_coded_answer(node):
+    url = f"{node['url']}/postgres/notes?id=eq."
+    headers = bearer(node, USERS[0])
+    for value in ("1", "2", "x", "99999999999", "3"):
+        status, _, body = answer(url + value, headers)
+        assert status == (200 if value in "123" else 400)
+        assert isinstance(json.loads(body), list if status == 200 else dict)
+    denied = [answer(f"{node['url']}/postgres/failing", headers) for _ in range(3)]
+    assert {one[0] for one in denied} == {400}
+
+
+def test_a_large_answer_goes_through_a_file_and_is_whole(node):
+    url = f"{node['url']}/postgres/notes"
+    for _ in range(3):
+        status, headers, body = answer(url, bearer(node, USERS[1]))
+        assert status == 200
+        assert len(json.loads(body)) == 2000
+        assert headers["content-range"] == "0-1999/*"
+
+
+def test_a_changed_table_and_a_new_policy_are_seen(node):
+    url = f"{node['url']}/postgres/open?order=id"
+    for _ in range(3):
+        assert json.loads(answer(url, bearer(node))[2]) == [{"id": 1}, {"id": 2}, {"id": 3}]
+    node["sql"]("alter table open add column extra text default 'e'; delete from open where id > 1")
+    for _ in range(3):
+        assert json.loads(answer(url, bearer(node))[2]) == [{"id": 1, "extra": "e"}]
+    node["sql"]("revoke all on open from anon")
+    assert answer(url, bearer(node))[0] == 401
+    assert answer(url, bearer(node, USERS[0]))[0] == 200
+
+
+def test_an_expired_or_foreign_token_is_refused_on_both_ways(node):
+    url = f"{node['url']}/postgres/notes?id=eq.2"
+    good = bearer(node, USERS[0])
+    for _ in range(3):
+        assert answer(url, good)[0] == 200
+    assert answer(url, bearer(node, USERS[0], exp=int(time.time()) - 31))[0] == 401
+    forged = {"authorization": good["authorization"][:-3] + "abc"}
+    assert answer(url, forged)[0] == 401
+    assert answer(url)[0] == 401
+
+
+def test_clients_that_leave_do_no_harm(node):
+    port = int(node["url"].rsplit(":", 1)[1])
+    token = bearer(node, USERS[1])["authorization"]
+    request = (
+        f"GET /postgres/notes HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: {token}\r\n\r\n"
+    )
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.sendall(request.encode())
+    assert answer(f"{node['url']}/postgres/notes?id=eq.1", bearer(node, USERS[1]))[0] == 200
