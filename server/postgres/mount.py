@@ -22,6 +22,7 @@ from server.base.context import WorkerContext
 from server.base.http import Request, Response
 from server.base.project import Project
 from server.postgres import faults, introspect
+from server.postgres.execute import search_path
 from server.postgres.pool import Pool
 from server.postgres.service import RestEngine, RestRequest
 from server.postgres.settings import RestSettings

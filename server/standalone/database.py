@@ -1,5 +1,7 @@
 """Settings that live in the database: of the login role, and from the pre-config function."""
 
+# ruff: noqa: S608 - the only name put into a statement is quoted
+
 from __future__ import annotations
 
 from typing import Any
@@ -33,7 +35,7 @@ async def read(uri: str, pre_config: str | None) -> dict[str, str]:
           substr(setting, strpos(setting, '=') + 1) from own {function})
       select distinct on (name) name, value from pairs
       where name = any(%(names)s::text[]) and value is not null
-      order by name, database desc nulls last"""  # noqa: S608 - the name is quoted above
+      order by name, database desc nulls last"""
     connection: Any = await psycopg.AsyncConnection.connect(uri, connect_timeout=10)
     async with connection:
         cursor = await connection.execute(query, {"names": names})
