@@ -44,7 +44,14 @@ end
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write("\n".join(lines) + "\n" + lua + report)
         script.flush()
-        command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", script.name]
+        command = [
+            "wrk",
+            f"-t{threads}",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "-s",
+            script.name,
+        ]
         try:
             done = subprocess.run([*command, url], capture_output=True, text=True)
         except FileNotFoundError:
