@@ -1,4 +1,7 @@
-"""The application of one HTTP worker: builds everything and knows all of it, nothing else does."""
+"""The worker process: builds what it needs, mounts the services, hands each request to the edge.
+
+This is the only module that knows all rooms. `application` is what the HTTP server loads.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import asyncio
 import gc
 import importlib
 import importlib.util
+import traceback
 from typing import Any
 
 from server.base.bus import PgBus
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
-from server.base.events import Events, Lost
+from server.base.events import Event, Events, Failed, Lost
 from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
@@ -20,47 +24,49 @@ from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
 from server.gateway.hosts import HostRule
 from server.gateway.pools import ProjectPools
-from server.gateway.routes import Route
+from server.gateway.routes import ROUTES, Route
+from server.node.gateway_main import read_listener
 
-READY_SECONDS = 10.0
-METRICS_SECONDS = 1.0
+START_WAIT = 5.0  # seconds a worker waits for the projects before it answers without them
+METRICS_EVERY = 1.0  # seconds
 
 
 class Worker:
-    """One worker's parts, from the bottom up."""
+    """One worker process of a node."""
 
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.events = Events()
-        self.metrics = Metrics()
         self.logger = Logger(config.access_log, config.log_format)
-        self.events.listeners += [self.logger, self._count_lost]
+        self.metrics = Metrics()
+        self.events.listeners += [self.logger, self._counted]
         self.bus = PgBus(config.control_dsn, self.events)
         source = Source(
-            all=records.SELECT_ACTIVE,
-            one=records.SELECT_ONE,
-            decode=lambda text: records.decode(text, config),
-            topic=records.TOPIC,
+            records.SELECT_ACTIVE,
+            records.SELECT_ONE,
+            lambda text: records.decode(text, config),
+            records.TOPIC,
         )
         self.directory = ControlDirectory(config.control_dsn, source, self.bus, self.events)
         self.pools = ProjectPools(
             config.max_connections, self.directory, config.statement_timeout_ms
         )
         self.metrics.gauges.append(self.pools.gauges)
-        self.context = WorkerContext(config, self.directory, self.pools, self.bus, self._verify)
         self.edge = Edge(
             self.directory,
             HostRule(config.base_domain, config.default_project, config.public_url, config.cdn_url),
-            self._mount,
+            self.mount,
             self.events,
             self.metrics,
             body_limit=config.body_limit,
             ready=self.directory.ready.is_set,
             wants_line=self.logger.wants,
         )
+        self.context = WorkerContext(config, self.directory, self.pools, self.bus, self.edge.verify)
         self.bus.subscribe(TOKEN_REVOKED, self.edge.revoked)
-        self.writer = MetricsFile(self.metrics, config.metrics_dir)
-        self._ticker: asyncio.Task[None] | None = None
+        self._file = MetricsFile(self.metrics, config.metrics_dir)
+        self._writer: asyncio.Task[None] | None = None
+        self._started = 0  # of context.on_start
 
     def open_express(self) -> ExpressWay:
         """The short way of plain reads."""
@@ -78,70 +84,100 @@ class Worker:
         self.directory.on_change(lambda project, slug: way.close_all())
         return way
 
-    def _verify(self, project: Any, token: str) -> Any:
-        return self.edge.verify(project, token)
-
-    def _count_lost(self, event: object) -> None:
-        if isinstance(event, Lost):
-            self.metrics.count("ichibase_lost_connections_total")
-
-    async def _mount(self, route: Route) -> Service | None:
-        """The service behind a route, from its own package; None when this build has none."""
-        if importlib.util.find_spec(route.module) is None:
-            return None
-        factory = getattr(importlib.import_module(route.module), route.factory)
-        done = len(self.context.on_start)
-        service: Service = await factory(self.context)
-        for start in self.context.on_start[done:]:
-            await start()
-        return service
-
     async def start(self) -> None:
-        """Connects to the control database and waits a while for the projects; a worker whose
-        database is away starts all the same and answers 503 until it is back."""
+        """Connects, reads the projects, makes the services that ask to run from the beginning."""
         self.bus.start()
         self.directory.start()
         self.edge.start()
-        self._ticker = asyncio.get_running_loop().create_task(self._tick(), name="metrics")
-        try:
-            await asyncio.wait_for(self.directory.ready.wait(), READY_SECONDS)
-        except TimeoutError:
-            pass
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(METRICS_SECONDS)
-            self.writer.write()
+        self._writer = asyncio.get_running_loop().create_task(self._write(), name="metrics")
+        ready = [
+            asyncio.ensure_future(event.wait())
+            for event in (self.bus.connected, self.directory.ready)
+        ]
+        _, late = await asyncio.wait(ready, timeout=START_WAIT)
+        for task in late:
+            task.cancel()
+        for route in ROUTES.values():
+            module = self._module(route)
+            if module is not None and getattr(module, "EAGER", False):
+                await self._eager(route)
 
     async def stop(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-        for stop in reversed(self.context.on_stop):
-            await stop()
+        """Ends the services, then what they stand on."""
+        for hook in reversed(self.context.on_stop):
+            try:
+                await hook()
+            except Exception:
+                self.events.emit(Failed("stopping a service", traceback.format_exc()))
         await self.edge.stop()
         await self.directory.stop()
         await self.bus.stop()
         await self.pools.close()
-        self.writer.write()
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait([self._writer])
+        self._file.write()
+
+    async def mount(self, route: Route) -> Service | None:
+        """The service of a route, or None when this build has none."""
+        module = self._module(route)
+        if module is None:
+            return None
+        service: Service = await getattr(module, route.factory)(self.context)
+        while self._started < len(self.context.on_start):
+            hook = self.context.on_start[self._started]
+            self._started += 1
+            await hook()
+        return service
+
+    async def _eager(self, route: Route) -> None:
+        try:
+            service = await self.mount(route)
+        except Exception:  # the first request to the route tries again
+            self.events.emit(Failed(f"starting {route.name}", traceback.format_exc()))
+            return
+        if service is not None:
+            self.edge.services[route.name] = service
+
+    @staticmethod
+    def _module(route: Route) -> Any:
+        try:
+            found = importlib.util.find_spec(route.module)
+        except ModuleNotFoundError:
+            return None
+        if found is None:
+            return None
+        module = importlib.import_module(route.module)
+        return module if hasattr(module, route.factory) else None
+
+    def _counted(self, event: Event) -> None:
+        if isinstance(event, Lost):
+            self.metrics.count("ichibase_lost_connections_total")
+
+    async def _write(self) -> None:
+        while True:
+            await asyncio.sleep(METRICS_EVERY)
+            try:
+                self._file.write()
+            except OSError as error:
+                self.events.emit(Failed("writing the metrics", str(error)))
 
 
 class Application:
-    """What Granian calls."""
+    """What the HTTP server calls. The worker is built in the process that serves: the server may
+    fork after loading this module."""
 
     def __init__(self) -> None:
         self.worker: Worker | None = None
         self.handle: Any = None
         self.express: Any = None
 
-    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        from server.node.gateway_main import read_listener
+    def make(self) -> Worker:
+        """The worker, not yet started."""
+        return Worker(read_listener().config)
 
-        self.worker = Worker(read_listener().config)
-        loop.run_until_complete(self.worker.start())
-        self.handle = self.worker.edge.handle
-        way = self.worker.open_express().way
-        way.loop = loop
-        self.express = way.handle
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_until_complete(self._start(loop))
         gc.collect()
         gc.freeze()  # what is there now stays; collections need not look at it again
         gc.set_threshold(20_000, 20, 50)
@@ -154,6 +190,14 @@ class Application:
         """Something to await: a ticket of the short way, or the coroutine of the general one."""
         ticket = self.express(scope, protocol)
         return ticket if ticket is not None else self.handle(scope, protocol)
+
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.worker = self.make()
+        await self.worker.start()
+        self.handle = self.worker.edge.handle
+        way = self.worker.open_express().way
+        way.loop = loop
+        self.express = way.handle
 
 
 application = Application()

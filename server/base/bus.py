@@ -7,7 +7,6 @@ all; after a break each worker gets the local topic RECONNECTED and reads again 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -16,25 +15,27 @@ import orjson
 import psycopg
 
 from server.base.events import Events, Failed, Lost, Regained
+from server.base.listen import Listener, connect
 
 CHANNEL = "ichibase_bus"
 MAX_PAYLOAD = 7_000  # bytes; Postgres takes less than 8,000
 RECONNECTED = "bus.reconnected"
-RETRY = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one repeats
 NAME = "ichibase bus"
 
 Callback = Callable[[dict[str, Any]], None]
 
 
 class PgBus:
-    """A Bus. Callbacks run in the worker's event loop and must not block it."""
+    """A Bus. Callbacks run in the worker's event loop and must not block it. `connected` is set
+    while messages arrive."""
 
     def __init__(self, dsn: str, events: Events) -> None:
         self.dsn = dsn
         self.events = events
         self.connected = asyncio.Event()
+        self._before = False
         self._callbacks: dict[str, list[Callback]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._listener = Listener(dsn, CHANNEL, NAME, self._receive, self._began, self._lost)
         self._sender: psycopg.AsyncConnection[Any] | None = None
         self._sending = asyncio.Lock()
 
@@ -51,7 +52,7 @@ class PgBus:
             for attempt in (1, 2):
                 try:
                     if self._sender is None or self._sender.closed:
-                        self._sender = await self._connect()
+                        self._sender = await connect(self.dsn, NAME)
                     await self._sender.execute("select pg_notify(%s, %s)", (CHANNEL, text))
                     return
                 except psycopg.OperationalError:
@@ -63,47 +64,23 @@ class PgBus:
 
     def start(self) -> None:
         """Begins to listen, in the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._listen(), name="bus")
+        self._listener.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._listener.stop()
         if self._sender is not None:
             await self._sender.close()
 
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await psycopg.AsyncConnection.connect(
-            self.dsn, autocommit=True, application_name=NAME, connect_timeout=5,
-            keepalives_idle=30, keepalives_interval=10, keepalives_count=3,
-        )  # fmt: skip
+    def _began(self) -> None:
+        self.connected.set()
+        if self._before:
+            self.events.emit(Regained("the control database"))
+            self._deliver(RECONNECTED, {})
+        self._before = True
 
-    async def _listen(self) -> None:
-        failures, before = 0, False
-        while True:
-            try:
-                connection = await self._connect()
-                async with connection:
-                    await connection.execute(f"listen {CHANNEL}")
-                    if failures:
-                        self.events.emit(Regained("the control database"))
-                    failures = 0
-                    self.connected.set()
-                    if before:
-                        self._deliver(RECONNECTED, {})
-                    before = True
-                    async for notice in connection.notifies():
-                        self._receive(notice.payload)
-            except (psycopg.Error, OSError) as error:
-                reason = str(error)
-            else:
-                reason = "the server ended the connection"
-            self.connected.clear()
-            if failures == 0:
-                self.events.emit(Lost("the control database", reason))
-            await asyncio.sleep(RETRY[min(failures, len(RETRY) - 1)])
-            failures += 1
+    def _lost(self, reason: str) -> None:
+        self.connected.clear()
+        self.events.emit(Lost("the control database", reason))
 
     def _receive(self, text: str) -> None:
         try:

@@ -69,7 +69,9 @@ def send(protocol: Any, response: Response, request: EdgeRequest) -> int:
         status = 500
     headers = _sealed(response, request)
     method = request.method
-    if status in NO_BODY:
+    if not hasattr(protocol, "response_bytes"):  # a socket that is not to be opened
+        protocol.close(status)
+    elif status in NO_BODY:
         protocol.response_empty(status, headers)
     elif response.file is not None:
         _send_file(protocol, status, headers, response.file, method)

@@ -19,8 +19,8 @@ class Need(Enum):
 class Route(NamedTuple):
     """name: first segment of the path. flavor: database the project must have. rest_errors: errors
     in the four-member shape of the Postgres REST engine. open: prefixes that need nothing.
-    own_cors: the service's own answer to the origin is kept (True), taken out (False), or it gives
-    none."""
+    own_cors: the service's own answer to the origin is kept (True), taken out (False), or it
+    gives none."""
 
     name: str
     need: Need

@@ -1,25 +1,26 @@
 """/postgres of the projects: one REST engine for each, its catalog kept current.
 
 A project's engine is made with its first request and dropped when it has been idle, with its
-listening connection. NOTIFY pgrst in the project's database reloads the catalog; a request for
-something that the catalog lacks reloads it too, at most once in RELOAD_PAUSE, so that a table is
-there as soon as its creation is committed.
+listening connection. NOTIFY pgrst in the project's database reloads the catalog. A request for
+something that the catalog lacks looks whether the schema has changed, so that a table is there as
+soon as its creation is committed; the look is cheap, because anybody can ask for what is not there.
+Where no event trigger can announce changes, a look a second finds them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from typing import Any
 
 import msgspec
-import psycopg
 
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
 from server.base.context import WorkerContext
 from server.base.http import Request, Response
+from server.base.listen import Listener
 from server.base.project import Project
 from server.postgres import faults, introspect
 from server.postgres.execute import search_path
@@ -28,12 +29,29 @@ from server.postgres.service import RestEngine, RestRequest
 from server.postgres.settings import RestSettings
 
 CHANNEL = "pgrst"
-RELOAD_PAUSE = 0.2  # seconds between reloads that requests ask for
+POLL_SECONDS = 1.0
 IDLE_SECONDS = 600.0
+IDLE_POLL = 30.0  # seconds without a request after which nobody looks for changes
 SWEEP_SECONDS = 30.0
-RETRY_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+BODIES = frozenset({"POST", "PATCH", "PUT"})
+MAX_ENGINES = 64  # of one worker; each has a connection of its own that listens
 # What a request is told that the catalog has nothing for; it may be older than the database.
 UNKNOWN = (b'"PGRST200"', b'"PGRST202"', b'"PGRST204"', b'"PGRST205"')
+
+ANNOUNCED = "select 1 from pg_event_trigger where evtname = 'ichibase_ddl' and evtenabled <> 'D'"
+# Changes with every relation, column, routine, type, constraint and schema that does.
+FINGERPRINT = """
+select md5(string_agg(x, ',' order by x)) from (
+  select 'c' || oid || ':' || xmin from pg_class where oid > 16383
+  union all select 'a' || attrelid || '.' || attnum || ':' || xmin
+    from pg_attribute where attrelid > 16383 and attnum > 0
+  union all select 'p' || oid || ':' || xmin from pg_proc where oid > 16383
+  union all select 'k' || oid || ':' || xmin from pg_constraint where oid > 16383
+  union all select 'n' || oid || ':' || xmin from pg_namespace where oid > 16383
+  union all select 't' || oid || ':' || xmin from pg_type where oid > 16383
+) changes(x)"""
+
+log = logging.getLogger("ichibase.postgres")
 
 
 def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
@@ -69,18 +87,30 @@ class ProjectRest:
         self.pool = pool
         self.used = time.monotonic()
         self._version = 0
-        self._loaded_at = 0.0
+        self._fingerprint: str | None = None
+        self._loaded_version = 0
+        self._looked_at = 0.0
+        self._looking = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
         self._stale = False
-        self._listener: asyncio.Task[None] | None = None
-        self._listening = asyncio.Event()
+        self._began = asyncio.Event()
+        self._listener = Listener(
+            project.authenticator_dsn or "",
+            CHANNEL,
+            "ichibase schema",
+            self._told,
+            self._listens,
+            self._lost,
+        )
+        self._poller: asyncio.Task[None] | None = None
 
     async def ready(self) -> None:
         """Waits for the first catalog. PgUnavailable and its fellows when the database is away."""
-        if self._listener is None:
-            self._listener = asyncio.get_running_loop().create_task(self._listen())
+        if self._poller is None:
+            self._listener.start()
+            self._poller = asyncio.get_running_loop().create_task(self._poll())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._listening.wait(), 2.0)
+                await asyncio.wait_for(self._began.wait(), 2.0)
         await self.reload()
 
     async def reload(self) -> None:
@@ -94,17 +124,19 @@ class ProjectRest:
     async def _load(self) -> None:
         self._stale = False
         self._version += 1
+        ((fingerprint,),) = await self.pool.fetch(FINGERPRINT)
         catalog = await introspect.load(self.pool.fetch, self.settings, self._version)
         self.pool.forget()
         # Settings of the roles are left alone here: the three roles belong to every project of
         # the cluster, and whoever may switch to one may change its settings (ALTER ROLE ... SET).
         self.engine.use(catalog, self.settings, {})
-        self._loaded_at = time.monotonic()
+        self._fingerprint = fingerprint
+        self._loaded_version = catalog.version
 
     def _loaded(self, task: asyncio.Task[None]) -> None:
         self._loading = None
         failed = not task.cancelled() and task.exception() is not None
-        if self._stale and not failed and self._listener is not None:
+        if self._stale and not failed and self._poller is not None:
             asyncio.get_running_loop().create_task(self._reload_quietly())
 
     async def _reload_quietly(self) -> None:
@@ -122,68 +154,78 @@ class ProjectRest:
             except faults.POOL_ERRORS as error:
                 return faults.pool_error(error, minimal=False)
         identity = request.identity
+        method = request.method
+        path = request.path
         body = b""
-        if request.method in {"POST", "PATCH", "PUT"}:
+        if method in BODIES:
             body = await request.read_body()  # type: ignore[call-arg]
         asked = RestRequest(
-            request.method,
-            request.path,
+            method,
+            path,
             request.query.encode(),
             request.headers,
             body,
             role=identity.role,
             claims_json=identity.claims_json,
             is_anonymous=identity.role == "anon",
-            base_url=request.base_url,
+            base_url=request.base_url if path == "/" else "",
         )
         response = await self.engine.handle(asked)
-        if response.status >= 400 and self._may_be_old(response):
+        if response.status in {400, 404} and any(code in response.body for code in UNKNOWN):
             with contextlib.suppress(PgError, *faults.POOL_ERRORS):
-                await self.reload()
-                response = await self.engine.handle(asked)
+                if await self.refreshed():
+                    response = await self.engine.handle(asked)
         return response
 
-    def _may_be_old(self, response: Response) -> bool:
-        return (
-            response.status in {400, 404}
-            and any(code in response.body for code in UNKNOWN)
-            and (self._loading is not None or time.monotonic() - self._loaded_at > RELOAD_PAUSE)
-        )
+    async def refreshed(self) -> bool:
+        """Looks for changes of the schema; true when a newer catalog has been read. Those who ask
+        while one looks share the next look."""
+        arrived, version = time.monotonic(), self._loaded_version
+        async with self._looking:
+            if self._looked_at < arrived:
+                if self._loading is not None:
+                    await self.reload()
+                self._looked_at = time.monotonic()
+                ((found,),) = await self.pool.fetch(FINGERPRINT)
+                if found != self._fingerprint:
+                    await self.reload()
+        return self._loaded_version != version
 
-    async def _listen(self) -> None:
-        """Reloads on every NOTIFY; after a lost connection too, since some may have been missed."""
-        failures = 0
-        lost = False
+    async def _poll(self) -> None:
+        announced: bool | None = None
         while True:
-            try:
-                connection: Any = await psycopg.AsyncConnection.connect(
-                    self.project.authenticator_dsn or "", autocommit=True, connect_timeout=5,
-                    application_name="ichibase schema", keepalives_idle=30,
-                )  # fmt: skip
-                async with connection:
-                    await connection.execute(f"listen {CHANNEL}")
-                    self._listening.set()
-                    failures = 0
-                    if lost:
-                        self._changed()
-                    async for notice in connection.notifies():
-                        if notice.payload in {"", "reload schema"}:
-                            self._changed()
-            except (psycopg.Error, OSError):
-                pass
-            lost = True
-            await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
-            failures += 1
+            await asyncio.sleep(POLL_SECONDS)
+            if time.monotonic() - self.used > IDLE_POLL or self.engine.catalog is None:
+                continue
+            with contextlib.suppress(PgError, *faults.POOL_ERRORS):
+                if announced is None:
+                    announced = bool(await self.pool.fetch(ANNOUNCED))
+                if announced:
+                    return
+                await self.refreshed()
+
+    def _told(self, payload: str) -> None:
+        if payload in {"", "reload schema", "reload config"}:
+            self._changed()
+
+    def _listens(self) -> None:
+        if self._began.is_set():
+            self._changed()  # what was told during the break is lost
+        self._began.set()
+
+    def _lost(self, reason: str) -> None:
+        log.warning("project %s: no notices of schema changes: %s", self.project.slug, reason)
 
     def _changed(self) -> None:
         self._stale = True
         if self._loading is None:
             asyncio.get_running_loop().create_task(self._reload_quietly())
 
-    def close(self) -> None:
-        if self._listener is not None:
-            self._listener.cancel()
-            self._listener = None
+    async def close(self) -> None:
+        if self._poller is not None:
+            self._poller.cancel()
+            self._poller = None
+            await self._listener.stop()
 
 
 class PostgresService:
@@ -193,6 +235,7 @@ class PostgresService:
         self.context = context
         self.projects: dict[str, ProjectRest] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         context.directory.on_change(self._changed)
 
     async def handle(self, request: Request) -> Response:
@@ -204,18 +247,19 @@ class PostgresService:
     def _made(self, project: Project, before: ProjectRest | None) -> ProjectRest:
         if project.authenticator_dsn is None:
             raise ApiError(404, "postgres_not_enabled", "This project has no Postgres database.")
+        if before is None and len(self.projects) >= MAX_ENGINES:
+            before = min(self.projects.values(), key=lambda rest: rest.used)
         if before is not None:
-            before.close()
+            self._close(before)
         settings = rest_settings(project, self.context.config.statement_timeout_ms)
         rest = ProjectRest(project, self.context.pools.data(project), settings)
         self.projects[project.id] = rest
         return rest
 
     def _changed(self, project: Project | None, slug: str) -> None:
-        for id, rest in list(self.projects.items()):
+        for rest in list(self.projects.values()):
             if rest.project.slug == slug and rest.project is not project:
-                rest.close()
-                del self.projects[id]
+                self._close(rest)
 
     async def start(self) -> None:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
@@ -224,17 +268,23 @@ class PostgresService:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             oldest = time.monotonic() - IDLE_SECONDS
-            for id, rest in list(self.projects.items()):
+            for rest in list(self.projects.values()):
                 if rest.used < oldest:
-                    rest.close()
-                    del self.projects[id]
+                    self._close(rest)
 
     async def stop(self) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for rest in self.projects.values():
-            rest.close()
-        self.projects.clear()
+        for rest in list(self.projects.values()):
+            self._close(rest)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _close(self, rest: ProjectRest) -> None:
+        self.projects.pop(rest.project.id, None)
+        task = asyncio.get_running_loop().create_task(rest.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
 
 async def create(context: WorkerContext) -> PostgresService:

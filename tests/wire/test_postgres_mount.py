@@ -1,0 +1,232 @@
+"""/postgres of real projects through a real worker."""
+
+import json
+import time
+
+import psycopg
+import pytest
+
+from tests.wire.conftest import UID, Site, parse
+
+SCHEMA = """
+create table notes (id int primary key, user_id uuid not null default auth.uid(), body text);
+alter table notes enable row level security;
+create policy own on notes to authenticated using (user_id = (select auth.uid()))
+  with check (user_id = (select auth.uid()));
+create table open (id int primary key, body text);
+insert into open values (1, 'one'), (2, 'two');
+create function slow() returns int language sql as 'select 1 from pg_sleep(20)';
+create function settings() returns json language sql stable as $$
+  select json_build_object('claims', current_setting('request.jwt.claims', true),
+    'role', current_user, 'path', current_setting('request.path', true)) $$;
+create function teapot() returns json language plpgsql as $$ begin
+  perform set_config('response.status', '418', true);
+  perform set_config('response.headers', '[{"x-note": "hello"}]', true);
+  return '{}'; end $$;
+"""
+
+
+def until(condition, seconds=5.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def site(control):
+    """The server as `ichibase serve` runs it."""
+    site = Site(control, "server.app:application", control.folder, statement_timeout_ms=2000)
+    for slug in ("default", "shop"):
+        with psycopg.connect(owner(control, slug), autocommit=True) as database:
+            database.execute(SCHEMA)
+    yield site
+    site.stop()
+
+
+def owner(control, slug):
+    record = control.records[slug]
+    return record.dsn("owner", record.owner_password, tcp=True)
+
+
+def as_user(control, slug="default", **claims):
+    return {"authorization": f"Bearer {control.user(slug, **claims)}"}
+
+
+def as_anon(control, slug="default"):
+    return {"authorization": f"Bearer {control.anon(slug)}"}
+
+
+def insert(site, control, row, slug="default", headers=()):
+    body = json.dumps(row).encode()
+    more = {"content-type": "application/json", **as_user(control, slug), **dict(headers)}
+    return site.call("POST", "/postgres/notes", more, body, host=f"{slug}.localhost")
+
+
+def test_rows_are_the_users_own(site, control):
+    answer = insert(
+        site, control, [{"id": 1, "body": "mine"}], headers={"prefer": "return=minimal"}
+    )
+    assert (answer.status, answer.body) == (201, b"")
+    rows = site.call("GET", "/postgres/notes?select=id,user_id,body", as_user(control)).json
+    assert rows == [{"id": 1, "user_id": UID, "body": "mine"}]
+    other = as_user(control, sub="22222222-2222-4222-8222-222222222222")
+    assert site.call("GET", "/postgres/notes", other).json == []
+    assert site.call("GET", "/postgres/notes", as_anon(control)).json == []
+    service = {"apikey": control.service()}
+    assert len(site.call("GET", "/postgres/notes", service).json) == 1
+    assert site.call("GET", "/postgres/notes", as_user(control, "shop"), host="shop.localhost"
+                     ).json == []  # fmt: skip
+
+
+def test_denied_is_401_for_anon_and_403_for_users(site, control):
+    row = {"id": 9, "user_id": "22222222-2222-4222-8222-222222222222", "body": "x"}
+    answer = insert(site, control, row)
+    assert (answer.status, answer.json["code"]) == (403, "42501")
+    answer = insert(site, control, row, headers=as_anon(control))
+    assert (answer.status, answer.json["code"]) == (401, "42501")
+
+
+def test_errors_have_the_engines_shape(site, control):
+    for path, status, code in (
+        ("/postgres/open?id=bad.1", 400, "PGRST100"), ("/postgres/open?id=eq.x", 400, "22P02"),
+        ("/postgres/nothing", 404, "PGRST205"), ("/postgres/rpc/nothing", 404, "PGRST202"),
+        ("/postgres/a/b/c", 404, "PGRST125"), ("/postgres/%00", 400, "bad_request"),
+    ):  # fmt: skip
+        answer = site.call("GET", path, as_anon(control))
+        assert (answer.status, answer.json["code"]) == (status, code), path
+        assert set(answer.json) == {"code", "details", "hint", "message"}
+    answer = site.call("GET", "/postgres/open")
+    assert (answer.status, answer.json["code"]) == (401, "missing_api_key")
+
+
+def test_settings_of_the_transaction(site, control):
+    found = site.call("POST", "/postgres/rpc/settings", as_user(control), b"{}").json
+    assert found["role"] == "authenticated"
+    assert json.loads(found["claims"])["sub"] == UID
+    found = site.call("POST", "/postgres/rpc/settings", as_anon(control), b"{}").json
+    assert found["role"] == "anon"
+    assert "sub" not in json.loads(found["claims"])
+
+
+def test_a_status_and_headers_from_sql(site, control):
+    answer = site.call("POST", "/postgres/rpc/teapot", as_anon(control), b"{}")
+    assert (answer.status, answer.headers["x-note"]) == (418, "hello")
+
+
+def test_order_adds_up_and_counts_are_told(site, control):
+    answer = site.call(
+        "GET", "/postgres/open?order=body.asc&order=id.desc&limit=1",
+        {"prefer": "count=exact", **as_anon(control)},
+    )  # fmt: skip
+    assert (answer.status, answer.headers["content-range"]) == (206, "0-0/2")
+
+
+def test_a_new_table_is_there_at_once(site, control):
+    path = "/postgres/brand_new"
+    with psycopg.connect(owner(control, "default"), autocommit=True) as database:
+        for number in range(5):
+            assert site.call("GET", f"{path}{number}", as_anon(control)).status == 404
+            database.execute(f"create table brand_new{number} (id int)")
+            assert site.call("GET", f"{path}{number}", as_anon(control)).json == []
+        database.execute("alter table brand_new1 add column extra int")
+        until(
+            lambda: site.call("GET", f"{path}1?select=extra", as_anon(control)).status == 200, 1.0
+        )
+
+
+def test_changes_are_found_where_nothing_announces_them(site, control, pg_cluster):
+    database = control.records["shop"].database
+    with psycopg.connect(pg_cluster.dsn(database), autocommit=True) as admin:
+        admin.execute("alter event trigger ichibase_ddl disable")
+    with psycopg.connect(owner(control, "shop"), autocommit=True) as database:
+        get = {"headers": as_anon(control, "shop"), "host": "shop.localhost"}
+        assert site.call("GET", "/postgres/quiet", **get).status == 404
+        database.execute("create table quiet (id int)")
+        until(lambda: site.call("GET", "/postgres/quiet", **get).status == 200, 1.0)
+
+
+def test_settings_take_effect(site, control):
+    import asyncio
+
+    asyncio.run(control.projects.put_settings("default", "postgres", {"max_rows": 1}))
+    until(lambda: len(site.call("GET", "/postgres/open", as_anon(control)).json) == 1)
+    asyncio.run(control.projects.put_settings("default", "postgres", {}))
+    until(lambda: len(site.call("GET", "/postgres/open", as_anon(control)).json) == 2)
+
+
+def test_the_statement_timeout(site, control):
+    started = time.monotonic()
+    answer = site.call("POST", "/postgres/rpc/slow", as_anon(control), b"{}")
+    assert answer.json["code"] == "57014", answer.body
+    assert time.monotonic() - started < 6
+
+
+def test_a_client_that_leaves_cancels_its_query(site, control):
+    import socket
+
+    def running():
+        with psycopg.connect(control.cluster.admin_dsn) as admin:
+            return admin.execute(
+                "select count(*) from pg_stat_activity where query like '%slow%' "
+                "and state = 'active' and pid <> pg_backend_pid()"
+            ).fetchone()[0]
+
+    key = as_anon(control)["authorization"]
+    head = f"POST /postgres/rpc/slow HTTP/1.1\r\nHost: a\r\nAuthorization: {key}\r\n"
+    with socket.create_connection(("127.0.0.1", site.port)) as peer:
+        peer.sendall(
+            f"{head}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+        )
+        until(lambda: running() == 1)
+        began = time.monotonic()
+    until(lambda: running() == 0, 1.5)
+    assert time.monotonic() - began < 1.5  # before the statement timeout
+
+
+def test_the_database_comes_and_goes(site, control, pg_cluster):
+    record = control.records["shop"]
+    get = {"headers": as_anon(control, "shop"), "host": "shop.localhost"}
+    assert site.call("GET", "/postgres/open", **get).status == 200
+    with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
+        admin.execute(f'alter database "{record.database}" allow_connections false')
+        admin.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s",
+            (record.database,),
+        )
+        until(lambda: site.call("GET", "/postgres/open", **get).status == 503)
+        answer = site.call("GET", "/postgres/open", **get)
+        assert answer.status == 503, answer.body
+        assert int(answer.headers["retry-after"]) >= 1
+        assert set(answer.json) == {"code", "details", "hint", "message"}
+        assert site.call("GET", "/postgres/open", as_anon(control)).status == 200
+        admin.execute(f'alter database "{record.database}" allow_connections true')
+    until(lambda: site.call("GET", "/postgres/open", **get).status == 200, 8.0)
+
+
+def test_cut_requests_change_nothing(site, control):
+    import socket
+
+    key = control.service()
+    head = f"POST /postgres/open HTTP/1.1\r\nHost: a\r\napikey: {key}\r\n"
+    for framing in ("Content-Length: 99\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n40\r\n"):
+        with socket.create_connection(("127.0.0.1", site.port)) as peer:
+            peer.sendall(f"{head}Content-Type: text/csv\r\n{framing}id,body\n77,cut\n".encode())
+    time.sleep(0.5)
+    assert site.call("GET", "/postgres/open?id=eq.77", {"apikey": key}).json == []
+
+
+def test_rest_is_served_over_one_connection(site, control):
+    """Many requests on a kept connection, each with its own role."""
+    import socket
+
+    with socket.create_connection(("127.0.0.1", site.port), timeout=5) as peer:
+        for number in range(40):
+            who = as_user(control) if number % 2 else as_anon(control)
+            line = "GET /postgres/rpc/settings HTTP/1.1\r\nHost: a\r\nAuthorization: "
+            peer.sendall(f"{line}{who['authorization']}\r\n\r\n".encode())
+            data = b""
+            while b"}" not in data.partition(b"\r\n\r\n")[2]:
+                data += peer.recv(65536)
+            role = "authenticated" if number % 2 else "anon"
+            assert parse(data).json["role"] == role
