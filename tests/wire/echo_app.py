@@ -13,6 +13,7 @@ class Echo:
     def __init__(self, name):
         self.name = name
         self.cancelled = 0
+        self.projects = {}  # of /postgres: none has an engine
 
     async def handle(self, request):
         path = request.path
