@@ -88,9 +88,9 @@ cdef void write_document(Writer w, list fields, bint is_object, bint defaults):
         return
     w.add("(SELECT jsonb_agg(")
     write_defaults(w, fields)
-    w.add(" || ichi_row) FROM jsonb_array_elements(")
+    w.add(" || ichi_element) FROM jsonb_array_elements(")
     w.param(BODY)
-    w.add("::jsonb) AS ichi_row)")
+    w.add("::jsonb) AS ichi_element)")
 
 
 cdef void write_record(Writer w, list fields, bint is_object, bint defaults, str alias) except *:

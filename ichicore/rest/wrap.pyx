@@ -2,6 +2,7 @@
 from ichicore.rest.ident cimport qualify, quote
 
 cdef str ROW = "ichi_row"
+cdef str QUOTES = "''"
 
 
 cpdef str body_of(str kind, object handler, bint single, str scalar, bint strip):
@@ -54,19 +55,23 @@ cpdef str wrap(str prefix, str rows, str body, str total, bint one_row):
     )
 
 
-cpdef str explain(str prefix, str rows, str body, tuple options, bint one_row):
+cpdef str explain(str prefix, str rows, str body, tuple options, bint one_row, bint write=False,
+                  bint counted=False):
     """EXPLAIN of a response made in one statement. prefix, rows, one_row: as for `wrap`.
 
     It has the columns of PostgREST's statement in their order, which readers of plans look for.
+    write: the rows were changed; counted: with an upsert's number of inserted ones.
     """
+    inserted = "nullif(current_setting('ichibase.inserted', true), '')::int" if counted else "''"
     return (
         f"EXPLAIN ({', '.join(options)}) "
         f"{'' if prefix is None else 'WITH ' + prefix + ' '}"
-        "SELECT null::bigint AS total_result_set, "
+        f"SELECT {QUOTES if write else 'null::bigint'} AS total_result_set, "
         f"{'1' if one_row else 'count(ichi_row)'} AS page_total, "
-        f"{body} AS body, nullif(current_setting('response.headers', true), '') AS response_headers, "
+        f"{'array[]::text[] AS header, ' if write else ''}{body} AS body, "
+        "nullif(current_setting('response.headers', true), '') AS response_headers, "
         "nullif(current_setting('response.status', true), '') AS response_status, "
-        f"'' AS response_inserted FROM ({rows}) AS ichi_row"
+        f"{inserted} AS response_inserted FROM ({rows}) AS ichi_row"
     )
 
 

@@ -244,7 +244,12 @@ class Planner:
                 sql, layout = mutation.returning_one()
                 body = "''"
             text = explain(
-                *_explainable(prefix, sql, media, changes=True), body, media.explain, False
+                *_explainable(prefix, sql, media, changes=True),
+                body,
+                media.explain,
+                False,
+                True,
+                mutation.counted,
             )
             statement, result = Statement(text, result=VALUES), EXPLAIN
         elif full and media.kind == "json":
