@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
+from urllib.parse import quote as percent_encode
 
 from ichicore.errors import ApiError
 from ichicore.http.accept import MediaType
@@ -58,7 +59,7 @@ class Plan:
     rows without limit, and the planner's guess at it. needs_gucs: something may set response.*.
     check: "singular", "max-affected" or "put" conditions on the number of rows. rollback: nothing
     is to be kept. isolation: level of the transaction when not the default. quick: expected to be
-    short. settings: of the function, for the transaction.
+    short. settings: of the function, for the transaction. path: percent-encoded, for Location.
     """
 
     action: Action
@@ -91,6 +92,7 @@ class Plan:
     profile: str | None = None
     cacheable: bool = True
     express: bool = False
+    path: str = ""
 
     def is_plain(self) -> bool:
         """Whether its answer follows from the rows alone, with no header or setting to mind."""
@@ -196,6 +198,7 @@ class Planner:
             statement, result = Statement(wrap(None, sql, body, "null", False), result=VALUES), BODY
         plan = Plan("read", schema, name, statement, layout, result, media, preferences)
         plan.read_only = True
+        plan.path = "/" + percent_encode(name, safe="-._~")
         plan.head = head
         plan.ranged = ranged or self.settings.max_rows is not None
         plan.limit_slot, plan.offset_slot = tree.root.limit_slot, tree.root.offset_slot
@@ -274,6 +277,7 @@ class Planner:
             statement, result = Statement(sql, result=NONE), AFFECTED
         plan = Plan(action, schema, name, statement, layout, result, media, preferences)
         plan.keys = keys
+        plan.path = "/" + percent_encode(name, safe="-._~")
         plan.inserted = mutation.counted
         plan.counted = preferences.count in ("exact", "estimated")
         plan.needs_gucs = (

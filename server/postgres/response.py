@@ -88,7 +88,7 @@ def _key_location(plan: Plan, keys: tuple[str | None, ...]) -> str:
         + ("is.null" if value is None else percent_encode("eq." + value, safe="-._~"))
         for name, value in zip(plan.keys, keys, strict=True)
     ]
-    return f"/{plan.target}?{'&'.join(parts)}"
+    return f"{plan.path}?{'&'.join(parts)}"
 
 
 def respond(
@@ -110,7 +110,7 @@ def respond(
             raise out_of_bounds(offset, outcome.total)
         headers.append(("content-range", content_range(offset, upper, outcome.total)))
         if plan.action == "read":
-            location = f"{base_path}/{percent_encode(plan.target)}"
+            location = base_path + plan.path
             if canonical:
                 location += f"?{canonical}"
             headers.append(("content-location", location))
