@@ -104,6 +104,13 @@ NOW = int(time.time())
     ],
 )
 def test_claims_that_are_checked(claims: dict[str, Any], message: str | None) -> None:
+    passed = int(time.time()) - NOW  # since the table above was made
+    claims = {
+        name: value + passed
+        if isinstance(value, int | float) and abs(value - NOW) < 1000
+        else value
+        for name, value in claims.items()
+    }
     auth = authenticator(jwt_aud="us")
     header = token({"role": "author", **claims})
     for _ in range(2):  # also when the token is known
