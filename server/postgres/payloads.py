@@ -98,7 +98,7 @@ def _csv(body: bytes) -> Given:
     if any(len(record) != len(records[0]) for record in records):
         raise _refuse("All lines must have same number of fields")
     names = tuple(sorted(records[0])) if records else ()
-    return Given(names, False, orjson.dumps(records))
+    return Given(names, False, orjson.dumps(records), None, "text/csv")
 
 
 def _form(body: bytes, rpc: bool) -> Given:

@@ -208,7 +208,7 @@ class RestEngine:
                 raise ApiError(404, "PGRST126", "Root endpoint metadata is disabled")
             if routine_name is None:
                 return await root.answer(generation, request)
-            return await self._call(generation, request, routine_name, started)
+            return await self._call(generation, request, routine_name.rpartition(".")[2], started)
         name = path[1:]
         if name.startswith("rpc/"):
             name = name[4:]
