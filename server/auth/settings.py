@@ -11,10 +11,18 @@ from server.auth.redirects import RedirectRule, check_rule
 
 Delivery = Literal["otp", "magic", "both"]
 LinkDelivery = Literal["link", "otp", "both"]
+MESSAGES = (
+    "verify_email", "password_reset", "passwordless", "twofa", "invite", "already_registered",
+    "password_changed",
+)  # fmt: skip
 FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]{0,62}(\.[A-Za-z_][A-Za-z0-9_$]{0,62})?")
 
 Seconds = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
+class AuthSettingsError(ValueError):
+    """The section cannot be used; the text names the member and what is wrong with it."""
 
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,24 +150,19 @@ class AuthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rate_limits: RateLimits = RateLimits()
     lockout: Lockout = Lockout()
 
-
-class AuthSettingsError(ValueError):
-    """The section cannot be used; the text names the member and what is wrong with it."""
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 def parse(section: dict[str, Any]) -> AuthSettings:
     """Plain JSON object to settings; raises AuthSettingsError."""
     try:
-        settings = msgspec.convert(section, AuthSettings)
+        return msgspec.convert(section, AuthSettings)
     except msgspec.ValidationError as error:
         raise AuthSettingsError(str(error)) from None
-    _check(settings)
-    return settings
 
 
 def _check(settings: AuthSettings) -> None:
-    from server.auth.templates import KINDS
-
     for url in settings.redirect_urls:
         check_rule(url, AuthSettingsError)
     for name in settings.landing.__struct_fields__:
@@ -167,8 +170,8 @@ def _check(settings: AuthSettings) -> None:
         if url is not None and RedirectRule.parse(url) is None:
             raise AuthSettingsError(f"landing.{name} is not a plain URL: {url!r}")
     for kind in settings.templates:
-        if kind not in KINDS:
-            raise AuthSettingsError(f"templates: there is no message {kind!r}; see {sorted(KINDS)}")
+        if kind not in MESSAGES:
+            raise AuthSettingsError(f"templates: there is no message {kind!r}; only {MESSAGES}")
     hook = settings.claims_hook
     if hook is not None and not FUNCTION_NAME.fullmatch(hook):
         raise AuthSettingsError("claims_hook must be function or schema.function")

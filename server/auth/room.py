@@ -1,0 +1,204 @@
+"""What the handlers of one worker share, and what one request brings with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Coroutine
+from typing import Any
+
+from ichicore.errors import ApiError
+from server.auth import inputs, settings
+from server.auth.database import Database
+from server.auth.outbound import Outbound
+from server.auth.passwords import Passwords
+from server.auth.settings import AuthSettings
+from server.base import migrations
+from server.base.context import WorkerContext
+from server.base.http import Request
+from server.base.project import Project
+
+log = logging.getLogger("ichibase.auth")
+TOPIC = "token.revoked"
+MAX_BACKGROUND = 1_000  # messages under way in one worker
+PUBLISH_RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Tenant:
+    """One project at one revision: its settings parsed and its schema up to date."""
+
+    __slots__ = ("database", "project", "settings")
+
+    def __init__(self, project: Project, parsed: AuthSettings, database: Database) -> None:
+        self.project = project
+        self.settings = parsed
+        self.database = database
+
+
+class Room:
+    """One per worker process."""
+
+    def __init__(self, context: WorkerContext, passwords: Passwords) -> None:
+        self.context = context
+        self.passwords = passwords
+        self.outbound = Outbound(private=context.config.development)
+        self.tenants: dict[str, Tenant] = {}
+        self._ready: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def development(self) -> bool:
+        return self.context.config.development
+
+    async def tenant(self, project: Project) -> Tenant:
+        """The project's tenant; the first call of a worker migrates the schema."""
+        known = self.tenants.get(project.slug)
+        if known is not None and known.project is project:
+            return known
+        if known is not None and known.project.id == project.id:
+            if known.project.revision > project.revision:
+                return known
+        if project.id not in self._ready:
+            await self._migrate(project)
+        try:
+            parsed = settings.parse(project.settings.get("auth", {}))
+        except settings.AuthSettingsError as error:
+            log.error("the auth settings of project %s cannot be used: %s", project.slug, error)
+            raise ApiError(
+                503, "unavailable", "The project's auth settings cannot be used."
+            ) from None
+        made = Tenant(project, parsed, Database(self.context.pools, project))
+        self.tenants[project.slug] = made
+        return made
+
+    async def _migrate(self, project: Project) -> None:
+        if project.system_dsn is None:
+            raise ApiError(404, "auth_not_enabled", "The project has no database for its users.")
+        lock = self._locks.setdefault(project.id, asyncio.Lock())
+        async with lock:
+            if project.id not in self._ready:
+                await migrations.apply_async(project.system_dsn, "server.auth", "auth")
+                self._ready.add(project.id)
+        self._locks.pop(project.id, None)
+
+    def forget(self, slug: str) -> None:
+        """The project was changed or deleted."""
+        known = self.tenants.pop(slug, None)
+        if known is not None:
+            self._ready.discard(known.project.id)
+
+    def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        """Runs `work` after the answer, so that its duration tells nothing. ApiError 429 when
+        too much is under way."""
+        if len(self._tasks) >= MAX_BACKGROUND:
+            work.close()
+            raise ApiError(
+                429, "rate_limited", "Too many messages at this moment; try again shortly.",
+                headers=(("retry-after", "5"),),
+            )  # fmt: skip
+        task = asyncio.get_running_loop().create_task(_guarded(work, what))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Waits for everything that `later` started."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def revoke(self, project: Project, sessions: list[str], seconds: int) -> None:
+        """Tells all workers to refuse the access tokens of these sessions. seconds: how long one
+        may still live."""
+        until = time.time() + seconds
+        for session_id in sessions:
+            await self._publish(
+                {"project": project.id, "session_id": session_id, "exp": until}
+            )
+
+    async def revoke_user(self, project: Project, user_id: str, seconds: int) -> None:
+        """Tells all workers to refuse every access token that the user has now."""
+        now = time.time()
+        await self._publish(
+            {"project": project.id, "user_id": user_id, "before": now + 1, "exp": now + seconds}
+        )
+
+    async def _publish(self, payload: dict[str, Any]) -> None:
+        try:
+            await self.context.bus.publish(TOPIC, payload)
+        except Exception as error:
+            log.warning("a revocation waits for the bus: %s", error)
+            self.later(self._publish_again(payload), "revocation")
+
+    async def _publish_again(self, payload: dict[str, Any]) -> None:
+        for pause in PUBLISH_RETRIES:
+            await asyncio.sleep(pause)
+            try:
+                await self.context.bus.publish(TOPIC, payload)
+            except Exception as error:
+                log.warning("a revocation waits for the bus: %s", error)
+            else:
+                return
+        log.error("a revocation did not reach the workers: the tokens live until they expire")
+
+    async def close(self) -> None:
+        """Lets messages under way be sent for a moment, then ends them."""
+        if self._tasks:
+            _, late = await asyncio.wait(set(self._tasks), timeout=5)
+            for task in late:
+                task.cancel()
+        await self.outbound.close()
+        self.passwords.close()
+
+
+class Call:
+    """One request with its tenant."""
+
+    __slots__ = ("database", "project", "request", "room", "settings")
+
+    def __init__(self, room: Room, tenant: Tenant, request: Request) -> None:
+        self.room = room
+        self.request = request
+        self.project = tenant.project
+        self.settings = tenant.settings
+        self.database = tenant.database
+
+    @property
+    def ip(self) -> str:
+        return self.request.peer
+
+    @property
+    def user_agent(self) -> str | None:
+        return inputs.header(self.request, "user-agent", 512)
+
+    @property
+    def trusted(self) -> bool:
+        """The secret key was presented: limits per client address would count the app's server."""
+        return self.request.identity.key_role == "service_role"
+
+    @property
+    def app_name(self) -> str:
+        return self.settings.app_name or self.project.slug
+
+    def caller(self) -> tuple[str, str]:
+        """(session id, user id) of the bearer token; ApiError 401."""
+        identity = self.request.identity
+        if identity.uid is None:
+            raise ApiError(401, "missing_token", "This endpoint needs a user's access token.")
+        session, user = inputs.uuid(identity.session_id or ""), inputs.uuid(identity.uid)
+        if session is None or user is None:
+            raise ended()
+        return session, user
+
+
+def ended() -> ApiError:
+    return ApiError(401, "invalid_token", "The session of this token has ended.")
+
+
+async def _guarded(work: Awaitable[None], what: str) -> None:
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("%s failed", what)
