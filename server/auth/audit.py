@@ -1,4 +1,4 @@
-"""The record of what happened to accounts; kept for `KEPT_DAYS`, longer than the users themselves."""
+"""The record of what happened to accounts, kept for `KEPT_DAYS` even when the user is deleted."""
 
 from __future__ import annotations
 

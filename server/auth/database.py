@@ -101,14 +101,12 @@ def refusal(error: Exception) -> ApiError | None:
         return ApiError(504, "timeout", "The project's database took too long.")
     if isinstance(error, PgError):
         state = error.sqlstate
-        if state.startswith("22") or state.startswith("54"):
+        if state.startswith(("22", "54")):
             return ApiError(400, "bad_request", "A value cannot be stored.")
         if state == "23503":
             return ApiError(409, "conflict", "Rows of the app still refer to this user.")
         if state in ("40001", "40P01"):
-            return ApiError(
-                503, "unavailable", "Try again.", headers=(("retry-after", "1"),)
-            )
+            return ApiError(503, "unavailable", "Try again.", headers=(("retry-after", "1"),))
         if state.startswith(("53", "57")):
             return ApiError(
                 503,

@@ -90,7 +90,7 @@ async def begin(call: Call, user: Subject, stored: str | None) -> Response:
     await ratelimit.take(call.database, (f"twofa|{user.email}", TWOFA_MESSAGES))
     delivery = call.settings.twofa
     # Bound to the password that was typed: when it changes meanwhile, the step does not count.
-    proof = {"password": codes.code_hash(call.project, "twofa password", user.id, stored or "").hex()}
+    proof = {"password": _password_mark(call, user.id, stored)}
     issued = await messages.make(call, "twofa", user.email, delivery, proof)
     values = messages.values(call, "twofa", issued)
     call.room.later(mail.deliver(call, "twofa", user.email, values), "message twofa")
@@ -100,13 +100,17 @@ async def begin(call: Call, user: Subject, stored: str | None) -> Response:
 PASSWORD_OF = statement("select password_hash from auth.users where id = $1::uuid")
 
 
+def _password_mark(call: Call, user_id: str, stored: str | None) -> str:
+    """Changes when the stored hash does, and tells nothing about it."""
+    return codes.code_hash(call.project, "twofa password", user_id, stored or "").hex()
+
+
 async def _finish_twofa(call: Call, taken: Taken) -> Response:
     if taken.user_id is None:
         raise codes.invalid_code()
     rows = await call.database.rows(PASSWORD_OF, taken.user_id)
     stored = text(rows[0][0]) if rows else None
-    now = codes.code_hash(call.project, "twofa password", taken.user_id, stored or "").hex()
-    if taken.payload.get("password") != now:
+    if taken.payload.get("password") != _password_mark(call, taken.user_id, stored):
         raise codes.invalid_code()
     return await _enter(call, taken.user_id, "password+email")
 

@@ -21,9 +21,7 @@ TIMEOUT = 2.0  # seconds
 MAX_CLAIMS = 4_096  # bytes of JSON
 ROLE = "service_role"
 
-SWITCH = Statement(
-    "select set_config('role', 'service_role', true)", result=NONE, per_role=False
-)
+SWITCH = Statement("select set_config('role', 'service_role', true)", result=NONE, per_role=False)
 
 
 async def claims(call: Call, user: Subject, method: str) -> dict[str, Any] | None:
@@ -39,7 +37,7 @@ async def claims(call: Call, user: Subject, method: str) -> dict[str, Any] | Non
     group = Group(ROLE)
     group.add(SWITCH, ())
     group.add(
-        Statement(f"select {quoted}($1::jsonb)::text", result=VALUES),  # noqa: S608
+        Statement(f"select {quoted}($1::jsonb)::text", result=VALUES),
         (msgspec.json.encode(event),),
     )
     pool = call.room.context.pools.data(call.project)

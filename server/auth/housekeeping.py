@@ -24,7 +24,7 @@ _OLD = {
 }
 SWEEP = [
     statement(
-        f"delete from auth.{table} where ctid = any (array(select ctid from auth.{table} "  # noqa: S608
+        f"delete from auth.{table} where ctid = any (array(select ctid from auth.{table} "
         f"where {old} limit {BATCH})) and pg_try_advisory_xact_lock({LOCK_KEY})"
     )
     for table, old in _OLD.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, make_msgid
@@ -65,19 +66,13 @@ def compose(smtp: Smtp, to: str, rendered: Rendered) -> EmailMessage:
         addr_spec=inputs.email(smtp.sender),
     )
     message["To"] = Address(addr_spec=inputs.email(to))
-    message["Date"] = format_datetime(_now())
+    message["Date"] = format_datetime(datetime.now(UTC))
     message["Message-ID"] = make_msgid(domain=smtp.sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
     message.set_content(rendered.text)
     if rendered.html is not None:
         message.add_alternative(rendered.html, subtype="html")
     return message
-
-
-def _now() -> object:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
 
 
 async def send(outbound: Outbound, smtp: Smtp, message: EmailMessage) -> None:

@@ -325,7 +325,8 @@ async def account(call: Call, provider: str, person: Person) -> Subject:
                 )
         if not call.settings.signup_enabled:
             raise Refused("signup_disabled", "This app does not take sign-ups.")
-        metadata = {k: person.data[k] for k in ("name", "picture", "avatar_url") if k in person.data}
+        shown = ("name", "picture", "avatar_url")
+        metadata = {name: person.data[name] for name in shown if name in person.data}
         rows = await call.database.rows(
             CREATE, provider, person.subject, proven, data,
             msgspec.json.encode(metadata).decode(), address, call.ip, call.user_agent,

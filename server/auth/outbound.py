@@ -116,6 +116,7 @@ class Outbound:
         self, method: str, url: str, headers: dict[str, str], body: bytes = b""
     ) -> Answer:
         """One HTTP exchange; OutboundError when there is no answer."""
+        fields = list(headers.items())
         if self._pool is None:
             self._pool = httpcore.AsyncConnectionPool(
                 ssl_context=self._tls,
@@ -129,7 +130,7 @@ class Outbound:
             async with (
                 asyncio.timeout(TOTAL_TIMEOUT),
                 self._pool.stream(
-                    method, url, headers=headers, content=body, extensions={"timeout": limits}
+                    method, url, headers=fields, content=body, extensions={"timeout": limits}
                 ) as response,
             ):
                 parts, size = [], 0
@@ -140,8 +141,15 @@ class Outbound:
                     parts.append(part)
         except OutboundError:
             raise
-        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError,
-                httpcore.UnsupportedProtocol, TimeoutError, OSError, ValueError) as error:
+        except (
+            httpcore.NetworkError,
+            httpcore.TimeoutException,
+            httpcore.ProtocolError,
+            httpcore.UnsupportedProtocol,
+            TimeoutError,
+            OSError,
+            ValueError,
+        ) as error:
             reason = str(error) or type(error).__name__
             raise OutboundError(f"{url} does not answer: {reason}") from None
         names = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}

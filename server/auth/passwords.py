@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 import bcrypt
@@ -148,7 +149,7 @@ def _digest(text: str) -> bytes:
 
 def _is_run(text: str) -> bool:
     """abcdefgh, 98765432 and the like."""
-    steps = {ord(b) - ord(a) for a, b in zip(text, text[1:], strict=False)}
+    steps = {ord(b) - ord(a) for a, b in pairwise(text)}
     return len(steps) == 1
 
 

@@ -46,7 +46,7 @@ class Metadata(msgspec.Struct, frozen=True):
     authorization_endpoint: str
     token_endpoint: str
     jwks_uri: str
-    token_endpoint_auth_methods_supported: list[str] = ["client_secret_basic"]
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("client_secret_basic",)
     authorization_response_iss_parameter_supported: bool = False
 
 
@@ -142,12 +142,12 @@ class Providers:
     ) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
-            algorithm = header.get("alg")
+            algorithm = str(header.get("alg"))
             if algorithm not in ALGORITHMS:
                 raise ProviderError(f"the id_token is signed with {algorithm!r}")
             key = await self._key(metadata.jwks_uri, header.get("kid"))
             if key.algorithm_name != algorithm and not algorithm.startswith(
-                {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("EdDSA",)}[key.key_type]
+                {"RSA": ("RS", "PS"), "EC": ("ES",)}.get(str(key.key_type), ("EdDSA",))
             ):
                 raise ProviderError("the id_token's algorithm does not fit its key")
             claims: dict[str, Any] = jwt.decode(
@@ -301,8 +301,6 @@ def client_secret(provider: Provider) -> str:
         )
     except (ValueError, TypeError, jwt.PyJWTError) as error:
         raise ProviderError(f"the private key of the provider cannot be used: {error}") from None
-
-
 
 
 __all__ = ["OutboundError", "Person", "ProviderError", "Providers", "challenge"]

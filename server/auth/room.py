@@ -15,12 +15,11 @@ from server.auth.outbound import Outbound
 from server.auth.passwords import Passwords
 from server.auth.settings import AuthSettings
 from server.base import migrations
-from server.base.context import WorkerContext
+from server.base.context import TOKEN_REVOKED, WorkerContext
 from server.base.http import Request
 from server.base.project import Project
 
 log = logging.getLogger("ichibase.auth")
-TOPIC = "token.revoked"
 MAX_BACKGROUND = 1_000  # messages under way in one worker
 PUBLISH_RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -112,9 +111,7 @@ class Room:
         may still live."""
         until = time.time() + seconds
         for session_id in sessions:
-            await self._publish(
-                {"project": project.id, "session_id": session_id, "exp": until}
-            )
+            await self._publish({"project": project.id, "session_id": session_id, "exp": until})
 
     async def revoke_user(self, project: Project, user_id: str, seconds: int) -> None:
         """Tells all workers to refuse every access token that the user has now."""
@@ -125,7 +122,7 @@ class Room:
 
     async def _publish(self, payload: dict[str, Any]) -> None:
         try:
-            await self.context.bus.publish(TOPIC, payload)
+            await self.context.bus.publish(TOKEN_REVOKED, payload)
         except Exception as error:
             log.warning("a revocation waits for the bus: %s", error)
             self.later(self._publish_again(payload), "revocation")
@@ -134,7 +131,7 @@ class Room:
         for pause in PUBLISH_RETRIES:
             await asyncio.sleep(pause)
             try:
-                await self.context.bus.publish(TOPIC, payload)
+                await self.context.bus.publish(TOKEN_REVOKED, payload)
             except Exception as error:
                 log.warning("a revocation waits for the bus: %s", error)
             else:

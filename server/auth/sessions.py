@@ -250,9 +250,7 @@ async def _refused(call: Call, given: Parsed) -> ApiError:
     """Why a refresh was not made; a copied token ends its session."""
     limit = call.settings.rate_limits.refresh_per_session
     grace = call.settings.refresh_grace_seconds
-    rows = await call.database.rows(
-        WHY_NOT, given.session_id, given.hash, grace, limit.seconds
-    )
+    rows = await call.database.rows(WHY_NOT, given.session_id, given.hash, grace, limit.seconds)
     if not rows:
         return _invalid()
     family_key, user_id, revoked, expired, disabled, matches, wait = rows[0]

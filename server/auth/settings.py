@@ -130,7 +130,7 @@ class AuthSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     signup_enabled: bool = True
     require_verified_email: bool = False
     verification: LinkDelivery = "link"
-    password_reset: LinkDelivery = "link"
+    password_reset: LinkDelivery = "link"  # noqa: S105
     passwordless: Literal["off", "otp", "magic", "both"] = "off"
     twofa: Literal["off", "otp", "magic", "both"] = "off"
     phone: Phone = Phone()

@@ -40,8 +40,8 @@ KINDS: MappingProxyType[str, Template] = MappingProxyType(
     {
         "verify_email": Template(
             subject="Confirm your address for {{ project }}",
-            text="Confirm {{ email }} for {{ project }}.\n\nLink: {{ link }}\n\nCode: {{ code }}\n\n"
-            f"It is good for {{{{ minutes }}}} minutes. {IGNORE}\n",
+            text="Confirm {{ email }} for {{ project }}.\n\nLink: {{ link }}\n\n"
+            f"Code: {{{{ code }}}}\n\nIt is good for {{{{ minutes }}}} minutes. {IGNORE}\n",
             html=_page(
                 "Confirm {{ email }} for {{ project }}.",
                 '<a href="{{ link }}">Confirm the address</a>',

@@ -90,11 +90,13 @@ def public_jwk(key: SigningKey) -> dict[str, Any] | None:
     if key.algorithm == "HS256":
         return None
     public = _private(key).public_key()
-    convert = {"ES256": ECAlgorithm, "RS256": RSAAlgorithm, "EdDSA": OKPAlgorithm}
+    convert: dict[str, Any] = {"ES256": ECAlgorithm, "RS256": RSAAlgorithm, "EdDSA": OKPAlgorithm}
     found = json.loads(convert[key.algorithm].to_jwk(public))
-    return {
-        name: found[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in found
-    } | {"kid": key.kid, "alg": key.algorithm, "use": "sig"}
+    return {name: found[name] for name in ("kty", "crv", "x", "y", "n", "e") if name in found} | {
+        "kid": key.kid,
+        "alg": key.algorithm,
+        "use": "sig",
+    }
 
 
 def jwks(project: Project) -> dict[str, Any]:

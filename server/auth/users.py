@@ -273,9 +273,7 @@ async def update_user(call: Call, user: str) -> Response:
     if not rows:
         raise _taken() if await call.database.rows(EXISTS, user_id) else missing()
     changed = [n for n in body.__struct_fields__ if getattr(body, n) is not None]
-    await audit.write(
-        call, "user_updated", "admin", user_id=user_id, detail={"members": changed}
-    )
+    await audit.write(call, "user_updated", "admin", user_id=user_id, detail={"members": changed})
     if body.disabled or hashed is not None:
         await sessions.revoke_all(call, user_id, "disabled" if body.disabled else "password_reset")
     if body.disabled:
@@ -328,9 +326,7 @@ async def impersonate(call: Call, user: str) -> Response:
     if not rows:
         raise missing()
     subject = Subject(sure(rows[0][0]), text(rows[0][1]), text(rows[0][2]))
-    token = tokens.issue(
-        call.project, subject, session_id, body.seconds, actor="service_role"
-    )
+    token = tokens.issue(call.project, subject, session_id, body.seconds, actor="service_role")
     answer: dict[str, Any] = {"access_token": token, "expires_in": body.seconds}
     answer["user"] = {"id": subject.id, "email": subject.email}
     return json(200, answer)
@@ -343,9 +339,7 @@ async def invite(call: Call) -> Response:
     rows = await call.database.rows(INVITED, email, inputs.metadata(body.metadata))
     if not rows:
         raise _taken()
-    issued = await codes.ask(
-        call.database, call.project, "invite", email, "link", INVITE_SECONDS
-    )
+    issued = await codes.ask(call.database, call.project, "invite", email, "link", INVITE_SECONDS)
     values = {
         "link": messages.link(call, "invite", issued.token or ""),
         "minutes": str(INVITE_SECONDS // 60),
