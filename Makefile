@@ -1,6 +1,7 @@
 # make serve    the server on embedded defaults (PORT=8000, DATA_DIR=data, ARGS=...)
 # make test     all tests     make lint    style and types
 # make bench    the benchmarks, as a table
+# make fuzz     the parsers against random input (ARGS="query --seconds 600")
 # make lock     pins the dependencies anew
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DATA_DIR ?= data
 ARGS ?=
 SOURCES := setup.py pyproject.toml $(shell find ichicore csrc -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -path 'csrc/*' -o -name '*.h' 2>/dev/null)
 
-.PHONY: serve test lint bench lock clean check-system
+.PHONY: serve test lint bench fuzz lock clean check-system
 
 serve: $(VENV)/built
 	$(BIN)/ichibase serve --port $(PORT) --data-dir $(DATA_DIR) $(ARGS)
@@ -26,6 +27,10 @@ lint: $(VENV)/built $(VENV)/dev
 
 bench: $(VENV)/built $(VENV)/dev
 	$(BIN)/python -m bench.run $(ARGS)
+
+fuzz: $(VENV)/built $(VENV)/dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check "atheris>=3,<4"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 check-system:
 	@$(PYTHON) tools/check_system.py

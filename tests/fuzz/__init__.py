@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of the parsers of client input: `python -m tests.fuzz`."""
