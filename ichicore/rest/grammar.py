@@ -8,6 +8,7 @@ parser gives where both succeed.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any, NoReturn
 
 from ichicore.errors import ApiError
@@ -37,6 +38,8 @@ from ichicore.rest.parsec import (
 )
 
 MAX_DEPTH = 64
+LONGEST = 4096  # characters of a text whose structure is looked into here: it takes a while
+PLAIN_COLUMNS = re.compile(r"[A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*(?=,)")
 BLANKS = " \t\n\r\f\v\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000"
 SIMPLE = ("neq", "cs", "cd", "ov", "sl", "sr", "nxr", "nxl", "adj")
 QUANTIFIABLE = ("eq", "gte", "gt", "lte", "lt", "like", "ilike", "match", "imatch")
@@ -203,6 +206,7 @@ def _embed(spread: bool) -> Any:
     return build
 
 
+@cache
 def forest(depth: int) -> Parser:
     """Items of a select list, `depth` parentheses deep."""
 
@@ -217,7 +221,25 @@ def forest(depth: int) -> Parser:
         seq(attempt(relation_select), children, then=_embed(False)),
         field_select,
     )
-    return separated(tree, lexeme(char(",")))
+    comma = lexeme(char(","))
+    whole = separated(tree, comma)
+    further = many(seq(comma, tree, then=_second))
+
+    def items(text: str, index: int) -> Result:
+        # A comma behind an item settles it: no error before the comma survives, so plain columns
+        # need no attempts.
+        plain = PLAIN_COLUMNS.match(text, index)
+        if plain is None:
+            return whole(text, index)
+        ok, _, rest, end, error = further(text, plain.end())
+        if not ok:
+            return False, True, None, end, error
+        columns: list[Any] = [
+            ("field", (name, []), None, None, None, None) for name in plain[0].split(",")
+        ]
+        return True, True, columns + rest, end, error
+
+    return items
 
 
 order_end = alt(attempt(look_ahead(char(","))), attempt(end_of_input))
@@ -328,6 +350,7 @@ logic_not = label(
 logic_operator = label(alt(attempt(string("and")), string("or")), "logic operator (and, or)")
 
 
+@cache
 def logic_tree(depth: int) -> Parser:
     def inner(text: str, index: int) -> Result:
         if depth >= MAX_DEPTH:
@@ -347,8 +370,19 @@ def logic_tree(depth: int) -> Parser:
     )
 
 
+def argument(text: str, index: int) -> Result:
+    return True, False, (None, text), index, (index, ())
+
+
+expression_or_argument = alt(top_expression, argument)
+# Parsers of values, which are read fast whatever their length.
+LINEAR = (top_expression, expression_or_argument)
+
+
 def run(parser: Parser, name: str, text: str) -> Any:
     """The parsed value, or ApiError PGRST100 in Parsec's words; `name` says what was parsed."""
+    if len(text) > LONGEST and parser not in LINEAR:
+        refuse(name, position(text, 0), f"longer than {LONGEST} characters and not in a usual form")
     try:
         ok, _, value, _, error = parser(text, 0)
     except TooDeepError as deep:
@@ -538,11 +572,7 @@ def parse(raw: bytes, *, rpc: bool, mutation: bool, concatenate_order: bool) -> 
             continue
         path = run(tree_path, f"failed to parse tree path ({key})", key)
         name = f"failed to parse filter ({value})"
-        if rpc:
-            argument = _apply(pure(value), lambda text: (None, text))
-            done[number] = path, run(alt(top_expression, argument), name, value)
-        else:
-            done[number] = path, run(top_expression, name, value)
+        done[number] = path, run(expression_or_argument if rpc else top_expression, name, value)
     if conflict is not None:
         conflict_names = run(
             column_list, f"failed to parse on_conflict parameter ({conflict})", conflict

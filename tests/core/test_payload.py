@@ -42,13 +42,13 @@ BODY = st.tuples(
 ).map(lambda t: json.dumps(t[0], ensure_ascii=t[1], indent=t[2]).encode())
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(BODY)
 def test_scan_of_valid_json(body: bytes) -> None:
     assert payload.scan(body) == oracle.scan(body)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(
     BODY,
     st.integers(0, 200),

@@ -70,7 +70,7 @@ def parsed(raw: bytes, rpc: bool) -> query.Query | None:
         return None
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(ENCODED, st.booleans())
 def test_values_are_the_parsers(raw: bytes, rpc: bool) -> None:
     scanned = shape.scan(raw, rpc=rpc)
