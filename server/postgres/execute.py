@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from time import perf_counter
 from typing import Protocol
 
 import orjson
@@ -339,7 +340,12 @@ class Runner:
             group.add(READ_BACK, ())
         if explicit:
             return await self._transaction(plan, group, first, limit, offset)
-        results = await self.pool.run(group, slow=not plan.quick)
+        if plan.quick:
+            results = await self.pool.run(group)
+        else:
+            began = perf_counter()
+            results = await self.pool.run(group, slow=not plan.proven_quick)
+            plan.took(perf_counter() - began)
         outcome = self._outcome(plan, results, first, limit, offset)
         if plan.checks:
             check(plan, outcome)

@@ -40,6 +40,9 @@ EXPLAIN = "explain"  # lines of a plan
 
 BYTEA = "17"  # pg_type oid
 
+PROVEN_RUNS = 20
+QUICK_SECONDS = 0.005
+
 
 @dataclass(frozen=True, slots=True)
 class Payload:
@@ -93,6 +96,20 @@ class Plan:
     cacheable: bool = True
     express: bool = False
     path: str = ""
+    quick_runs: int = 0
+
+    @property
+    def proven_quick(self) -> bool:
+        """Whether it was expected to be slow, but has been quick often enough to share a
+        connection with other requests."""
+        return self.quick_runs >= PROVEN_RUNS
+
+    def took(self, seconds: float) -> None:
+        """Learn from one run; a slow one costs more than a quick one earns."""
+        if seconds < QUICK_SECONDS:
+            self.quick_runs = min(self.quick_runs + 1, 2 * PROVEN_RUNS)
+        else:
+            self.quick_runs = -PROVEN_RUNS
 
     def is_plain(self) -> bool:
         """Whether its answer follows from the rows alone, with no header or setting to mind."""

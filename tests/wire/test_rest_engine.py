@@ -397,3 +397,16 @@ def test_no_query_string_is_the_servers_fault(rest_dsn: str) -> None:
             assert got.status < 500, (method, target, body, got.body)
 
     run(rest_dsn, test, tx_end="rollback-allow-override", aggregates_enabled=True)
+
+
+def test_a_function_that_is_quick_may_share_a_connection(rest_dsn: str) -> None:
+    async def test(send: Send, engine: RestEngine) -> None:
+        for n in range(60):
+            assert (await send("GET", f"/rpc/add?a={n}")).body == str(n + 10).encode()
+        assert engine.generation is not None
+        (plan,) = engine.generation.plans.values()
+        assert plan.proven_quick
+        plan.took(1.0)
+        assert not plan.proven_quick
+
+    run(rest_dsn, test)
