@@ -59,12 +59,7 @@ async def provision(cluster: Cluster, record: Record) -> None:
         for kind, password in zip(LOGINS, passwords, strict=True):
             role = record.role(kind)
             inherit = "noinherit" if kind == "authenticator" else "inherit"
-            await ensure_login(
-                admin,
-                role,
-                password,
-                f"nocreatedb nocreaterole nobypassrls noreplication {inherit}",
-            )
+            await ensure_login(admin, role, password, inherit)
             await allow_ownership(admin, role)
             await _grant_switching(admin, role)
         made = await ensure_database(admin, record.database, record.role("owner"))
