@@ -11,7 +11,10 @@ from urllib.parse import quote
 
 
 class CommandError(Exception):
-    """What a command could not do, and the one next step."""
+    """What a command could not do, and the one next step. place: (line, column) in the SQL that
+    was sent, where the server named one."""
+
+    place: tuple[int, int] | None = None
 
 
 class AdminClient:
@@ -33,8 +36,9 @@ class AdminClient:
         self.config: dict[str, Any] = listener["config"]
         self.url: str = self.config["admin_url"]
 
-    def call(self, method: str, path: str, body: object = None) -> Any:
-        """The decoded answer; CommandError with the server's own words otherwise."""
+    def call(self, method: str, path: str, body: object = None, seconds: float = 120) -> Any:
+        """The decoded answer within `seconds`; CommandError with the server's own words
+        otherwise."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310
             self.url + path,
@@ -43,13 +47,16 @@ class AdminClient:
             headers={"authorization": f"Bearer {self.token}", "content-type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            raise CommandError(_told(error.read(), error.code)) from None
+            raise _told(error.read(), error.code) from None
+        except TimeoutError:
+            raise CommandError(f"the node did not answer within {seconds:.0f} s") from None
         except (urllib.error.URLError, OSError):
             raise CommandError(
-                f"the node of {self.data_dir} does not answer at {self.url}; is it running?"
+                f"the node of {self.data_dir} does not answer at {self.url}; if it is not running, "
+                f"start it with: ichibase serve --data-dir {self.data_dir}"
             ) from None
 
     def project(self, name: str) -> dict[str, Any]:
@@ -57,14 +64,17 @@ class AdminClient:
         return found
 
 
-def _told(body: bytes, status: int) -> str:
+def _told(body: bytes, status: int) -> CommandError:
     try:
         error = json.loads(body)
-        text = f"{error['detail']} [{error['code']}]"
+        told = CommandError(f"{error['detail']} [{error['code']}]")
         details = error.get("details")
     except (ValueError, KeyError, TypeError):
-        return f"the node answered {status}"
+        return CommandError(f"the node answered {status}")
     if isinstance(details, dict):
-        lines = [f"  {name}: {value}" for name, value in details.items() if value is not None]
-        text = "\n".join([text, *lines])
-    return text
+        shown = {name: value for name, value in details.items() if value is not None}
+        if "line" in shown and "column" in shown:
+            told.place = shown["line"], shown["column"]
+        lines = [f"  {n}: {v}" for n, v in shown.items() if n not in {"position", "line", "column"}]
+        told.args = ("\n".join([str(told), *lines]),)
+    return told

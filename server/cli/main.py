@@ -13,11 +13,13 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from server.cli.client import AdminClient, CommandError
 from server.cli.output import note, print_json, print_table
 
 ROOMS = ("auth", "mongo", "storage", "realtime", "functions")
+MIGRATION_SECONDS = 660.0  # a little more than the server gives one
 SECRETS = ("service_key", "jwt_secret", "database_url", "mongo_url")
 
 
@@ -105,7 +107,7 @@ def projects_delete(options: argparse.Namespace) -> int:
             raise CommandError("this deletes the project with all its data; say --yes")
         if input("Type the name of the project to delete it with all its data: ") != options.name:
             raise CommandError("the names differ; nothing was deleted")
-    result = client(options).call("DELETE", f"/admin/v1/projects/{options.name}")
+    result = client(options).call("DELETE", _project_path(options.name))
     print_json(result) if options.json else print(f"deleted {options.name}")
     return 0
 
@@ -120,9 +122,13 @@ def sql(options: argparse.Namespace) -> int:
             raise CommandError(f"cannot read {options.file}: {error}") from None
     else:
         text = sys.stdin.read()
-    answer = client(options).call(
-        "POST", f"/admin/v1/projects/{options.project}/sql", {"sql": text}
-    )
+    wanted = {"sql": text, "timeout_ms": max(1, round(options.timeout * 1000))}
+    admin = client(options)
+    path = f"{_project_path(options.project)}/sql"
+    try:
+        answer = admin.call("POST", path, wanted, options.timeout + 15)
+    except CommandError as error:
+        raise _placed(error, options.file or "SQL") from None
     if options.json:
         print_json(answer["results"])
         return 0
@@ -133,6 +139,16 @@ def sql(options: argparse.Namespace) -> int:
         elif result["command"]:
             print(result["command"])
     return 0
+
+
+def _placed(error: CommandError, file: str) -> CommandError:
+    """The error with file:line:column in front."""
+    place = "".join(f":{number}" for number in error.place or ())
+    return CommandError(f"{file}{place}: {error}")
+
+
+def _project_path(name: str) -> str:
+    return f"/admin/v1/projects/{quote(name, safe='')}"
 
 
 def migrate(options: argparse.Namespace) -> int:
@@ -149,11 +165,11 @@ def migrate(options: argparse.Namespace) -> int:
             raise CommandError(f"cannot read {file}: {error}") from None
         try:
             answer = admin.call(
-                "POST", f"/admin/v1/projects/{options.project}/migrations",
-                {"name": file.name, "sql": text},
+                "POST", f"{_project_path(options.project)}/migrations",
+                {"name": file.name, "sql": text}, MIGRATION_SECONDS,
             )  # fmt: skip
         except CommandError as error:
-            raise CommandError(f"{file}: {error}") from None
+            raise _placed(error, str(file)) from None
         done.append(answer)
         if not options.json:
             print(f"{'applied' if answer['applied'] else 'already there':14}{file.name}")
@@ -164,7 +180,7 @@ def migrate(options: argparse.Namespace) -> int:
 
 def settings(options: argparse.Namespace) -> int:
     admin = client(options)
-    base = f"/admin/v1/projects/{options.project}/settings"
+    base = f"{_project_path(options.project)}/settings"
     if options.action == "get":
         from server.control.sections import SECTIONS
 
@@ -179,7 +195,10 @@ def settings(options: argparse.Namespace) -> int:
     else:
         if not options.section:
             raise CommandError("say: ichibase settings PROJECT import FILE")
-        text = Path(options.section).read_text()
+        try:
+            text = Path(options.section).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"cannot read {options.section}: {error}") from None
         for name, value in _json(text, options.section).items():
             admin.call("PUT", f"{base}/{name}", value)
             print(f"set {name}")
@@ -244,6 +263,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("project")
     made.add_argument("-c", "--command", help="the statements")
     made.add_argument("-f", "--file", help="a file with the statements")
+    made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
+                      help="time for all of the statements (60)")  # fmt: skip
     made.add_argument("stdin", nargs="?", choices=["-"], help="read them from standard input")
 
     made = command("migrate", migrate, "Apply a folder of .sql files, each once, in name order.")

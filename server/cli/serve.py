@@ -55,6 +55,8 @@ def welcome(node: object, url: str) -> None:
         f"{node.data.admin_token_file}",
     ]
     if node.first_start:
+        module = sys.argv[0].endswith(".py")  # run as `python -m`
+        program = f"{sys.executable} -m server.cli.main" if module else sys.argv[0]
         sql = (
             "create table todos (id int generated always as identity primary key, title text); "
             "insert into todos (title) values ('hello')"
@@ -62,7 +64,7 @@ def welcome(node: object, url: str) -> None:
         lines += [
             "",
             "make a table:",
-            f'  {sys.argv[0]} sql default --data-dir {data_dir} -c "{sql}"',
+            f'  {program} sql default --data-dir {data_dir} -c "{sql}"',
             "read it:",
             f"  curl {url}/postgres/todos -H 'Authorization: Bearer {node.anon_key}'",
         ]

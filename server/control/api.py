@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import msgspec
+import psycopg
 
 from ichicore.errors import ApiError
 from server.base.project import Project
 from server.control import records, sections, sqlrun
 from server.control.database import Cluster
-from server.control.projects import Projects
+from server.control.projects import Projects, away
 from server.control.records import Record
 from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
 
@@ -189,6 +190,9 @@ class Application:
             protocol.response_bytes(response.status, headers, response.body())
         except ApiError as error:
             self._refuse(protocol, error)
+        except psycopg.OperationalError as error:
+            print(str(error).strip(), file=sys.stderr, flush=True)
+            self._refuse(protocol, away())
         except Exception:
             traceback.print_exc(file=sys.stderr)
             self._refuse(protocol, ApiError(500, "internal", "The server failed; see its log."))

@@ -65,7 +65,7 @@ class Projects:
         try:
             connection = await connect(self.dsn)
         except psycopg.OperationalError:
-            raise _away() from None
+            raise away() from None
         async with connection:
             yield connection
 
@@ -245,7 +245,7 @@ async def _locked(control: Connection, project_id: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if not control.closed and not control.broken:
+        with contextlib.suppress(psycopg.OperationalError):  # a lost connection holds no lock
             await fetch(control, "select pg_advisory_unlock(hashtextextended($1, 0))", (key,))
 
 
@@ -264,7 +264,7 @@ async def audit(
     )
 
 
-def _away() -> ApiError:
+def away() -> ApiError:
     return ApiError(
         503,
         "unavailable",

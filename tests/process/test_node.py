@@ -20,11 +20,8 @@ from tests.process.running import RunningNode, wait_until
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("node")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    running = RunningNode(folder)
+def node(module_folder):
+    running = RunningNode(module_folder)
     running.start()
     running.sql(
         "create table kept (id int); insert into kept values (1), (2);"
@@ -196,10 +193,8 @@ def test_a_taken_port_is_named_and_one_of_the_database_is_changed(node):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ended_while_starting_it_leaves_nothing_and_starts_again(tmp_path, number):
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
-    running = RunningNode(tmp_path)
+def test_ended_while_starting_it_leaves_nothing_and_starts_again(folder, number):
+    running = RunningNode(folder)
     for delay in (0.3, 0.7, 1.2):
         running.launch()
         time.sleep(delay)
@@ -215,18 +210,16 @@ def test_ended_while_starting_it_leaves_nothing_and_starts_again(tmp_path, numbe
     running.stop()
 
 
-def test_a_deep_data_folder_works(tmp_path):
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
-    running = RunningNode(tmp_path, data_dir=tmp_path / ("d" * 90) / "data")
+def test_a_deep_data_folder_works(folder):
+    running = RunningNode(folder, data_dir=folder / ("d" * 90) / "data")
     running.start()
     assert running.sql("select 1") == [[1]]
     running.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root meets a folder that it alone may enter")
-def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(tmp_path):
-    closed = tmp_path / "closed"
+def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(folder):
+    closed = folder / "closed"
     closed.mkdir(mode=0o700)
     running = RunningNode(closed)
     running.start()
@@ -244,11 +237,9 @@ def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
-def test_an_ordinary_user_runs_everything_as_himself(tmp_path):
+def test_an_ordinary_user_runs_everything_as_himself(folder):
     python, path = interpreter_for_all()
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        parent.chmod(0o755)
-    home = tmp_path / "home"
+    home = folder / "home"
     home.mkdir()
     os.chown(home, 65534, 65534)
     running = RunningNode(home, account=(65534, 65534), python=python)
@@ -278,11 +269,11 @@ def interpreter_for_all():
     pytest.skip("no account but root can run this interpreter and read these packages")
 
 
-def test_an_existing_server_is_used_instead(tmp_path, pg_cluster):
+def test_an_existing_server_is_used_instead(folder, pg_cluster):
     with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
         admin.execute("create role keeper login superuser password 'pass word'")
     url = f"postgresql://keeper:pass%20word@127.0.0.1:{pg_cluster.port}/postgres"
-    running = RunningNode(tmp_path, environment={"DATABASE_URL": url})
+    running = RunningNode(folder, environment={"DATABASE_URL": url})
     running.start()
     running.sql("create table kept (id int); insert into kept values (1); select 1")
     assert f":{pg_cluster.port}/" in running.project()["database_url"]

@@ -1,0 +1,28 @@
+"""Folders that every account can reach, whatever pytest does to its own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def _folder():
+    made = Path(tempfile.mkdtemp(prefix="ichi-node-"))
+    made.chmod(0o755)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def folder():
+    yield from _folder()
+
+
+@pytest.fixture(scope="module")
+def module_folder():
+    yield from _folder()
