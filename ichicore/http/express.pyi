@@ -9,6 +9,7 @@ class Lane:
     submit: Callable[[Any, Any, bool], None]
     leave: Callable[[Any], None]
     base_path: str
+    extra: tuple[tuple[str, str], ...]
     rest: Any
     engine: Any
     generation: Any
@@ -23,6 +24,7 @@ class Express:
     watchers: dict[int, Any]
     unwatch: Callable[[int], None]
     observe: Callable[[int, float], None]
+    noted: Callable[..., None]
     failed: Callable[..., int]
     spooled: Callable[..., None]
     canonical: Callable[[bytes], str]

@@ -20,6 +20,7 @@ cdef frozenset PECULIAR = frozenset((
 cdef enum:
     MAX_URL = 8192
     MAX_HEADERS = 24
+    SLOW = 1  # seconds from which a request may be worth a line in the log
 
 
 @cython.final
@@ -37,6 +38,7 @@ cdef class Lane:
     cdef public object submit       # (group, waiter, slow) hands a group to the pool
     cdef public object leave        # (group) gives a group up
     cdef public str base_path
+    cdef public tuple extra         # headers that every answer without an Origin carries
     cdef public object rest         # whose `used` is set, so that the project stays awake
     cdef public object engine       # whose `generation` must be the one of `plans`
     cdef public object generation
@@ -91,6 +93,7 @@ cdef class Ticket:
             ("content-location", location),
             ("content-type", self.plan.media.content_type),
             ("x-request-id", self.express.prefix + "%08x" % self.number),
+            *self.lane.extra,
         ]
         self.protocol.response_bytes(200, headers, body)
         self.finish(200)
@@ -140,7 +143,10 @@ cdef class Ticket:
         self.express.in_flight.pop(-<long long> self.number, None)
         if self.express.watchers:
             self.express.unwatch(-<long long> self.number)
-        self.express.observe(status, self.express.clock() - self.started)
+        cdef double seconds = self.express.clock() - self.started
+        self.express.observe(status, seconds)
+        if status >= 500 or seconds >= SLOW:
+            self.express.noted(self.scope, self.headers, self.number, status, seconds)
         callback = self.callback
         if callback is not None:
             self.callback = None
@@ -158,6 +164,7 @@ cdef class Express:
     cdef public dict watchers       # who watches for a client that leaves, by number
     cdef public object unwatch
     cdef public object observe      # (status, seconds)
+    cdef public object noted        # (scope, headers, number, status, seconds) of slow and failed
     cdef public object failed       # (scope, protocol, headers, error, number, role): its status
     cdef public object spooled      # answers with a large body
     cdef public object canonical    # query string -> the one of Content-Location
@@ -185,10 +192,13 @@ cdef class Express:
         path = scope.path
         if not path.startswith("/postgres/"):
             return None
-        items = scope.headers.items()
+        raw = scope.headers
+        items = raw.items()
         headers = dict(items)
         if len(headers) != len(items) or len(items) > MAX_HEADERS:
             return None
+        if len(<list> raw.keys()) != len(headers):
+            return None  # a value that is not ASCII, which the server leaves out
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.denied or lane.engine.generation is not lane.generation:
             return None

@@ -808,6 +808,8 @@ cdef class Executor:
         if group is None or not first or group._error is not None:
             return 0
         group._error = self._error_of(res, command.index)
+        if not isinstance(group._error, PgError):
+            return 0  # the connection is gone; the caller sees that too
         function = PQresultErrorField(res, PG_DIAG_SOURCE_FUNCTION)
         if group._error.sqlstate == "26000" or (
             group._error.sqlstate == "0A000" and function is not NULL

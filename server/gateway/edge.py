@@ -142,7 +142,7 @@ class Edge:
         route = request.route
         self._timers["edge" if route is None else route.name].observe(status, seconds)
         if self.wants_line(status, seconds):
-            self._line(request, scope, status, seconds, code)
+            self.line(request, scope, status, seconds, code)
 
     async def _answer(self, request: EdgeRequest, scope: Any, protocol: Any) -> Response | None:
         request.headers = headers = limits.collect(scope.headers)
@@ -265,6 +265,10 @@ class Edge:
             site = self._sites[slug] = Site(project, denied)
         return site
 
+    def site_of(self, host: str) -> Site | None:
+        """What a Host header served before names."""
+        return self._by_host.get(host)
+
     async def _mounted(self, route: Route) -> Service:
         """The service of a route, made once."""
         making = self._mounting.get(route.name)
@@ -305,9 +309,10 @@ class Edge:
         except RuntimeError:  # the HTTP server's "already answered"
             return 500
 
-    def _line(
+    def line(
         self, request: EdgeRequest, scope: Any, status: int, seconds: float, code: str
     ) -> None:
+        """Tells of an answered request."""
         route = request.route
         self.events.emit(
             Served(

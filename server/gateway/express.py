@@ -34,6 +34,7 @@ class ExpressWay:
         self.way.watchers = edge._watchers
         self.way.unwatch = edge._unwatch
         self.way.observe = edge._timers["postgres"].observe
+        self.way.noted = self.noted
         self.way.failed = self.failed
         self.way.spooled = self.spooled
         self.way.canonical = canonical
@@ -61,6 +62,7 @@ class ExpressWay:
         lane.submit = rest.pool.submit
         lane.leave = rest.pool.leave
         lane.base_path = rest.settings.base_path
+        lane.extra = site.cors.silent
         lane.rest = rest
         lane.engine = rest.engine
         lane.generation = generation
@@ -77,7 +79,19 @@ class ExpressWay:
         request.headers = headers
         request.route = ROUTES["postgres"]
         request.id = f"{self.way.prefix}{number:08x}"
+        site = self.edge.site_of(headers["host"])
+        if site is not None:
+            request.slug = site.slug
+            request.cors = site.cors.silent
         return request
+
+    def noted(
+        self, scope: Any, headers: dict[str, str], number: int, status: int, seconds: float
+    ) -> None:
+        """A slow or failed request gets its line in the log."""
+        if self.edge.wants_line(status, seconds):
+            request = self._request(scope, None, headers, number)
+            self.edge.line(request, scope, status, seconds, "")
 
     def failed(
         self, scope: Any, protocol: Any, headers: dict[str, str], error: Exception, number: int,

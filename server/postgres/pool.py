@@ -405,7 +405,12 @@ class Pool:
     def _grow(self, wanted: int) -> None:
         """Opens connections, as many as wanted and allowed."""
         assert self._loop is not None
-        if self._closed or self._loop.time() < self._retry_at:
+        if self._closed:
+            return
+        pause = self._retry_at - self._loop.time()
+        if pause > 0:
+            if not self._links and not self._opening:  # the last one broke while others waited
+                self._fail_waiting(PgUnavailable(self._last_failure, max(pause, 0.1)))
             return
         room = self._max_size - len(self._links) - len(self._opening)
         for _ in range(min(room, wanted - len(self._opening))):
@@ -465,7 +470,10 @@ class Pool:
 
     def _readable(self, link: Link) -> None:
         executor = link.executor
-        executor.on_readable(self._loop.time())  # type: ignore[union-attr]
+        try:
+            executor.on_readable(self._loop.time())  # type: ignore[union-attr]
+        except Exception:  # the executor has given up its connection, which must not stay here
+            log.exception("a result could not be read")
         if executor.retry or executor.lost or executor.wants_write != link.writing:
             self._after(link)
         if executor.cancelling:

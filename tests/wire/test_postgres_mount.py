@@ -1,6 +1,8 @@
 """/postgres of real projects through a real worker."""
 
+import asyncio
 import json
+import socket
 import time
 
 import psycopg
@@ -147,8 +149,6 @@ def test_changes_are_found_where_nothing_announces_them(site, control, pg_cluste
 
 
 def test_settings_take_effect(site, control):
-    import asyncio
-
     asyncio.run(control.projects.put_settings("default", "postgres", {"max_rows": 1}))
     until(lambda: len(site.call("GET", "/postgres/open", as_anon(control)).json) == 1)
     asyncio.run(control.projects.put_settings("default", "postgres", {}))
@@ -163,8 +163,6 @@ def test_the_statement_timeout(site, control):
 
 
 def test_a_client_that_leaves_cancels_its_query(site, control):
-    import socket
-
     def running():
         with psycopg.connect(control.cluster.admin_dsn) as admin:
             return admin.execute(
@@ -205,8 +203,6 @@ def test_the_database_comes_and_goes(site, control, pg_cluster):
 
 
 def test_cut_requests_change_nothing(site, control):
-    import socket
-
     key = control.service()
     head = f"POST /postgres/open HTTP/1.1\r\nHost: a\r\napikey: {key}\r\n"
     for framing in ("Content-Length: 99\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n40\r\n"):
@@ -218,8 +214,6 @@ def test_cut_requests_change_nothing(site, control):
 
 def test_rest_is_served_over_one_connection(site, control):
     """Many requests on a kept connection, each with its own role."""
-    import socket
-
     with socket.create_connection(("127.0.0.1", site.port), timeout=5) as peer:
         for number in range(40):
             who = as_user(control) if number % 2 else as_anon(control)
@@ -230,3 +224,37 @@ def test_rest_is_served_over_one_connection(site, control):
                 data += peer.recv(65536)
             role = "authenticated" if number % 2 else "anon"
             assert parse(data).json["role"] == role
+
+
+def test_the_short_way_tells_what_the_general_way_tells(site, control):
+    """A read that was served before takes the short way; a header makes it take the other."""
+    control.make("both-ways")
+    asyncio.run(control.projects.put_settings("both-ways", "cors", {"origins": ["https://a.test"]}))
+    with psycopg.connect(owner(control, "both-ways"), autocommit=True) as database:
+        database.execute("create table open as select 1 as id, 'one' as body")
+    path, key = "/postgres/open?id=eq.1", as_anon(control, "both-ways")
+
+    def get(**more):
+        return site.call("GET", path, {**key, **more}, host="both-ways.localhost")
+
+    until(lambda: "vary" in get().headers)
+    for _ in range(3):
+        short, general = get(), get(**{"x-request-id": "general"})
+        assert short.headers["x-request-id"] != "general"
+        assert short.body == general.body == b'[{"id":1,"body":"one"}]'
+        for name in ("content-type", "content-range", "content-location", "vary"):
+            assert short.headers[name] == general.headers[name]
+    lines = [f"GET {path} HTTP/1.1", "Host: both-ways.localhost", "Connection: close"]
+    lines.append(f"authorization: {key['authorization']}")
+    head = "\r\n".join([*lines, ""]).encode()
+    assert parse(site.raw(head + b"\r\n")).status == 200
+    assert parse(site.raw(head + b"apikey: \xff\r\n\r\n")).status == 400
+
+
+def test_slow_requests_of_the_short_way_get_a_line(site, control):
+    with psycopg.connect(owner(control, "default"), autocommit=True) as database:
+        database.execute("create view slow_rows as select 7 as id from pg_sleep(1.05)")
+    for _ in range(3):
+        answer = site.call("GET", "/postgres/slow_rows?id=eq.7", as_anon(control))
+        assert answer.json == [{"id": 7}]
+        until(lambda id=answer.headers["x-request-id"]: id in site.log_path.read_text())
