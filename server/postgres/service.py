@@ -92,7 +92,7 @@ class Prepared:
         self.body = body
 
 
-class _Generation:
+class Generation:
     """Everything that depends on one catalog: replaced as a whole, so a request sees one."""
 
     def __init__(
@@ -151,7 +151,7 @@ class RestEngine:
     def __init__(self, settings: RestSettings, pool: Pool) -> None:
         self.settings = settings
         self.pool = pool
-        self.generation: _Generation | None = None
+        self.generation: Generation | None = None
 
     @property
     def catalog(self) -> Catalog | None:
@@ -169,7 +169,7 @@ class RestEngine:
         if roles is None:
             before = self.generation
             roles = {} if before is None else before.runner.preface.roles
-        self.generation = _Generation(catalog, self.settings, self.pool, roles)
+        self.generation = Generation(catalog, self.settings, self.pool, roles)
 
     async def handle(self, request: RestRequest) -> Response:
         """The answer; never raises for what a client or the database did."""
@@ -207,7 +207,8 @@ class RestEngine:
             if generation.settings.openapi_mode == "disabled":
                 raise ApiError(404, "PGRST126", "Root endpoint metadata is disabled")
             if routine_name is None:
-                return await root.answer(generation, request)
+                schema, negotiated = self._schema(generation, request, "accept-profile")
+                return await root.answer(generation, request, schema, negotiated=negotiated)
             return await self._call(generation, request, routine_name.rpartition(".")[2], started)
         name = path[1:]
         if name.startswith("rpc/"):
@@ -222,7 +223,7 @@ class RestEngine:
     # --- tables and views ----------------------------------------------------------------------
 
     async def _relation(
-        self, generation: _Generation, request: RestRequest, name: str, started: float
+        self, generation: Generation, request: RestRequest, name: str, started: float
     ) -> Response:
         method = request.method
         head = method == "HEAD"
@@ -238,7 +239,7 @@ class RestEngine:
         return await self._run(generation, request, prepared, started)
 
     def _read(
-        self, generation: _Generation, request: RestRequest, name: str, head: bool
+        self, generation: Generation, request: RestRequest, name: str, head: bool
     ) -> Prepared:
         headers = request.headers
         range_header = headers.get("range")
@@ -269,7 +270,7 @@ class RestEngine:
 
     def _write(
         self,
-        generation: _Generation,
+        generation: Generation,
         request: RestRequest,
         name: str,
         action: Literal["insert", "update", "put", "delete"],
@@ -323,7 +324,7 @@ class RestEngine:
     # --- functions -------------------------------------------------------------------------------
 
     async def _call(
-        self, generation: _Generation, request: RestRequest, name: str, started: float
+        self, generation: Generation, request: RestRequest, name: str, started: float
     ) -> Response:
         method = request.method
         if method == "OPTIONS":
@@ -339,7 +340,7 @@ class RestEngine:
         prepared = self._invocation(generation, request, name)
         return await self._run(generation, request, prepared, started)
 
-    def _invocation(self, generation: _Generation, request: RestRequest, name: str) -> Prepared:
+    def _invocation(self, generation: Generation, request: RestRequest, name: str) -> Prepared:
         method = request.method
         is_post, head = method == "POST", method == "HEAD"
         headers = request.headers
@@ -409,7 +410,7 @@ class RestEngine:
 
     def _routine(
         self,
-        generation: _Generation,
+        generation: Generation,
         schema: str,
         name: str,
         names: set[str],
@@ -422,7 +423,7 @@ class RestEngine:
 
     def _parse(
         self,
-        generation: _Generation,
+        generation: Generation,
         request: RestRequest,
         *,
         rpc: bool = False,
@@ -436,7 +437,7 @@ class RestEngine:
         )
 
     def _schema(
-        self, generation: _Generation, request: RestRequest, header: str
+        self, generation: Generation, request: RestRequest, header: str
     ) -> tuple[str, bool]:
         """The schema a request chooses, and whether its choice is told in the answer."""
         schemas = generation.settings.schemas
@@ -454,7 +455,7 @@ class RestEngine:
 
     def _planned(
         self,
-        generation: _Generation,
+        generation: Generation,
         plan: Plan,
         query: Query,
         scanned: tuple[bytes, list[bytes]] | None,
@@ -471,7 +472,7 @@ class RestEngine:
         return Prepared(plan, values, body)
 
     async def _run(
-        self, generation: _Generation, request: RestRequest, prepared: Prepared, started: float
+        self, generation: Generation, request: RestRequest, prepared: Prepared, started: float
     ) -> Response:
         plan = prepared.plan
         settings = generation.settings
