@@ -145,9 +145,7 @@ def _property(catalog: Catalog, table: Table, column: Column) -> dict[str, Any]:
     target = _foreign_key(catalog, table, column)
     if target is not None:
         name, key = target
-        notes.append(
-            f"This is a Foreign Key to `{name}.{key}`.<fk table='{name}' column='{key}'/>"
-        )
+        notes.append(f"This is a Foreign Key to `{name}.{key}`.<fk table='{name}' column='{key}'/>")
     description = column.description
     if notes:
         before = f"{description}\n\n" if description is not None else ""

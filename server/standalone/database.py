@@ -22,7 +22,7 @@ async def read(uri: str, pre_config: str | None) -> dict[str, str]:
         schema, dot, name = pre_config.partition(".")
         called = qualify(schema, name) if dot else quote(schema)
         function = (
-            " union all select null::oid, n, current_setting(n, true)"  # noqa: S608 - a quoted name
+            " union all select null::oid, n, current_setting(n, true)"
             f" from unnest(%(names)s::text[]) n join {called}() _ on true"
         )
     query = f"""
