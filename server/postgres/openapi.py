@@ -167,7 +167,8 @@ def _foreign_key(catalog: Catalog, table: Table, column: Column) -> tuple[str, s
     found = [
         relationship
         for relationship in catalog.relationships.get((source, table.schema), ())
-        if (relationship.kind == "m2o" or (relationship.kind == "o2o" and not relationship.is_parent))
+        if relationship.kind in ("m2o", "o2o")
+        and not (relationship.kind == "o2o" and relationship.is_parent)
         and len(relationship.columns) == 1
         and relationship.columns[0][0] == column.name
     ]  # fmt: skip
