@@ -7,7 +7,7 @@ import base64
 import hashlib
 import time
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import jwt
 import msgspec
@@ -208,7 +208,7 @@ class Providers:
         }
         secret = client_secret(provider)
         if basic:
-            pair = urlencode({provider.client_id: secret}).replace("=", ":", 1)
+            pair = f"{quote(provider.client_id, safe='')}:{quote(secret, safe='')}"
             headers["authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
         else:
             form = {**form, "client_secret": secret}

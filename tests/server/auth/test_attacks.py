@@ -32,7 +32,7 @@ OPEN: dict[str, Any] = {
             "verify_per_ip_and_address",
             "verify_per_address_hour",
             "signup_per_ip",
-        )  # fmt: skip
+        )
     },
     "lockout": {"free": 100_000, "free_per_email": 100_000},
 }
@@ -456,7 +456,8 @@ def test_a_password_set_before_the_address_was_proven(pg_database: str) -> None:
     [
         "ann@example.com\r\nBcc: evil@example.com", "ann@example.com\nx", "ann@exa mple.com",
         "ann@example.com,evil@example.com", "<ann@example.com>", '"ann"@example.com',
-        "ann@example.com>", "ann\u0000@example.com", "ann@", "@example.com", "ann", "a" * 65 + "@b.c",
+        "ann@example.com>", "ann\u0000@example.com", "ann@", "@example.com", "ann",
+        "a" * 65 + "@b.c",
         "ann@" + "a" * 260, "ſann@example.com", "ann@eⓧample.com", "\u212aann@example.com",
         "ann..b@example.com", ".ann@example.com", "ann@-example.com",
     ],

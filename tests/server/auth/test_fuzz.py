@@ -1,0 +1,122 @@
+"""Whatever is sent, the answer is a coded 4xx or what the endpoint promises; never a fault."""
+
+from __future__ import annotations
+
+import asyncio
+import string
+from typing import Any
+
+import orjson
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.auth.service import ADMIN_ROUTES, ROUTES, USER_ROUTES
+from tests.server.auth.harness import PASSWORD, Worker, run
+
+FIELDS = (
+    "email", "password", "token", "code", "new_password", "current_password", "refresh_token",
+    "phone", "metadata", "app_metadata", "code_verifier", "type", "password_hash", "seconds",
+    "reason", "disabled", "email_verified",
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(
+        ["ann@example.com", "+14155551234", PASSWORD, "123456", "x" * 43, "x" * 300, "\0", "\ud7ff",
+         "{}", "null", "$2b$04$" + "a" * 53, "$argon2id$v=19$m=1,t=1,p=1$aaaa$bbbb", "magic"]
+    ),
+    st.text(string.ascii_letters + string.digits + "-_", min_size=80, max_size=80),
+)  # fmt: skip
+SCALARS = st.one_of(
+    TEXTS, st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+BODIES = st.one_of(
+    st.dictionaries(st.sampled_from(FIELDS), TEXTS, max_size=6).map(orjson.dumps),
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6).map(
+        lambda value: (
+            orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS)
+            if _fits(value)
+            else b"{"
+        )
+    ),
+    st.binary(max_size=60),
+)
+SEGMENTS = st.one_of(
+    st.text(max_size=20).filter(lambda t: "/" not in t),
+    st.sampled_from(["00000000-0000-0000-0000-000000000000", "..", "", "%00", "\0"]),
+)
+PATHS = st.one_of(
+    st.sampled_from([*ROUTES, *ADMIN_ROUTES, "/.well-known/jwks.json", "/landing"]),
+    SEGMENTS.map(lambda s: f"/sessions/{s}/revoke"),
+    SEGMENTS.map(lambda s: f"/oauth/{s}/authorize"),
+    SEGMENTS.map(lambda s: f"/oauth/{s}/callback"),
+    st.tuples(SEGMENTS, st.sampled_from(sorted(USER_ROUTES))).map(
+        lambda pair: f"/admin/users/{pair[0]}" + (f"/{pair[1]}" if pair[1] else "")
+    ),
+    st.text(max_size=30).map(lambda t: "/" + t),
+)
+QUERIES = st.one_of(
+    st.just(""),
+    st.text(max_size=40),
+    st.tuples(
+        st.sampled_from(["page", "per_page", "query", "limit", "before", "user_id", "redirect",
+                         "state", "code", "error"]),
+        st.text(max_size=20),
+    ).map("=".join),
+)  # fmt: skip
+
+
+def _fits(value: Any) -> bool:
+    try:
+        orjson.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def test_every_endpoint_takes_anything(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        session = await worker.sign_in()
+        loop = asyncio.get_running_loop()
+
+        @settings(
+            max_examples=600, deadline=None, derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(
+            st.sampled_from(["GET", "POST", "PATCH", "DELETE", "PUT"]), PATHS, BODIES, QUERIES,
+            st.sampled_from([None, "anon", "service"]), st.booleans(),
+        )  # fmt: skip
+        def check(
+            method: str, path: str, raw: bytes, query: str, key: str | None, signed_in: bool
+        ) -> None:
+            if path == "/logout-all":
+                return  # would end the session that the other examples use
+            token = session["access_token"] if signed_in else None
+            call = worker.send(method, path, raw=raw, query=query, key=key, token=token)
+            answer = asyncio.run_coroutine_threadsafe(call, loop).result(20)
+            assert 200 <= answer.status < 500, (path, raw, answer)
+            if answer.status >= 400:
+                assert isinstance(answer.json["code"], str)
+                assert isinstance(answer.json["detail"], str)
+
+        await asyncio.to_thread(check)
+        await worker.service.room.settle()
+
+    rates = {
+        name: {"count": 1_000_000, "seconds": 1}
+        for name in ("login_per_ip", "signup_per_ip", "verify_per_ip", "message_per_ip",
+                     "oauth_per_ip", "login_per_ip_and_email")
+    }  # fmt: skip
+    run(
+        pg_database, work, rate_limits=rates, passwordless="both", phone={"enabled": True},
+        providers={"github": {"client_id": "x", "client_secret": "y"}},
+        redirect_urls=["https://app.example.com/cb"],
+    )  # fmt: skip
