@@ -15,7 +15,7 @@ import msgspec
 import psycopg
 
 from ichicore.errors import ApiError
-from server.base.project import Project
+from server.base.project import Flavor, Project
 from server.control import records, sections, sqlrun
 from server.control.database import Cluster
 from server.control.projects import Projects, away
@@ -43,16 +43,72 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True):
     sql: str
 
 
-def shown(record: Record, project: Project) -> dict[str, Any]:
-    """A project with its secrets, as `status --json` prints it."""
+class ShownProject(msgspec.Struct):
+    """A project with its secrets. database_url: the owner's login. jwt_secret: None unless the
+    tokens are signed with a shared secret."""
+
+    name: str
+    flavor: Flavor
+    tier: str
+    url: str
+    anon_key: str
+    service_key: str
+    jwt_secret: str | None
+    database_url: str | None
+    mongo_url: str | None
+    created_at: str
+
+
+class Column(msgspec.Struct):
+    name: str
+    type: str
+
+
+class SqlResult(msgspec.Struct):
+    """Of one statement. truncated: rows were dropped that row_count still counts."""
+
+    command: str
+    row_count: int
+    columns: list[Column]
+    rows: list[list[Any]]
+    truncated: bool
+
+
+class SqlResults(msgspec.Struct):
+    results: list[SqlResult]
+
+
+class Migrated(msgspec.Struct):
+    """applied: False when it had been applied before."""
+
+    name: str
+    applied: bool
+
+
+class Applied(msgspec.Struct):
+    name: str
+    checksum: str
+    applied_at: str
+
+
+class Deleted(msgspec.Struct):
+    deleted: bool
+
+
+def shown(record: Record, project: Project) -> ShownProject:
     key = next((key for key in record.keys if key.current), None)
-    return {
-        "name": record.slug, "flavor": record.flavor, "tier": record.tier, "url": project.url,
-        "anon_key": record.anon_key, "service_key": record.service_key,
-        "jwt_secret": key.secret if key and key.algorithm == "HS256" else None,
-        "database_url": project.owner_dsn, "mongo_url": project.mongo_url,
-        "created_at": record.created_at,
-    }  # fmt: skip
+    return ShownProject(
+        name=record.slug,
+        flavor=record.flavor,
+        tier=record.tier,
+        url=project.url,
+        anon_key=record.anon_key,
+        service_key=record.service_key,
+        jwt_secret=key.secret if key and key.algorithm == "HS256" else None,
+        database_url=project.owner_dsn,
+        mongo_url=project.mongo_url,
+        created_at=record.created_at,
+    )
 
 
 class AdminApi:
@@ -67,20 +123,25 @@ class AdminApi:
         add("GET", "/readyz", self.ready, "Whether the control database answers", public=True)
         add("GET", "/metrics", self.metrics, "Prometheus metrics of all workers")
         add("GET", "/admin/v1/openapi.json", self.document, "This document")
-        add("GET", "/admin/v1/projects", self.list, "All projects")
-        add("POST", "/admin/v1/projects", self.create, "Create a project", body=CreateProject)
-        add("GET", "/admin/v1/projects/{project}", self.get, "One project")
-        add("DELETE", "/admin/v1/projects/{project}", self.delete, "Delete a project and its data")
-        add("GET", "/admin/v1/projects/{project}/settings/{section}", self.get_settings,
-            "A section of the settings")  # fmt: skip
-        add("PUT", "/admin/v1/projects/{project}/settings/{section}", self.put_settings,
-            "Replace a section of the settings")  # fmt: skip
-        add("POST", "/admin/v1/projects/{project}/sql", self.sql, "Run SQL as the owner",
-            body=RunSql)  # fmt: skip
-        add("POST", "/admin/v1/projects/{project}/migrations", self.migrate,
-            "Apply a migration once", body=Migration)  # fmt: skip
-        add("GET", "/admin/v1/projects/{project}/migrations", self.migrations,
-            "Migrations applied so far")  # fmt: skip
+        every, project = "/admin/v1/projects", "/admin/v1/projects/{project}"
+        add("GET", every, self.list, "All projects", result=list[ShownProject])
+        add("POST", every, self.create, "Create a project",
+            body=CreateProject, result=ShownProject)  # fmt: skip
+        add("GET", project, self.get, "One project", result=ShownProject)
+        add("DELETE", project, self.delete, "Delete a project and its data", result=Deleted)
+        section, values = (
+            project + "/settings/{section}",
+            tuple(map(sections.shape, sections.SECTIONS)),
+        )
+        add("GET", section, self.get_settings, "A section of the settings", result=values)
+        add("PUT", section, self.put_settings, "Replace a section of the settings",
+            body=values, result=values)  # fmt: skip
+        add("POST", project + "/sql", self.sql, "Run SQL as the owner",
+            body=RunSql, result=SqlResults)  # fmt: skip
+        add("POST", project + "/migrations", self.migrate, "Apply a migration once",
+            body=Migration, result=Migrated)  # fmt: skip
+        add("GET", project + "/migrations", self.migrations, "Migrations applied so far",
+            result=list[Applied])  # fmt: skip
         for room in ROOMS:
             name = f"server.{room}.admin"
             if importlib.util.find_spec(name) is not None:
@@ -132,9 +193,11 @@ class AdminApi:
     async def get_settings(self, request: AdminRequest) -> AdminResponse:
         record, _ = await self.record(request)
         section = request.params["section"]
-        shape = sections.shape(section)
-        value = msgspec.convert(record.settings.get(section, {}), shape)
-        return AdminResponse(value=value)
+        shape, stored = sections.shape(section), record.settings.get(section, {})
+        try:
+            return AdminResponse(value=msgspec.convert(stored, shape))
+        except msgspec.ValidationError:  # kept by another version of this program
+            return AdminResponse(value=stored)
 
     async def put_settings(self, request: AdminRequest) -> AdminResponse:
         section = request.params["section"]

@@ -57,7 +57,8 @@ class Described(msgspec.Struct):
     pattern: str
     handler: Handler
     summary: str
-    body: type[Any] | None = None
+    body: Any = None
+    result: Any = None
     public: bool = False
 
 
@@ -67,9 +68,11 @@ class Router:
         self._compiled: list[tuple[re.Pattern[str], dict[str, Described]]] = []
 
     def add(self, method: str, pattern: str, handler: Handler, summary: str, *,
-            body: type[Any] | None = None, public: bool = False) -> None:  # fmt: skip
-        """pattern: a path with {named} parts. public: answered without the token."""
-        route = Described(method, pattern, handler, summary, body, public)
+            body: Any = None, result: Any = None, public: bool = False) -> None:  # fmt: skip
+        """pattern: a path with {named} parts. body, result: types of the request's and the
+        answer's JSON, for the document; a tuple says that one of them applies. public: answered
+        without the token."""
+        route = Described(method, pattern, handler, summary, body, result, public)
         self.routes.append(route)
         expression = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern) + r"\Z")
         for known, methods in self._compiled:
@@ -94,19 +97,39 @@ class Router:
         raise ApiError(404, "not_found", "There is nothing at this path.")
 
 
+class Refusal(msgspec.Struct):
+    """Why a request was not served. details: of SQL errors the sqlstate, hint, line and column."""
+
+    code: str
+    detail: str
+    details: dict[str, Any] | None = None
+
+
+def _shapes(shape: Any) -> list[Any]:
+    """The types of a body: none, one, or those of a tuple, of which one applies."""
+    if shape is None:
+        return []
+    return list(shape) if isinstance(shape, tuple) else [shape]
+
+
 def openapi(router: Router, url: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of all routes, from their structs."""
-    shapes = [route.body for route in router.routes if route.body is not None]
+    wanted = [Refusal]
+    for route in router.routes:
+        wanted += [*_shapes(route.body), *_shapes(route.result)]
     schemas, components = msgspec.json.schema_components(
-        shapes, ref_template="#/components/schemas/{name}"
+        wanted, ref_template="#/components/schemas/{name}"
     )
-    by_shape = dict(zip(shapes, schemas, strict=True))
+    described = iter(schemas)
+
+    def content(shape: Any) -> dict[str, Any]:
+        found = [next(described) for _ in _shapes(shape)]
+        return {"application/json": {"schema": found[0] if len(found) == 1 else {"anyOf": found}}}
+
+    refusal = {"description": "Refused", "content": content(Refusal)}
     paths: dict[str, dict[str, Any]] = {}
     for route in router.routes:
-        operation: dict[str, Any] = {
-            "summary": route.summary,
-            "responses": {"default": {"description": "the result, or an error {code, detail}"}},
-        }
+        operation: dict[str, Any] = {"summary": route.summary}
         names = re.findall(r"\{(\w+)\}", route.pattern)
         if names:
             operation["parameters"] = [
@@ -114,8 +137,11 @@ def openapi(router: Router, url: str) -> dict[str, Any]:
                 for name in names
             ]
         if route.body is not None:
-            content = {"application/json": {"schema": by_shape[route.body]}}
-            operation["requestBody"] = {"required": True, "content": content}
+            operation["requestBody"] = {"required": True, "content": content(route.body)}
+        done: dict[str, Any] = {"description": "Done"}
+        if route.result is not None:
+            done["content"] = content(route.result)
+        operation["responses"] = {"2XX": done, "default": refusal}
         if route.public:
             operation["security"] = []
         paths.setdefault(route.pattern, {})[route.method.lower()] = operation

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import psycopg
 import pytest
@@ -142,7 +143,14 @@ def test_new_tables_are_open_to_the_roles_and_row_security_decides(api, shop):
     assert results[6]["rows"] == [[0, None]]
 
 
-def test_the_document_names_every_route(api):
+def test_the_document_names_every_route_and_its_types(api, shop):
     document = call(api, "GET", "/admin/v1/openapi.json")[1]
     assert document["openapi"].startswith("3.1")
     assert {route.pattern for route in api.router.routes} == set(document["paths"])
+    schemas = document["components"]["schemas"]
+    assert set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))) <= set(schemas)
+    project = schemas["ShownProject"]
+    assert set(call(api, "GET", "/admin/v1/projects/shop")[1]) == set(project["properties"])
+    settings = document["paths"]["/admin/v1/projects/{project}/settings/{section}"]["put"]
+    shapes = settings["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    assert {"$ref": "#/components/schemas/Cors"} in shapes

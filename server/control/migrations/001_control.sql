@@ -57,12 +57,6 @@ create table project_settings (
   primary key (project_id, section)
 );
 
-create table admin_tokens (
-  name text primary key,
-  hash bytea not null,
-  created_at timestamptz not null default now()
-);
-
 create table audit (
   id bigint generated always as identity primary key,
   at timestamptz not null default now(),
