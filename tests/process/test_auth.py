@@ -1,0 +1,142 @@
+"""Users of a running node: over HTTP, on the command line and on the admin port."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.process.running import RunningNode
+
+ANN, PASSWORD = "ann@example.com", "tangerine lamp 41"
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    running = RunningNode(module_folder)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def send(node, method, path, body=None, token=None, key="anon_key"):
+    headers = {"content-type": "application/json"}
+    if key:
+        headers["apikey"] = node.project()[key]
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(
+        f"{node.url}{path}", None if body is None else json.dumps(body).encode(), headers,
+        method=method,
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            raw = answer.read()
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        raw, status = error.read(), error.code
+    return status, json.loads(raw) if raw else None
+
+
+def cli(node, *arguments):
+    return json.loads(node.cli(*arguments, "--json").stdout)
+
+
+def test_a_user_made_on_the_command_line_signs_in(node):
+    made = cli(node, "users", "create", ANN, "--password", PASSWORD, "--verified")
+    assert made["email_verified"] is True
+    status, session = send(node, "POST", "/auth/login", {"email": ANN, "password": PASSWORD})
+    assert status == 200
+    token = session["access_token"]
+    assert send(node, "GET", "/auth/me", token=token)[1]["id"] == made["id"]
+    assert cli(node, "users", "list")["total"] == 1
+    assert cli(node, "users", "show", ANN)["id"] == made["id"]
+    assert len(cli(node, "users", "sessions", ANN)) == 1
+
+    node.cli("sql", "default", "-c", "create table mine (id int, owner uuid default auth.uid() "
+             "references auth.users); alter table mine enable row level security; create policy "
+             "own on mine using (owner = auth.uid()) with check (owner = auth.uid())")  # fmt: skip
+    deadline = time.monotonic() + 5
+    while True:
+        status, _ = send(node, "POST", "/postgres/mine", {"id": 1}, token=token)
+        if status == 201 or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert status == 201
+    assert send(node, "GET", "/postgres/mine", token=token)[1] == [{"id": 1, "owner": made["id"]}]
+    assert send(node, "GET", "/postgres/mine")[1] == []
+
+    cli(node, "users", "logout", ANN)
+    ended = time.monotonic()
+    while send(node, "GET", "/postgres/mine", token=token)[0] != 401:
+        assert time.monotonic() - ended < 1, "a revoked session still reads data"
+    assert send(node, "GET", "/auth/me", token=token)[0] == 401
+    cli(node, "users", "disable", ANN)
+    status, told = send(node, "POST", "/auth/login", {"email": ANN, "password": PASSWORD})
+    assert (status, told["code"]) == (403, "user_disabled")
+    refused = node.cli("users", "show", "nobody@example.com", ok=False)
+    assert refused.returncode == 1
+    assert 'there is no user "nobody@example.com"' in refused.stderr
+
+
+def test_the_outbox_shows_what_would_have_been_sent(node):
+    bob = "bob@example.com"
+    assert send(node, "POST", "/auth/signup", {"email": bob, "password": PASSWORD})[0] == 201
+    assert send(node, "POST", "/auth/password-reset/request", {"email": bob})[0] == 202
+    deadline = time.monotonic() + 5
+    while not (found := cli(node, "outbox", "--to", bob)):
+        assert time.monotonic() < deadline
+    assert found[0]["kind"] == "password_reset"
+    assert "token=" in node.cli("outbox").stdout
+    admin = f"http://127.0.0.1:{node.admin_port}"
+    with urllib.request.urlopen(f"{admin}/outbox", timeout=10) as page:
+        assert page.headers["content-type"].startswith("text/html")
+    link = next(word for word in found[0]["text"].split() if "token=" in word)
+    with urllib.request.urlopen(link.replace(":8000", f":{node.port}"), timeout=10) as page:
+        assert b"<form" in page.read()
+    assert cli(node, "outbox", "--clear")["deleted"] == 1
+
+
+def test_keys_rotate_without_ending_sessions(node):
+    cli(node, "users", "enable", ANN)
+    _, before = send(node, "POST", "/auth/login", {"email": ANN, "password": PASSWORD})
+    rotated = cli(node, "keys", "rotate", "--algorithm", "ES256")
+    assert [key["current"] for key in rotated] == [True, False]
+    fresh, old = rotated
+    deadline = time.monotonic() + 5
+    while True:
+        _, jwks = send(node, "GET", "/auth/.well-known/jwks.json", key=None)
+        if jwks["keys"] or time.monotonic() > deadline:
+            break
+    assert [key["kid"] for key in jwks["keys"]] == [fresh["kid"]]
+    _, after = send(node, "POST", "/auth/login", {"email": ANN, "password": PASSWORD})
+    for session in (before, after):
+        assert send(node, "GET", "/auth/me", token=session["access_token"])[0] == 200
+    refused = node.cli("keys", "delete", old["kid"], ok=False)
+    assert "API keys are signed with this key" in refused.stderr
+    refused = node.cli("keys", "delete", fresh["kid"], ok=False)
+    assert "rotate first" in refused.stderr
+    again = cli(node, "keys", "rotate", "--algorithm", "EdDSA")
+    assert cli(node, "keys", "delete", fresh["kid"]) == {"deleted": True}
+    while (told := send(node, "GET", "/auth/me", token=after["access_token"]))[0] == 200:
+        assert time.monotonic() < deadline + 10
+    assert told[1]["code"] == "invalid_token"
+    assert again[0]["algorithm"] == "EdDSA"
+
+
+def test_settings_of_the_section_are_checked(node):
+    bad = node.cli(
+        "settings", "default", "set", "auth", '{"redirect_urls":["javascript://x"]}', ok=False
+    )
+    assert bad.returncode == 1
+    assert "redirect_urls" in bad.stderr
+    cli(node, "settings", "default", "set", "auth", '{"signup_enabled":false}')
+    deadline = time.monotonic() + 5
+    body = {"email": "eve@example.com", "password": PASSWORD}
+    while send(node, "POST", "/auth/signup", body)[0] != 403:
+        assert time.monotonic() < deadline
