@@ -23,6 +23,7 @@ from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
 from server.node.settings import NodeSettings
 
+SPARE_CONNECTIONS = 50  # of the embedded database, beside those of the workers' pools
 DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
 
 
@@ -98,7 +99,9 @@ class Node:
             return external_cluster(settings.database_url)
         folder = settings.data_dir / "postgres"
         port = settings.postgres_port or self.data.number("postgres_port", free_port)
-        self.postgres = EmbeddedPostgres(folder, port)
+        connections = max(200, settings.workers * settings.max_connections + SPARE_CONNECTIONS)
+        options = {"max_connections": str(connections)}
+        self.postgres = EmbeddedPostgres(folder, port, options=options)
         self.postgres.clear_old_server()
         if not _is_free("127.0.0.1", port):
             if settings.postgres_port:
