@@ -45,7 +45,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 # Topic of the bus by which a service revokes access tokens before they expire. Payload:
 # {"project": <id>, "session_id": <id>} or {"project": <id>, "user_id": <id>, "before": <epoch
-# seconds>}; the latter refuses tokens issued before that time.
+# seconds>}; the latter refuses tokens issued before that time. "exp" may tell when the last of
+# the tokens expires (epoch seconds).
 TOKEN_REVOKED = "token.revoked"  # noqa: S105
 
 

@@ -208,9 +208,7 @@ class Edge:
         if need is Need.ANY:
             if found is NOBODY:
                 raise missing_key()
-        elif (
-            need is Need.KEY and found.key_role is None and not request.path.startswith(route.open)
-        ):
+        elif need is Need.KEY and found.key_role is None:
             raise missing_key()
         return found
 

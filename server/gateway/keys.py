@@ -47,15 +47,15 @@ class Denied:
     def __bool__(self) -> bool:
         return bool(self.sessions or self.users)
 
-    def session(self, session_id: str, now: float) -> None:
-        """Refuses the tokens of one session from now on."""
+    def session(self, session_id: str, now: float, last: float = NEVER) -> None:
+        """Refuses the tokens of one session from now on. last: when the last of them expires."""
         self._trim(now)
-        self.sessions[session_id] = now + MAX_LIFETIME + LEEWAY
+        self.sessions[session_id] = min(last, now + MAX_LIFETIME) + LEEWAY
 
-    def user(self, uid: str, before: float, now: float) -> None:
+    def user(self, uid: str, before: float, now: float, last: float = NEVER) -> None:
         """Refuses the user's tokens issued before that time (epoch seconds)."""
         self._trim(now)
-        self.users[uid] = (before, now + MAX_LIFETIME + LEEWAY)
+        self.users[uid] = (before, min(last, now + MAX_LIFETIME) + LEEWAY)
 
     def covers(self, claims: dict[str, Any], now: float) -> bool:
         """Whether a token with these claims is refused."""
@@ -226,9 +226,11 @@ def now() -> float:
 
 
 def revoke(denied: Denied, message: dict[str, Any]) -> None:
-    """Applies one message of the topic `token.revoked`: {"session_id"} or {"user_id","before"}."""
+    """Applies one message of the topic `token.revoked`: {"session_id"} or {"user_id","before"},
+    with "exp", when the last token it means expires."""
     session, user = message.get("session_id"), message.get("user_id")
+    last = float(message.get("exp") or NEVER)
     if isinstance(session, str):
-        denied.session(session, now())
+        denied.session(session, now(), last)
     if isinstance(user, str):
-        denied.user(user, float(message.get("before") or now()), now())
+        denied.user(user, float(message.get("before") or now()), now(), last)

@@ -18,15 +18,13 @@ class Need(Enum):
 
 class Route(NamedTuple):
     """name: first segment of the path. flavor: database the project must have. rest_errors: errors
-    in the four-member shape of the Postgres REST engine. open: prefixes that need nothing.
-    own_cors: the service's own answer to the origin is kept (True), taken out (False), or it
-    gives none."""
+    in the four-member shape of the Postgres REST engine. own_cors: the service's own answer to the
+    origin is kept (True), taken out (False), or it gives none."""
 
     name: str
     need: Need
     flavor: str | None = None
     rest_errors: bool = False
-    open: tuple[str, ...] = ()
     own_cors: bool | None = None
     module: str = ""
     factory: str = "create"
@@ -38,8 +36,7 @@ ROUTES = {
         Route("postgres", Need.ANY, flavor="postgres", rest_errors=True,
               module="server.postgres.mount"),
         Route("mongo", Need.KEY, flavor="mongo", module="server.mongo.service"),
-        Route("auth", Need.KEY, open=("/oauth/", "/.well-known/", "/landing"),
-              module="server.auth.service"),
+        Route("auth", Need.NOTHING, module="server.auth.service"),
         Route("storage", Need.NOTHING, module="server.storage.service"),
         Route("cdn", Need.IGNORED, own_cors=True, module="server.storage.service",
               factory="create_cdn"),

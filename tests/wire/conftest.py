@@ -33,7 +33,7 @@ SERVE = (
 class Site:
     """A server process that tests talk to, with the node's projects."""
 
-    def __init__(self, node, target, folder, **changes):
+    def __init__(self, node, target, folder, workers=1, **changes):
         self.node = node
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -42,7 +42,7 @@ class Site:
             cdn_url=f"{self.url}/cdn", **changes,
         )  # fmt: skip
         listener = Listener(
-            host="127.0.0.1", port=self.port, workers=1, admin_host="127.0.0.1", admin_port=1,
+            host="127.0.0.1", port=self.port, workers=workers, admin_host="127.0.0.1", admin_port=1,
             drain_seconds=5.0, config=config,
         )  # fmt: skip
         file = folder / f"node-{self.port}.json"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.wire.conftest import UID, parse
+from tests.wire.conftest import UID, Site, parse
 
 ROUTES = ("postgres", "mongo", "auth", "storage", "functions", "realtime")
 
@@ -131,17 +131,17 @@ def credentials(control):
     }  # fmt: skip
 
 
-# kind > what each route answers: a role, or a code with 401. Routes as in ROUTES.
+# kind > what each route answers: a role, or a code with 401.
 INVALID, KEY, NONE = "invalid_token", "invalid_api_key", "missing_api_key"
 MATRIX = {
-    #                        postgres          mongo             auth              storage
-    "nothing":               (NONE,            NONE,             NONE,             "anon"),
-    "apikey anon":           ("anon",          "anon",           "anon",           "anon"),
-    "apikey service":        ("service_role",  "service_role",   "service_role",   "service_role"),
-    "bearer anon":           ("anon",          NONE,             NONE,             "anon"),
-    "bearer service":        ("service_role",  NONE,             NONE,             "service_role"),
-    "bearer user":           ("authenticated", NONE,             NONE,             "authenticated"),
-    "both anon":             ("anon",          "anon",           "anon",           "anon"),
+    # kind: postgres, mongo, auth, storage
+    "nothing":               (NONE, NONE, "anon", "anon"),
+    "apikey anon":           ("anon", "anon", "anon", "anon"),
+    "apikey service":        ("service_role", "service_role", "service_role", "service_role"),
+    "bearer anon":           ("anon", NONE, "anon", "anon"),
+    "bearer service":        ("service_role", NONE, "service_role", "service_role"),
+    "bearer user":           ("authenticated", NONE, "authenticated", "authenticated"),
+    "both anon":             ("anon", "anon", "anon", "anon"),
     "anon and user":         ("authenticated",) * 4,
     "service and user":      ("authenticated",) * 4,
     "other project's anon":  (KEY,) * 4,
@@ -216,11 +216,6 @@ def test_no_project_opens_another(echo, control):
                         assert answer.status == 401
 
 
-def test_oauth_pages_need_no_key(echo):
-    assert echo.call("GET", "/auth/oauth/google/authorize").status == 200
-    assert echo.call("GET", "/auth/login").status == 401
-
-
 def test_credentials_that_are_no_text_or_come_twice(echo, control):
     good = f"apikey: {control.anon()}\r\n".encode()
     end = b"Connection: close\r\n\r\n"
@@ -231,22 +226,27 @@ def test_credentials_that_are_no_text_or_come_twice(echo, control):
         assert (answer.status, answer.json["code"]) == (400, "bad_request")
 
 
-def test_revoked_tokens_are_refused_at_once(echo, control):
+def revoke(control, slug, session_id):
+    """What the auth service tells all workers when a session ends."""
     from server.base.bus import PgBus
     from server.base.context import TOKEN_REVOKED
     from server.base.events import Events
 
-    headers = {"authorization": f"Bearer {control.user(session_id='gone')}"}
-    assert echo.call("GET", "/postgres/x", headers).status == 200
-
-    async def revoke():
+    async def tell():
         bus = PgBus(control.dsn, Events())
         await bus.publish(
-            TOKEN_REVOKED, {"project": control.records["default"].id, "session_id": "gone"}
+            TOKEN_REVOKED, {"project": control.records[slug].id, "session_id": session_id}
         )
         await bus.stop()
 
-    asyncio.run(revoke())
+    asyncio.run(tell())
+
+
+def test_revoked_tokens_are_refused_at_once(echo, control):
+    headers = {"authorization": f"Bearer {control.user(session_id='gone')}"}
+    assert echo.call("GET", "/postgres/x", headers).status == 200
+
+    revoke(control, "default", "gone")
     until(lambda: echo.call("GET", "/postgres/x", headers).status == 401)
     other = {"authorization": f"Bearer {control.user(session_id='stays')}"}
     assert echo.call("GET", "/postgres/x", other).status == 200
@@ -445,6 +445,30 @@ def test_metrics(echo):
 
     echo.call("GET", "/storage/x")
     until(lambda: 'route="storage",status="2xx"' in render(echo.config.metrics_dir).decode())
+
+
+def test_two_workers_count_and_revoke_together(control, tmp_path):
+    from server.base.metrics import render
+
+    site = Site(control, "tests.wire.echo_app:application", tmp_path, workers=2)
+    try:
+        headers = {"authorization": f"Bearer {control.user('shop', session_id='both')}"}
+
+        def statuses(count=40):
+            return {
+                site.call("GET", "/postgres/x", headers, host="shop.localhost").status
+                for _ in range(count)
+            }
+
+        assert statuses() == {200}
+        until(
+            lambda: 'route="postgres",status="2xx"} 40' in render(site.config.metrics_dir).decode()
+        )
+        revoke(control, "shop", "both")
+        until(lambda: statuses(10) == {401})
+        assert statuses() == {401}
+    finally:
+        site.stop()
 
 
 HEADER = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=60)

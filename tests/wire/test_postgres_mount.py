@@ -258,3 +258,11 @@ def test_slow_requests_of_the_short_way_get_a_line(site, control):
         answer = site.call("GET", "/postgres/slow_rows?id=eq.7", as_anon(control))
         assert answer.json == [{"id": 7}]
         until(lambda id=answer.headers["x-request-id"]: id in site.log_path.read_text())
+
+
+def test_auth_asks_for_the_key_itself(site, control):
+    answer = site.call("GET", "/auth/me")
+    assert (answer.status, answer.json["code"]) == (401, "missing_api_key")
+    answer = site.call("GET", "/auth/me", {"apikey": control.anon()})
+    assert answer.status == 401
+    assert site.call("GET", "/auth/.well-known/jwks.json").status == 200
