@@ -12,6 +12,10 @@ from server.base.http import Headers, Response, error_response
 from server.gateway.cors import VARY
 from server.gateway.request import EdgeRequest
 
+USUAL = frozenset({
+    "content-type", "content-range", "content-location", "location", "preference-applied",
+    "proxy-status", "retry-after", "cache-control", "etag",
+})  # fmt: skip
 NO_BODY = frozenset({204, 205, 304})
 # The server queues what it is given without limit, so a long stream goes through a file instead.
 MEMORY_LIMIT = 1 << 20
@@ -31,11 +35,12 @@ def clean(headers: Iterable[tuple[str, str]]) -> Headers:
     return [
         (name, value)
         for name, value in headers
-        if name
-        and name.isascii()
-        and name.replace("-", "").replace("_", "").isalnum()
-        and (value.isprintable() or _is_plain(value))
+        if (name in USUAL or _is_name(name)) and (value.isprintable() or _is_plain(value))
     ]
+
+
+def _is_name(name: str) -> bool:
+    return name.isascii() and name.replace("-", "").replace("_", "").isalnum()
 
 
 def _is_plain(value: str) -> bool:
