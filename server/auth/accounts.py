@@ -206,7 +206,8 @@ async def login(call: Call) -> Response:
             call, user, "password", expected_hash=stored, new_hash=new_hash
         )
         if result is not None:
-            call.room.later(_forgive(call, guesses), "login")
+            if locked:
+                call.room.later(_forgive(call, guesses), "login")
             return json(200, result)
         found = await call.database.rows(BY_EMAIL, email)
     await ratelimit.failed(call.database, guesses, call.settings.lockout)

@@ -43,9 +43,8 @@ TAKE = statement(
 
 LOCKED = statement(
     """
-    select extract(epoch from max(locked_until) - now())::float8 from auth.guesses
-    where key in ($1, $2) and locked_until > now() and last_at <= now()
-    having count(*) > 0
+    select extract(epoch from max(locked_until) filter (where last_at <= now()) - now())::float8
+    from auth.guesses where key in ($1, $2) having count(*) > 0
     """
 )
 
@@ -90,8 +89,9 @@ def check(rows: Rows) -> None:
 
 
 def check_lock(rows: Rows) -> None:
-    """ApiError 429 too_many_attempts while wrong passwords have locked the account."""
-    if rows:
+    """ApiError 429 too_many_attempts while wrong passwords have locked the account. rows: of
+    LOCKED; empty when no wrong password is remembered."""
+    if rows and float(rows[0][0] or b"0") > 0:
         raise too_often("too_many_attempts", "Too many wrong passwords; try again later.", rows)
 
 

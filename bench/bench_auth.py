@@ -1,0 +1,231 @@
+"""The auth service of one worker: GET /auth/me, refreshes, and password sign-ins.
+
+me: the bearer's session and record, read from the database on each request. refresh: every request
+presents the token that an earlier answer gave, so each one rotates. login: against the bare
+argon2id verification in as many threads, in this process; and what a stream of other requests
+notices while sign-ins saturate the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from argon2 import PasswordHasher
+
+from bench.bench_http import Node, call
+from bench.loads import LoadError, wrk
+from server.auth.passwords import LANES, MEMORY_KIB, PASSES
+
+PASSWORD = "tangerine lamp 41"
+OPEN = {"count": 1_000_000, "seconds": 1}
+LIMITS = (
+    "login_per_ip_and_email", "login_per_email", "login_per_ip", "login_project", "signup_per_ip",
+    "signup_project", "refresh_per_session",
+)  # fmt: skip
+SESSIONS = 64
+
+REFRESH = """
+local tokens = {{ {tokens} }}
+local first, last = 1, #tokens
+request = function()
+  local token = tokens[first]
+  tokens[first] = nil
+  first = first + 1
+  return wrk.format("POST", nil, nil, '{{"refresh_token":"' .. token .. '"}}')
+end
+response = function(status, headers, body)
+  last = last + 1
+  tokens[last] = string.match(body, '"refresh_token":"([^"]+)"')
+end
+"""
+LOGIN = """
+request = function()
+  return wrk.format("POST", nil, nil, '{{"email":"user0@example.com","password":"{password}"}}')
+end
+"""
+
+
+class Client:
+    """The node's auth endpoints with limits that a benchmark does not meet."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.headers = {
+            "apikey": node.project["anon_key"],
+            "content-type": "application/json",
+        }
+        settings = {"rate_limits": dict.fromkeys(LIMITS, OPEN)}
+        self._put(settings)
+
+    def _put(self, settings: dict[str, Any]) -> None:
+        import subprocess
+
+        command = [*self.node.base, "settings", "default", "set", "auth", json.dumps(settings)]
+        done = subprocess.run(command, env=self.node.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise LoadError(done.stderr[-500:])
+        time.sleep(1)
+
+    def post(self, path: str, body: dict[str, str]) -> dict[str, Any]:
+        raw = call(f"{self.node.url}/auth{path}", self.headers, json.dumps(body).encode())
+        found: dict[str, Any] = json.loads(raw)
+        return found
+
+    def sessions(self, count: int) -> list[dict[str, Any]]:
+        """One session for each of `count` users, made when they are missing."""
+        found = []
+        for number in range(count):
+            body = {"email": f"user{number}@example.com", "password": PASSWORD}
+            try:
+                found.append(self.post("/login", body))
+            except OSError:
+                self.post("/signup", body)
+                found.append(self.post("/login", body))
+        return found
+
+    def me(self, token: str, seconds: float, connections: int) -> dict[str, float]:
+        headers = {**self.headers, "authorization": f"Bearer {token}"}
+        return wrk(
+            f"{self.node.url}/auth/me", seconds=seconds, connections=connections, headers=headers
+        )
+
+
+def processor_seconds(node: Node) -> float:
+    """What the node's processes, its database among them, have used so far."""
+    import psutil
+
+    total = 0.0
+    for child in psutil.Process(node.process.pid).children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def bare(seconds: float, threads: int) -> tuple[float, float]:
+    """The hash alone in `threads` threads: (verifications a second, processor seconds of each)."""
+    hasher = PasswordHasher(time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES)
+    stored = hasher.hash(PASSWORD)
+    deadline = time.monotonic() + seconds
+
+    def work() -> int:
+        done = 0
+        while time.monotonic() < deadline:
+            hasher.verify(stored, PASSWORD)
+            done += 1
+        return done
+
+    began, used = time.monotonic(), time.process_time()
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(future.result() for future in [pool.submit(work) for _ in range(threads)])
+    return total / (time.monotonic() - began), (time.process_time() - used) / total
+
+
+def bench_me(client: Client, seconds: float, rounds: int) -> dict[str, float]:
+    token = client.sessions(1)[0]["access_token"]
+    client.me(token, 1, 16)
+    runs = [client.me(token, seconds, 16) for _ in range(rounds)]
+    return {
+        "per_s": statistics.median(run["rate"] for run in runs),
+        "p99_ms": statistics.median(run["p99_ms"] for run in runs),
+        "target_per_s": 6_000,
+    }
+
+
+def bench_refresh(client: Client, seconds: float, rounds: int) -> dict[str, float]:
+    runs = []
+    for _ in range(rounds):
+        tokens = [session["refresh_token"] for session in client.sessions(SESSIONS)]
+        listed = ",".join(f'"{token}"' for token in tokens)
+        runs.append(
+            wrk(
+                f"{client.node.url}/auth/refresh", seconds=seconds, connections=16,
+                headers=client.headers, lua=REFRESH.format(tokens=listed),
+            )
+        )  # fmt: skip
+    return {
+        "per_s": statistics.median(run["rate"] for run in runs),
+        "p99_ms": statistics.median(run["p99_ms"] for run in runs),
+        "target_per_s": 1_500,
+    }
+
+
+def bench_login(client: Client, seconds: float, rounds: int) -> dict[str, float]:
+    import os
+
+    threads = os.cpu_count() or 1
+    token = client.sessions(1)[0]["access_token"]
+    lua = LOGIN.format(password=PASSWORD)
+
+    def logins() -> dict[str, float]:
+        return wrk(
+            f"{client.node.url}/auth/login", seconds=seconds, connections=16,
+            headers=client.headers, lua=lua,
+        )  # fmt: skip
+
+    rates, bares, costs = [], [], []
+    for _ in range(rounds):
+        rate, cost = bare(seconds, threads)
+        bares.append(rate)
+        before = processor_seconds(client.node)
+        run = logins()
+        rates.append(run["rate"])
+        costs.append(cost * run["requests"] / (processor_seconds(client.node) - before))
+    alone, beside = [], []
+    for _ in range(rounds):
+        alone.append(client.me(token, seconds, 1)["p99_ms"])
+        flood = threading.Thread(target=logins)
+        flood.start()
+        time.sleep(0.3)
+        beside.append(client.me(token, max(1, seconds - 1), 1)["p99_ms"])
+        flood.join()
+    per_s, bare_per_s = statistics.median(rates), statistics.median(bares)
+    quiet, busy = statistics.median(alone), statistics.median(beside)
+    return {
+        "per_s": per_s, "bare_hash_per_s": bare_per_s, "of_bare": per_s / bare_per_s,
+        "of_bare_by_processor_time": statistics.median(costs),
+        "target_of_bare": 0.9, "other_p99_alone_ms": quiet, "other_p99_beside_ms": busy,
+        "other_p99_ratio": busy / quiet, "target_p99_ratio": 2.0,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", default=[])
+    options = parser.parse_args()
+    node = Node()
+    results: dict[str, Any] = {}
+    try:
+        client = Client(node)
+        parts = {"me": bench_me, "refresh": bench_refresh, "login": bench_login}
+        for name, part in parts.items():
+            if options.only and name not in options.only:
+                continue
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            results[name] = part(client, options.seconds, options.rounds)
+    finally:
+        node.stop()
+    if options.json:
+        print(json.dumps(results, indent=1))
+    else:
+        for name, figures in results.items():
+            print(name)
+            for key, value in figures.items():
+                print(f"  {key:26} {value:,.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
