@@ -60,7 +60,7 @@ class RunningNode:
             )
 
     def start(self):
-        """Gives the seconds until the first answered request."""
+        """Gives the seconds until both listeners answer."""
         began = time.monotonic()
         before = self.log.stat().st_size if self.log.exists() else 0
         self.launch()
@@ -74,8 +74,10 @@ class RunningNode:
             time.sleep(0.02)
         raise AssertionError("the node did not become ready")
 
-    def get(self, path, headers=None):
-        request = urllib.request.Request(self.url + path, headers=headers or {})
+    def get(self, path, headers=None, *, admin=False):
+        """(status, body) of the public listener, or the admin listener; status 0 for none."""
+        base = f"http://127.0.0.1:{self.admin_port}" if admin else self.url
+        request = urllib.request.Request(base + path, headers=headers or {})
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, answer.read()
@@ -113,6 +115,15 @@ class RunningNode:
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def end(self):
+        """After a test, whatever became of it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.kill()
 
     def stop(self):
         if self.process is not None and self.process.poll() is None:

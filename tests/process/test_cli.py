@@ -13,9 +13,11 @@ from tests.process.running import RunningNode, wait_until
 @pytest.fixture(scope="module")
 def node(module_folder):
     running = RunningNode(module_folder)
-    running.start()
-    yield running
-    running.stop()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.end()
 
 
 def test_the_first_start_prints_commands_that_work_when_pasted(node):
@@ -109,11 +111,7 @@ def test_the_admin_listener_describes_itself_and_counts(node):
     admin = json.loads(node.cli("status", "--json").stdout)
 
     def get(path, token=admin["admin_token"]):
-        node_url, node.url = node.url, admin["admin_url"]
-        try:
-            return node.get(path, {"authorization": f"Bearer {token}"})
-        finally:
-            node.url = node_url
+        return node.get(path, {"authorization": f"Bearer {token}"}, admin=True)
 
     status, document = get("/admin/v1/openapi.json")
     assert (status, json.loads(document)["openapi"]) == (200, "3.1.0")

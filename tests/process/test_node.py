@@ -22,14 +22,30 @@ from tests.process.running import RunningNode, wait_until
 @pytest.fixture(scope="module")
 def node(module_folder):
     running = RunningNode(module_folder)
-    running.start()
-    running.sql(
-        "create table kept (id int); insert into kept values (1), (2);"
-        "create function wait(seconds float8) returns int language sql volatile as"
-        " 'select 7 from pg_sleep(seconds)'; select 1"
-    )
-    yield running
-    running.stop()
+    try:
+        running.start()
+        running.sql(
+            "create table kept (id int); insert into kept values (1), (2);"
+            "create function wait(seconds float8) returns int language sql volatile as"
+            " 'select 7 from pg_sleep(seconds)'; select 1"
+        )
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture
+def launch(folder):
+    """Makes nodes in this folder, or another one, that are ended with the test."""
+    made = []
+
+    def make(at=folder, **options):
+        made.append(RunningNode(at, **options))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.end()
 
 
 def tree(running):
@@ -193,8 +209,8 @@ def test_a_taken_port_is_named_and_one_of_the_database_is_changed(node):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_ended_while_starting_it_leaves_nothing_and_starts_again(folder, number):
-    running = RunningNode(folder)
+def test_ended_while_starting_it_leaves_nothing_and_starts_again(launch, number):
+    running = launch()
     for delay in (0.3, 0.7, 1.2):
         running.launch()
         time.sleep(delay)
@@ -210,18 +226,18 @@ def test_ended_while_starting_it_leaves_nothing_and_starts_again(folder, number)
     running.stop()
 
 
-def test_a_deep_data_folder_works(folder):
-    running = RunningNode(folder, data_dir=folder / ("d" * 90) / "data")
+def test_a_deep_data_folder_works(folder, launch):
+    running = launch(data_dir=folder / ("d" * 90) / "data")
     running.start()
     assert running.sql("select 1") == [[1]]
     running.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root meets a folder that it alone may enter")
-def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(folder):
+def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(folder, launch):
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
-    running = RunningNode(closed)
+    running = launch(closed)
     running.start()
     try:
         assert running.postmaster().username() == "nobody"
@@ -237,12 +253,12 @@ def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(folder):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
-def test_an_ordinary_user_runs_everything_as_himself(folder):
+def test_an_ordinary_user_runs_everything_as_himself(folder, launch):
     python, path = interpreter_for_all()
     home = folder / "home"
     home.mkdir()
     os.chown(home, 65534, 65534)
-    running = RunningNode(home, account=(65534, 65534), python=python)
+    running = launch(home, account=(65534, 65534), python=python)
     running.environment["PYTHONPATH"] = path
     running.start()
     try:
@@ -269,11 +285,11 @@ def interpreter_for_all():
     pytest.skip("no account but root can run this interpreter and read these packages")
 
 
-def test_an_existing_server_is_used_instead(folder, pg_cluster):
+def test_an_existing_server_is_used_instead(launch, pg_cluster):
     with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
         admin.execute("create role keeper login superuser password 'pass word'")
     url = f"postgresql://keeper:pass%20word@127.0.0.1:{pg_cluster.port}/postgres"
-    running = RunningNode(folder, environment={"DATABASE_URL": url})
+    running = launch(environment={"DATABASE_URL": url})
     running.start()
     running.sql("create table kept (id int); insert into kept values (1); select 1")
     assert f":{pg_cluster.port}/" in running.project()["database_url"]
