@@ -27,7 +27,7 @@ from server.gateway.pools import ProjectPools
 from server.gateway.routes import ROUTES, Route
 from server.node.gateway_main import read_listener
 
-START_WAIT = 5.0  # seconds a worker waits for the projects before it answers without them
+START_WAIT = 3.0  # seconds a worker waits for the projects before it answers without them
 METRICS_EVERY = 1.0  # seconds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -78,8 +78,9 @@ class Request:
 class Response:
     """What a service answers. Exactly one of body, stream and file is used.
 
-    headers: lower-case names, any number of each. stream: an asynchronous iterator of bytes,
-    written with back-pressure. file: (path, offset, length) served from disk by the HTTP server.
+    headers: lower-case names, any number of each. stream: an asynchronous iterable of bytes,
+    written with back-pressure and closed; one with `path` and `size` is sent as the file it is.
+    file: (path, offset, length) served from disk by the HTTP server.
     """
 
     __slots__ = ("body", "file", "headers", "status", "stream")
@@ -90,7 +91,7 @@ class Response:
         headers: Headers | None = None,
         body: bytes = b"",
         *,
-        stream: AsyncIterator[bytes] | None = None,
+        stream: AsyncIterable[bytes] | None = None,
         file: tuple[str, int, int] | None = None,
     ) -> None:
         self.status = status

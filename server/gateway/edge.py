@@ -126,7 +126,7 @@ class Edge:
                 status = await reply.send_stream(protocol, response, request)
         except ApiError as error:
             code = error.code
-            status = reply.send(protocol, refusal(error, request.route), request)
+            status = self._refuse(error, request, protocol)
         except asyncio.CancelledError:
             if number not in self._gone:
                 raise
@@ -302,10 +302,15 @@ class Edge:
         trace = "".join(traceback.format_exception(error))
         self.events.emit(Failed(f"{request.method} {request._scope.path}", trace, request.id))
         internal = ApiError(500, "internal", "The server could not serve this request.")
+        return self._refuse(internal, request, protocol)
+
+    @staticmethod
+    def _refuse(error: ApiError, request: EdgeRequest, protocol: Any) -> int:
+        """Tells the client, unless an answer has begun."""
         try:
-            return reply.send(protocol, refusal(internal, request.route), request)
+            return reply.send(protocol, refusal(error, request.route), request)
         except RuntimeError:  # the HTTP server's "already answered"
-            return 500
+            return error.status
 
     def line(
         self, request: EdgeRequest, scope: Any, status: int, seconds: float, code: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import perf_counter, time
 from typing import Any
 
@@ -41,7 +40,6 @@ class ExpressWay:
         self.way.clock = perf_counter
         self.way.now = time
         self.way.dumps = orjson.dumps
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     def open(self, host: str | None, site: Site) -> None:
         """A request of this host was served the general way: the next ones may go the short way."""
@@ -116,8 +114,4 @@ class ExpressWay:
         """Answers with a body that is in a file."""
         request = self._request(scope, protocol, headers, number)
         response: Response = self.large(plan, result, canonical(query.encode()), base_path)
-        task = asyncio.get_running_loop().create_task(
-            reply.send_stream(protocol, response, request)
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        reply.send_spooled(protocol, response, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 from ichicore.errors import ApiError
@@ -102,9 +102,10 @@ def _send_file(
 
 
 async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -> int:
-    """Sends an answer that is an iterator of chunks; always closes the iterator."""
-    stream = response.stream
-    assert stream is not None
+    """Sends an answer that is an iterable of chunks; always closes it."""
+    stream: Any = response.stream
+    if hasattr(stream, "path"):
+        return send_spooled(protocol, response, request)
     status = response.status if 200 <= response.status <= 599 else 500
     headers = _sealed(response, request)
     try:
@@ -115,14 +116,27 @@ async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -
         else:
             await _send_bulk(protocol, status, headers, stream)
     finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
+        if hasattr(stream, "aclose"):
+            await stream.aclose()
+    return status
+
+
+def send_spooled(protocol: Any, response: Response, request: EdgeRequest) -> int:
+    """Sends a stream that has `path` and `size`: it is in a file already."""
+    spool: Any = response.stream
+    status = response.status if 200 <= response.status <= 599 else 500
+    headers = _sealed(response, request)
+    if request.method == "HEAD" or status in NO_BODY:
+        protocol.response_empty(status, headers)
+        spool.close()
+    else:
+        _send_open_file(protocol, status, headers, spool.path, spool.size)
+        asyncio.get_running_loop().call_later(OPEN_GRACE, spool.close)
     return status
 
 
 async def _send_live(
-    protocol: Any, status: int, headers: Headers, stream: AsyncIterator[bytes]
+    protocol: Any, status: int, headers: Headers, stream: AsyncIterable[bytes]
 ) -> None:
     """Each chunk at once. The server cannot tell how far the client has read, so the stream is
     held to a rate that bounds what a reader of that speed leaves queued."""
@@ -139,13 +153,14 @@ async def _send_live(
 
 
 async def _send_bulk(
-    protocol: Any, status: int, headers: Headers, stream: AsyncIterator[bytes]
+    protocol: Any, status: int, headers: Headers, stream: AsyncIterable[bytes]
 ) -> None:
     """Small ones from memory; larger ones through an unnamed file, which the server reads only as
     fast as the client takes it."""
+    chunks = aiter(stream)
     parts: list[bytes] = []
-    size = 0
-    async for chunk in stream:
+    size = total = 0
+    async for chunk in chunks:
         parts.append(bytes(chunk))
         size += len(chunk)
         if size > MEMORY_LIMIT:
@@ -156,16 +171,23 @@ async def _send_bulk(
     loop = asyncio.get_running_loop()
     file = tempfile.TemporaryFile(prefix="ichibase-reply-")  # noqa: SIM115 - outlives this call
     try:
-        await loop.run_in_executor(None, file.writelines, parts)
-        parts.clear()
-        async for chunk in stream:
+        async for chunk in chunks:
+            parts.append(bytes(chunk))
             size += len(chunk)
-            await loop.run_in_executor(None, file.write, bytes(chunk))
+            if size > MEMORY_LIMIT:
+                await loop.run_in_executor(None, file.writelines, parts)
+                total, size, parts = total + size, 0, []
+        await loop.run_in_executor(None, file.writelines, parts)
         file.flush()
-        if not any(name == "content-length" for name, _ in headers):
-            headers.append(("content-length", str(size)))
         path = f"/proc/self/fd/{file.fileno()}"
-        protocol.response_file_range(status, headers, path, 0, size)
+        _send_open_file(protocol, status, headers, path, total + size)
     finally:
-        # the server opens the file by this path a moment later, and then has it on its own
         loop.call_later(OPEN_GRACE, file.close)
+
+
+def _send_open_file(protocol: Any, status: int, headers: Headers, path: str, size: int) -> None:
+    """A file that only a descriptor of this process keeps: the server opens it by its path a
+    moment later, and then has it on its own. The descriptor is closed OPEN_GRACE later."""
+    if not any(name == "content-length" for name, _ in headers):
+        headers.append(("content-length", str(size)))
+    protocol.response_file_range(status, headers, path, 0, size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from urllib.parse import quote as percent_encode
 
 import orjson
@@ -162,14 +161,8 @@ def _answer(
             headers = [h for h in headers if h[0] not in taken] + own
     if isinstance(body, Spool):
         headers.append(("content-length", str(len(body))))
-        return Response(status, headers, stream=_closing(body))
+        return Response(status, headers, stream=body)
     return Response(status, headers, body)
-
-
-async def _closing(spool: Spool) -> AsyncIterator[bytes]:
-    with spool:
-        async for piece in spool:
-            yield piece
 
 
 def large(plan: Plan, result: Result, canonical: str, base_path: str) -> Response:

@@ -33,7 +33,7 @@ SERVE = (
 class Site:
     """A server process that tests talk to, with the node's projects."""
 
-    def __init__(self, node, target, folder, workers=1, **changes):
+    def __init__(self, node, target, folder, workers=1, awake="ready", **changes):
         self.node = node
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -54,14 +54,14 @@ class Site:
             [sys.executable, "-c", SERVE, target], cwd=ROOT, stdout=self.log, stderr=self.log,
             env={**os.environ, NODE_FILE: str(file), "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        self._wait()
+        self._wait(awake)
 
-    def _wait(self):
+    def _wait(self, awake):
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log_path.read_text()[-3000:]
             try:
-                if self.call("GET", "/readyz").status == 200:
+                if self.call("GET", f"/{awake}z").status == 200:
                     return
             except OSError:
                 pass

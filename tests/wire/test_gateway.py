@@ -471,6 +471,27 @@ def test_two_workers_count_and_revoke_together(control, tmp_path):
         site.stop()
 
 
+def test_without_its_database_a_worker_waits_and_says_so(control, tmp_path):
+    import psycopg
+
+    name = psycopg.conninfo.conninfo_to_dict(control.dsn)["dbname"]
+    with psycopg.connect(control.cluster.admin_dsn, autocommit=True) as admin:
+        admin.execute(f'alter database "{name}" allow_connections false')
+        try:
+            site = Site(control, "tests.wire.echo_app:application", tmp_path, awake="health")
+            for path in ("/readyz", "/storage/x"):
+                answer = site.call("GET", path)
+                assert (answer.status, answer.json["code"]) == (503, "unavailable")
+                assert int(answer.headers["retry-after"]) >= 1
+        finally:
+            admin.execute(f'alter database "{name}" allow_connections true')
+    until(lambda: site.call("GET", "/readyz").status == 200)
+    assert site.call("GET", "/storage/x").status == 200
+    log = site.log_path.read_text()
+    site.stop()
+    assert log.count("lost the control database") == 2  # the bus and the directory, once each
+
+
 HEADER = st.text(st.characters(codec="latin-1", exclude_characters="\r\n"), max_size=60)
 
 

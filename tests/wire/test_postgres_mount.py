@@ -266,3 +266,18 @@ def test_auth_asks_for_the_key_itself(site, control):
     answer = site.call("GET", "/auth/me", {"apikey": control.anon()})
     assert answer.status == 401
     assert site.call("GET", "/auth/.well-known/jwks.json").status == 200
+
+
+def test_a_large_result_comes_whole(site, control):
+    with psycopg.connect(owner(control, "default"), autocommit=True) as database:
+        database.execute(
+            "create table big as select g as id, repeat(md5(g::text), 32) as t "
+            "from generate_series(1, 20000) g"
+        )
+    for headers in (as_anon(control), {**as_anon(control), "x-request-id": "general"}):
+        for _ in range(2):
+            answer = site.call("GET", "/postgres/big?select=id,t&order=id", headers)
+            assert answer.status == 200
+            assert int(answer.headers["content-length"]) == len(answer.body) > 20_000_000
+            assert [row["id"] for row in json.loads(answer.body)] == list(range(1, 20_001))
+        assert site.call("HEAD", "/postgres/big", headers).body == b""
