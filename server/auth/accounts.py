@@ -110,7 +110,8 @@ RESET = statement(
       returning u.id, u.email
     ), gone as (
       update auth.sessions set revoked_at = now(), revoke_reason = 'password_reset'
-      where user_id in (select id from the_user) and revoked_at is null and ends_at > now()
+      where user_id in (select id from the_user) and ends_at > now()
+        and (revoked_at is null or revoke_reason = 'password_changed')
       returning id
     ), record as (
       insert into auth.audit_events (event, actor, user_id, ip, user_agent)

@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import jwt
@@ -21,6 +22,9 @@ from server.base.project import Project
 from server.control.api import AdminApi
 from server.control.projects import audit
 from server.control.routes import AdminRequest, AdminResponse, Router
+
+SPREAD_SECONDS = 2.0  # a worker reads a changed project within this time
+TOUCH = "update projects set changed_at = now() where id = $1"  # new keys alone announce nothing
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,25 +74,34 @@ class _Routes:
         return AdminResponse(value={"keys": _shown(project)})
 
     async def rotate(self, request: AdminRequest) -> AdminResponse:
-        """The key before stays to verify what it has signed."""
+        """The key before stays to verify what it has signed. All workers learn of the new one
+        before any signs with it."""
         wanted = request.decode(Rotation)
         try:
             key = tokens.new_signing_key(wanted.algorithm)
         except ValueError as error:
             raise ApiError(400, "bad_request", f"{error}.") from None
         _, project = await self.api.record(request)
-        async with self.api.projects.control() as control, control.transaction():
-            await control.execute(
-                "update project_keys set current = false where project_id = $1 and current",
-                (project.id,),
-            )
-            await control.execute(
-                "insert into project_keys (project_id, kid, algorithm, secret, current)"
-                " values ($1, $2, $3, $4, true)",
-                (project.id, key.kid, key.algorithm, key.secret),
-            )
-            detail = {"kid": key.kid, "algorithm": key.algorithm}
-            await audit(control, "admin", "keys.rotate", project.slug, detail)
+        async with self.api.projects.control() as control:
+            async with control.transaction():
+                await control.execute(
+                    "insert into project_keys (project_id, kid, algorithm, secret, current)"
+                    " values ($1, $2, $3, $4, false)",
+                    (project.id, key.kid, key.algorithm, key.secret),
+                )
+                await control.execute(TOUCH, (project.id,))
+            await asyncio.sleep(SPREAD_SECONDS)
+            async with control.transaction():
+                await control.execute(
+                    "update project_keys set current = false where project_id = $1 and current",
+                    (project.id,),
+                )
+                await control.execute(
+                    "update project_keys set current = true where project_id = $1 and kid = $2",
+                    (project.id, key.kid),
+                )
+                detail = {"kid": key.kid, "algorithm": key.algorithm}
+                await audit(control, "admin", "keys.rotate", project.slug, detail)
         _, project = await self.api.record(request)
         return AdminResponse(201, {"keys": _shown(project)})
 

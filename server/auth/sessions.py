@@ -107,11 +107,12 @@ REVOKE_ONE = statement(
     """
 )
 
+# Access tokens that a password change let live end with everything else.
 REVOKE_ALL = statement(
     """
     update auth.sessions set revoked_at = now(), revoke_reason = $2
-    where user_id = $1::uuid and revoked_at is null and ends_at > now()
-      and id is distinct from $3::uuid
+    where user_id = $1::uuid and (revoked_at is null or revoke_reason = 'password_changed')
+      and ends_at > now() and id is distinct from $3::uuid
     returning id
     """
 )

@@ -276,21 +276,16 @@ async def update_user(call: Call, user: str) -> Response:
     await audit.write(call, "user_updated", "admin", user_id=user_id, detail={"members": changed})
     if body.disabled or hashed is not None:
         await sessions.revoke_all(call, user_id, "disabled" if body.disabled else "password_reset")
-    if body.disabled:
-        await _refuse_tokens(call, user_id)
     return raw_json(200, rows[0][0] or b"")
-
-
-async def _refuse_tokens(call: Call, user_id: str) -> None:
-    seconds = call.settings.access_token_seconds + tokens.LEEWAY
-    await call.room.revoke_user(call.project, user_id, seconds)
 
 
 async def delete_user(call: Call, user: str) -> Response:
     user_id = _id(user)
     if not await call.database.rows(DELETE, user_id):
         raise missing()
-    await _refuse_tokens(call, user_id)
+    # The sessions are gone with the user, so all workers are told of the user.
+    seconds = call.settings.access_token_seconds + tokens.LEEWAY
+    await call.room.revoke_user(call.project, user_id, seconds)
     await audit.write(call, "user_deleted", "admin", user_id=user_id)
     return json(200, {"deleted": True})
 

@@ -397,6 +397,21 @@ def test_a_revoked_session_is_refused_by_every_worker_within_a_second(pg_databas
     run(pg_database, work, workers=2)
 
 
+def test_tokens_that_a_password_change_let_live_end_with_everything_else(
+    pg_database: str,
+) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        thief, mine = await worker.sign_in(), await worker.sign_in()
+        body = {"current_password": PASSWORD, "new_password": "another lamp 42"}
+        await worker.post("/change-password", body, token=mine["access_token"])
+        assert (await worker.send("GET", "/me", token=thief["access_token"])).status == 200
+        await worker.post("/logout-all", token=mine["access_token"])
+        assert (await worker.send("GET", "/me", token=thief["access_token"])).status == 401
+
+    run(pg_database, work)
+
+
 def test_a_disabled_or_deleted_user_is_refused_at_once(pg_database: str) -> None:
     async def work(worker: Worker) -> None:
         for email, method in ((ANN, "PATCH"), (BOB, "DELETE")):
