@@ -67,6 +67,7 @@ cdef class Routine:
     cdef readonly str isolation     # default_transaction_isolation set on the function, or None
     cdef readonly tuple settings    # ((name, value), ...) hoisted function settings
     cdef readonly object rows       # prorows as float, for planning choices
+    cdef readonly unsigned int oid
 
 cdef class MediaHandler:
     cdef readonly str media_type    # resolved media type text, '*/*' when the handler says any

@@ -134,6 +134,7 @@ class Routine:
     isolation: str | None
     settings: tuple[tuple[str, str], ...]
     rows: float
+    oid: int
     def __init__(
         self,
         *,
@@ -151,6 +152,7 @@ class Routine:
         settings: tuple[tuple[str, str], ...] = (),
         rows: float = 0.0,
         description: str | None = None,
+        oid: int = 0,
     ) -> None: ...
 
 class MediaHandler:

@@ -114,6 +114,7 @@ cdef class Routine:
         bint returns_composite=False, bint returns_void=False, bint return_is_alias=False,
         str volatility="volatile", bint has_variadic=False, str isolation=None,
         tuple settings=(), rows=0.0, str description=None,
+        unsigned int oid=0,
     ):
         self.schema = schema
         self.name = name
@@ -129,6 +130,7 @@ cdef class Routine:
         self.isolation = isolation
         self.settings = settings
         self.rows = rows
+        self.oid = oid
 
     def __repr__(self):
         return f"Routine({self.schema!r}, {self.name!r}, {self.params!r})"

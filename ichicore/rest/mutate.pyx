@@ -1,7 +1,7 @@
 """INSERT, UPDATE and DELETE. The payload stays one JSON parameter that Postgres takes apart."""
 cimport cython
 
-from ichicore.errors import ApiError
+from ichicore.rest import hints
 
 from ichicore.rest.catalog cimport Catalog, Column, Table
 from ichicore.rest.filters cimport Scope, scope_of, write_conditions
@@ -47,10 +47,7 @@ cpdef list payload_fields(Catalog catalog, Table table, names):
     for name in names:
         column = table.columns.get(name)
         if column is None:
-            raise ApiError(
-                400, "PGRST204",
-                f"Could not find the '{name}' column of '{table.name}' in the schema cache",
-            )
+            raise hints.no_column(table.name, name)
         transform = catalog.representation("json", column.nominal_type)
         fields.append(PayloadField(
             name, column.nominal_type if transform is None else "json", transform, column.default,

@@ -187,7 +187,7 @@ def routines(rows: list[Row], hoisted: Iterable[str]) -> dict[Name, tuple[Routin
     wanted = frozenset(name.lower() for name in hoisted)
     found: dict[Name, list[Routine]] = defaultdict(list)
     for row in rows:
-        _, schema, name, description, params, type_schema, type_name = row[:7]
+        oid, schema, name, description, params, type_schema, type_name = row[:7]
         is_set, is_composite, is_alias, volatility, variadic, settings, estimate = row[7:]
         parts = [setting.partition("=") for setting in (_json(settings) if settings else ())]
         given = {key.lower(): value for key, _, value in parts}
@@ -219,6 +219,7 @@ def routines(rows: list[Row], hoisted: Iterable[str]) -> dict[Name, tuple[Routin
             isolation=given.get(ISOLATION_SETTING),
             settings=tuple((key, value) for key, value in given.items() if key in wanted),
             rows=float(estimate or 0),
+            oid=int(oid or 0),
         )
         found[routine.schema, routine.name].append(routine)
     return {name: tuple(sorted(group, key=_routine_order)) for name, group in found.items()}

@@ -1,313 +1,373 @@
-"""The OpenAPI 2.0 document of a schema: its tables, views and functions as paths."""
+"""The Swagger 2.0 document of one schema: its tables, views and functions as a REST API.
+
+The document is made in two parts, so that the large one can be kept: `body` depends on the catalog
+and on what a role may see, `document` adds where the API is reached.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
+import msgspec
 
 from ichicore.rest.catalog import Catalog, Column, Param, Routine, Table
+from server.postgres.introspect import SQL
 from server.postgres.settings import RestSettings
 
-INTEGERS = {"smallint": "int32", "integer": "int32", "bigint": "int64"}
-TEXTS = frozenset(("character varying", "character", "text"))
-NUMBERS = frozenset(("numeric", "real", "double precision"))
-SINGLE = "application/vnd.pgrst.object+json"
-ROW_TYPES = ["application/json", f"{SINGLE};nulls=stripped", SINGLE]
-SECURITY = "JWT"
-PREFERENCES = {
-    "count": ["count=none"],
-    "return": ["return=representation", "return=minimal", "return=none"],
-    "resolution": ["resolution=ignore-duplicates", "resolution=merge-duplicates"],
+# Clients tell servers of this API apart by these.
+API_VERSION = "14.17"
+DOCS_URL = "https://postgrest.org/en/v14/references/api.html"
+
+OBJECT_JSON = "application/vnd.pgrst.object+json"
+FORMS = ["application/json", f"{OBJECT_JSON};nulls=stripped", OBJECT_JSON]
+PRIVILEGES_SQL = SQL["privileges"]
+
+TYPES: dict[str, str | None] = {
+    "character varying": "string",
+    "character": "string",
+    "text": "string",
+    "boolean": "boolean",
+    "smallint": "integer",
+    "integer": "integer",
+    "bigint": "integer",
+    "numeric": "number",
+    "real": "number",
+    "double precision": "number",
+    "json": None,
+    "jsonb": None,
 }
-READ_PARAMETERS = ("select", "order", "range", "rangeUnit", "offset", "limit", "preferCount")
+FORMATS = {"smallint": "int32", "integer": "int32", "bigint": "int64"}
+PREFERENCES = {
+    "preferParams": [],
+    "preferReturn": ["return=representation", "return=minimal", "return=none"],
+    "preferCount": ["count=none"],
+    "preferPost": [
+        "return=representation",
+        "return=minimal",
+        "return=none",
+        "resolution=ignore-duplicates",
+        "resolution=merge-duplicates",
+    ],
+}
+# parameter -> (name, description, where, default)
+COMMON = {
+    "select": ("select", "Filtering Columns", "query", None),
+    "on_conflict": ("on_conflict", "On Conflict", "query", None),
+    "order": ("order", "Ordering", "query", None),
+    "range": ("Range", "Limiting and Pagination", "header", None),
+    "rangeUnit": ("Range-Unit", "Limiting and Pagination", "header", "items"),
+    "offset": ("offset", "Limiting and Pagination", "query", None),
+    "limit": ("limit", "Limiting and Pagination", "query", None),
+}
+READING = ("select", "order", "range", "rangeUnit", "offset", "limit", "preferCount")
 
-# What the role of a request may see of a schema: names of relations and functions as JSON.
-VISIBLE = """
-select pg_catalog.json_build_object(
-  'tables', (select coalesce(pg_catalog.json_agg(c.relname), '[]')
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where n.nspname = $1 and c.relkind in ('r', 'v', 'm', 'f', 'p')
-      and (pg_catalog.has_table_privilege(c.oid, 'select, insert, update, delete')
-        or pg_catalog.has_any_column_privilege(c.oid, 'select, insert, update'))),
-  'functions', (select coalesce(pg_catalog.json_agg(distinct p.proname), '[]')
-    from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
-    where n.nspname = $1 and pg_catalog.has_function_privilege(p.oid, 'execute')))"""
-
-
-def document(
-    catalog: Catalog,
-    settings: RestSettings,
-    schema: str,
-    visible: dict[str, list[str]] | None,
-    base_url: str,
-) -> bytes:
-    """The document as JSON. visible: names that VISIBLE answered, None for all of the schema.
-    base_url: where clients reach the engine, unless a proxy is set."""
-    tables = [
-        table for (owner, name), table in catalog.tables.items()
-        if owner == schema and (visible is None or name in visible["tables"])
-    ]  # fmt: skip
-    routines = [
-        routine
-        for (owner, name), group in catalog.routines.items()
-        if owner == schema and (visible is None or name in visible["functions"])
-        for routine in group
-    ]
-    tables.sort(key=lambda table: table.name)
-    routines.sort(key=lambda routine: routine.name)
-    title, description = _split(catalog.schema_descriptions.get(schema))
-    where = urlsplit(settings.openapi_server_proxy_uri or base_url or "http://localhost")
-    port = where.port or (443 if where.scheme == "https" else 80)
-    spec: dict[str, Any] = {
-        "swagger": "2.0",
-        "info": {
-            "title": title or "PostgREST API",
-            "description": description or "This is a dynamic API generated by PostgREST",
-            "version": "14",
-        },
-        "host": f"{where.hostname}:{port}",
-        "basePath": where.path or "/",
-        "schemes": [where.scheme if where.scheme == "http" else "https"],
-        "consumes": [*ROW_TYPES, "text/csv"],
-        "produces": [*ROW_TYPES, "text/csv"],
-        "paths": {
-            "/": _root_path(),
-            **{f"/{table.name}": _table_path(table) for table in tables},
-            **{f"/rpc/{routine.name}": _routine_path(routine) for routine in routines},
-        },
-        "definitions": {table.name: _definition(catalog, table) for table in tables},
-        "parameters": _parameters(tables),
-        "externalDocs": {
-            "description": "PostgREST Documentation",
-            "url": "https://postgrest.org/en/v14/references/api.html",
-        },
-    }
-    if settings.openapi_security_active:
-        spec["securityDefinitions"] = {
-            SECURITY: {
-                "description": 'Add the token prepending "Bearer " (without quotes) to it',
-                "in": "header", "name": "Authorization", "type": "apiKey",
-            }
-        }  # fmt: skip
-        spec["security"] = [{SECURITY: []}]
-    return orjson.dumps(spec)
+Json = dict[str, Any]
 
 
-def _split(text: str | None) -> tuple[str | None, str | None]:
-    """First line, and what follows it; None for what is not there."""
-    if text is None:
-        return None, None
-    first, _, rest = text.partition("\n")
-    return first, rest.lstrip("\n") or None
+class Privileges(msgspec.Struct, frozen=True):
+    """What a role may use of one schema: names of tables, oids of functions (PRIVILEGES_SQL)."""
+
+    tables: frozenset[str]
+    functions: frozenset[int]
 
 
-def _without_none(**members: Any) -> dict[str, Any]:
+read_privileges = msgspec.json.Decoder(Privileges).decode
+
+
+def _type(sql_type: str) -> str | None:
+    """Swagger type of a Postgres type, None for JSON, which may be anything."""
+    if sql_type in TYPES:
+        return TYPES[sql_type]
+    return "array" if sql_type.endswith("[]") else "string"
+
+
+def _format(sql_type: str) -> str:
+    return FORMATS.get(sql_type, sql_type)
+
+
+def _given(**members: Any) -> Json:
+    """A JSON object of the members that are not None; a trailing underscore is not in the name."""
     return {name.rstrip("_"): value for name, value in members.items() if value is not None}
 
 
-def _type(name: str) -> str | None:
-    """The JSON type of a Postgres type; None for json, which can be any."""
-    if name in TEXTS:
-        return "string"
-    if name == "boolean":
-        return "boolean"
-    if name in INTEGERS:
-        return "integer"
-    if name in NUMBERS:
-        return "number"
-    if name in ("json", "jsonb"):
+def _items(sql_type: str) -> Json | None:
+    if _type(sql_type) != "array":
         return None
-    return "array" if name.endswith("[]") else "string"
+    return _given(type=_type(sql_type[:-2]))
 
 
-def _items(name: str) -> dict[str, Any] | None:
-    return _without_none(type=_type(name[:-2])) if _type(name) == "array" else None
+def _default(column: Column) -> Any:
+    """The default as a JSON value; None when it is not a plain one."""
+    text = column.default
+    if text is None:
+        return None
+    if _type(column.type) == "string":
+        cast = f"::{column.type}"
+        if text.endswith(cast):
+            text = text.removesuffix(cast).strip("'")
+        text = f'"{text}"'
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return None
 
 
-def _definition(catalog: Catalog, table: Table) -> dict[str, Any]:
-    required = [column.name for column in table.columns.values() if not column.nullable]
-    return _without_none(
-        description=table.description,
-        required=required or None,
-        type="object",
-        properties={
-            column.name: _property(catalog, table, column) for column in table.columns.values()
-        },
-    )
+def _foreign_keys(catalog: Catalog, table: Table) -> dict[str, tuple[str, str]]:
+    """Column -> (table, column) it references; tables are told rather than views on them."""
+    found: dict[str, tuple[str, str]] = {}
+    related = catalog.relationships_from(table.schema, table.name, table.schema)
+    for rel in sorted(related, key=lambda rel: rel.foreign_is_view):
+        if len(rel.columns) == 1 and (
+            rel.kind == "m2o" or (rel.kind == "o2o" and not rel.is_parent)
+        ):
+            column, foreign_column = rel.columns[0]
+            found.setdefault(column, (rel.foreign[1], foreign_column))
+    return found
 
 
-def _property(catalog: Catalog, table: Table, column: Column) -> dict[str, Any]:
+def _property(table: Table, column: Column, references: tuple[str, str] | None) -> Json:
     notes = []
     if column.name in table.primary_key:
         notes.append("This is a Primary Key.<pk/>")
-    target = _foreign_key(catalog, table, column)
-    if target is not None:
-        name, key = target
-        notes.append(f"This is a Foreign Key to `{name}.{key}`.<fk table='{name}' column='{key}'/>")
+    if references is not None:
+        foreign, name = references
+        notes.append(
+            f"This is a Foreign Key to `{foreign}.{name}`.<fk table='{foreign}' column='{name}'/>"
+        )
     description = column.description
     if notes:
-        before = f"{description}\n\n" if description is not None else ""
-        description = before + "\n".join(["Note:", *notes])
-    return _without_none(
+        start = "" if description is None else f"{description}\n\n"
+        description = start + "\n".join(["Note:", *notes])
+    return _given(
         default=_default(column),
         description=description,
         enum=list(column.enum) or None,
-        format=INTEGERS.get(column.type, column.type),
+        format=_format(column.type),
         items=_items(column.type),
         maxLength=column.max_length,
         type=_type(column.type),
     )
 
 
-def _foreign_key(catalog: Catalog, table: Table, column: Column) -> tuple[str, str] | None:
-    """Table and column that a foreign key of this column alone leads to, tables before views."""
-    source = (table.schema, table.name)
-    found = [
-        relationship
-        for relationship in catalog.relationships.get((source, table.schema), ())
-        if relationship.kind in ("m2o", "o2o")
-        and not (relationship.kind == "o2o" and relationship.is_parent)
-        and len(relationship.columns) == 1
-        and relationship.columns[0][0] == column.name
-    ]  # fmt: skip
-    if not found:
-        return None
-    found.sort(key=lambda relationship: relationship.foreign_is_view)
-    return found[0].foreign[1], found[0].columns[0][1]
+def _definition(catalog: Catalog, table: Table) -> Json:
+    foreign_keys = _foreign_keys(catalog, table)
+    columns = table.columns.values()
+    return _given(
+        description=table.description,
+        properties={
+            column.name: _property(table, column, foreign_keys.get(column.name))
+            for column in columns
+        }
+        or None,
+        required=[column.name for column in columns if not column.nullable] or None,
+        type="object",
+    )
 
 
-def _default(column: Column) -> Any:
-    """The default as a JSON value, None when it is an expression that is none."""
-    text = column.default
-    if text is None:
-        return None
-    if _type(column.type) == "string":
-        suffix = f"::{column.type}"
-        if text.endswith(suffix):
-            text = text[: -len(suffix)].strip("'")
-        text = f'"{text}"'
-    try:
-        return orjson.loads(text)
-    except ValueError:
-        return None
-
-
-def _parameters(tables: list[Table]) -> dict[str, Any]:
-    def plain(name: str, place: str, description: str, **more: Any) -> dict[str, Any]:
-        return {"name": name, "description": description, "required": False, "in": place,
-                "type": "string", **more}  # fmt: skip
-
-    def preference(*kinds: str) -> dict[str, Any]:
-        values = [value for kind in kinds for value in PREFERENCES.get(kind, ())]
-        return plain("Prefer", "header", "Preference", **({"enum": values} if values else {}))
-
-    found = {
-        "preferParams": preference("params"),
-        "preferReturn": preference("return"),
-        "preferCount": preference("count"),
-        "preferPost": preference("return", "resolution"),
-        "select": plain("select", "query", "Filtering Columns"),
-        "on_conflict": plain("on_conflict", "query", "On Conflict"),
-        "order": plain("order", "query", "Ordering"),
-        "range": plain("Range", "header", "Limiting and Pagination"),
-        "rangeUnit": plain("Range-Unit", "header", "Limiting and Pagination", default="items"),
-        "offset": plain("offset", "query", "Limiting and Pagination"),
-        "limit": plain("limit", "query", "Limiting and Pagination"),
-    }
+def _parameters(tables: Iterable[Table]) -> Json:
+    found: Json = {}
+    for name, words in PREFERENCES.items():
+        found[name] = _given(
+            name="Prefer",
+            description="Preference",
+            required=False,
+            in_="header",
+            type="string",
+            enum=words or None,
+        )
+    for name, (real_name, description, place, default) in COMMON.items():
+        found[name] = _given(
+            name=real_name,
+            description=description,
+            required=False,
+            in_=place,
+            type="string",
+            default=default,
+        )
     for table in tables:
         found[f"body.{table.name}"] = {
-            "name": table.name, "description": table.name, "required": False, "in": "body",
+            "name": table.name,
+            "description": table.name,
+            "required": False,
+            "in": "body",
             "schema": {"$ref": f"#/definitions/{table.name}"},
-        }  # fmt: skip
+        }
         for column in table.columns.values():
-            found[f"rowFilter.{table.name}.{column.name}"] = _without_none(
-                name=column.name, description=column.description, required=False,
-                in_="query", type="string",
-            )  # fmt: skip
+            found[f"rowFilter.{table.name}.{column.name}"] = _given(
+                name=column.name,
+                description=column.description,
+                required=False,
+                in_="query",
+                type="string",
+            )
     return found
 
 
-def _references(names: list[str]) -> list[dict[str, str]]:
+def _summary(comment: str | None) -> Json:
+    """A comment's first line as summary, the rest as description."""
+    if comment is None:
+        return {}
+    summary, _, rest = comment.partition("\n")
+    return _given(summary=summary, description=rest.lstrip("\n") or None)
+
+
+def _refs(*names: str) -> list[Json]:
     return [{"$ref": f"#/parameters/{name}"} for name in names]
 
 
-def _root_path() -> dict[str, Any]:
-    return {
+def _table_path(table: Table) -> Json:
+    name = table.name
+    about = {"tags": [name], **_summary(table.description)}
+    filters = [f"rowFilter.{name}.{column}" for column in table.columns]
+    rows = {"type": "array", "items": {"$ref": f"#/definitions/{name}"}}
+    methods: Json = {
         "get": {
-            "tags": ["Introspection"],
-            "summary": "OpenAPI description (this document)",
-            "produces": ["application/openapi+json", "application/json"],
-            "responses": {"200": {"description": "OK"}},
+            **about,
+            "parameters": _refs(*filters, *READING),
+            "responses": {
+                "200": {"description": "OK", "schema": rows},
+                "206": {"description": "Partial Content"},
+            },
         }
     }
-
-
-def _table_path(table: Table) -> dict[str, Any]:
-    summary, description = _split(table.description)
-    filters = [f"rowFilter.{table.name}.{name}" for name in table.columns]
-    body = f"body.{table.name}"
-
-    def operation(names: list[str], responses: dict[str, Any]) -> dict[str, Any]:
-        return _without_none(
-            tags=[table.name], summary=summary, description=description,
-            parameters=_references(names), responses=responses,
-        )  # fmt: skip
-
-    rows = {"type": "array", "items": {"$ref": f"#/definitions/{table.name}"}}
-    done = {"204": {"description": "No Content"}}
-    path = {
-        "get": operation(
-            [*filters, *READ_PARAMETERS],
-            {"200": {"description": "OK", "schema": rows},
-             "206": {"description": "Partial Content"}},
-        )
-    }  # fmt: skip
     if table.insertable or table.updatable or table.deletable:
-        created = {"201": {"description": "Created"}}
-        path["post"] = operation([body, "select", "preferPost"], created)
-        path["patch"] = operation([*filters, body, "preferReturn"], done)
-        path["delete"] = operation([*filters, "preferReturn"], done)
-    return path
+        no_content = {"204": {"description": "No Content"}}
+        methods["post"] = {
+            **about,
+            "parameters": _refs(f"body.{name}", "select", "preferPost"),
+            "responses": {"201": {"description": "Created"}},
+        }
+        methods["patch"] = {
+            **about,
+            "parameters": _refs(*filters, f"body.{name}", "preferReturn"),
+            "responses": no_content,
+        }
+        methods["delete"] = {
+            **about,
+            "parameters": _refs(*filters, "preferReturn"),
+            "responses": no_content,
+        }
+    return methods
 
 
-def _routine_path(routine: Routine) -> dict[str, Any]:
-    summary, description = _split(routine.description)
-
-    def operation(parameters: list[dict[str, Any]]) -> dict[str, Any]:
-        return _without_none(
-            tags=[f"(rpc) {routine.name}"], summary=summary, description=description,
-            produces=ROW_TYPES, parameters=parameters, responses={"200": {"description": "OK"}},
-        )  # fmt: skip
-
-    required = [param.name for param in routine.params if param.required]
-    arguments = _without_none(
-        type="object",
-        description=routine.description,
-        required=required or None,
-        properties={
-            param.name: _without_none(
-                type=_type(param.type), items=_items(param.type),
-                format=INTEGERS.get(param.type, param.type),
-            )
-            for param in routine.params
-        },
-    )  # fmt: skip
-    whole = {"name": "args", "required": True, "in": "body", "schema": arguments}
-    path = {"post": operation([whole, *_references(["preferParams"])])}
-    if routine.volatility != "volatile":
-        path["get"] = operation([_argument(param) for param in routine.params])
-    return path
-
-
-def _argument(param: Param) -> dict[str, Any]:
-    """A function's argument in the query string; arrays are written as one text there."""
-    kind = _type(param.type)
-    found: dict[str, Any] = {"name": param.name, "required": param.required, "in": "query"}
+def _query_argument(param: Param) -> Json:
+    argument: Json = {"name": param.name, "required": param.required, "in": "query"}
     if param.variadic:
         element = param.type.removesuffix("[]")
-        items = _without_none(type=_type(element), format=INTEGERS.get(element, element))
-        return {**found, "type": kind or "string", "collectionFormat": "multi", "items": items}
-    shown = "string" if kind in (None, "array") else kind
-    return {**found, "type": shown, "format": INTEGERS.get(param.type, param.type)}
+        argument["type"] = _type(param.type) or "string"
+        argument["collectionFormat"] = "multi"
+        argument["items"] = _given(type=_type(element), format=_format(element))
+        return argument
+    # an array is written as one {...} text
+    known = _type(param.type)
+    argument["type"] = "string" if known is None or known == "array" else known
+    argument["format"] = _format(param.type)
+    return argument
+
+
+def _function_path(routine: Routine) -> Json:
+    about = {
+        "tags": [f"(rpc) {routine.name}"],
+        **_summary(routine.description),
+        "produces": FORMS,
+        "responses": {"200": {"description": "OK"}},
+    }
+    arguments = _given(
+        description=routine.description,
+        properties={
+            param.name: _given(
+                format=_format(param.type), items=_items(param.type), type=_type(param.type)
+            )
+            for param in routine.params
+        }
+        or None,
+        required=[param.name for param in routine.params if param.required] or None,
+        type="object",
+    )
+    body = {"name": "args", "required": True, "in": "body", "schema": arguments}
+    methods: Json = {"post": {**about, "parameters": [body, *_refs("preferParams")]}}
+    if routine.volatility != "volatile":
+        query = [_query_argument(param) for param in routine.params]
+        methods["get"] = {**about, **({"parameters": query} if query else {})}
+    return methods
+
+
+def body(
+    catalog: Catalog, settings: RestSettings, schema: str, privileges: Privileges | None
+) -> bytes:
+    """All of the document but its place, as JSON. privileges None: everything is shown."""
+    tables = [
+        table
+        for (place, name), table in catalog.tables.items()
+        if place == schema and (privileges is None or name in privileges.tables)
+    ]
+    paths: Json = {
+        "/": {
+            "get": {
+                "tags": ["Introspection"],
+                "summary": "OpenAPI description (this document)",
+                "produces": ["application/openapi+json", "application/json"],
+                "responses": {"200": {"description": "OK"}},
+            }
+        }
+    }
+    paths.update((f"/{table.name}", _table_path(table)) for table in tables)
+    for (place, name), overloads in catalog.routines.items():
+        for routine in overloads if place == schema else ():
+            if privileges is None or routine.oid in privileges.functions:
+                paths[f"/rpc/{name}"] = _function_path(routine)
+    comment = catalog.schema_descriptions.get(schema)
+    title, _, description = (comment or "").partition("\n")
+    found: Json = {
+        "info": {
+            "title": "PostgREST API" if comment is None else title,
+            "description": "This is a dynamic API generated by PostgREST"
+            if comment is None
+            else description.lstrip("\n"),
+            "version": API_VERSION,
+        },
+        "externalDocs": {"description": "PostgREST Documentation", "url": DOCS_URL},
+        "consumes": [*FORMS, "text/csv"],
+        "produces": [*FORMS, "text/csv"],
+        "paths": paths,
+        "parameters": _parameters(tables),
+    }
+    if tables:
+        found["definitions"] = {table.name: _definition(catalog, table) for table in tables}
+    if settings.openapi_security_active:
+        found["security"] = [{"JWT": []}]
+        found["securityDefinitions"] = {
+            "JWT": {
+                "description": 'Add the token prepending "Bearer " (without quotes) to it',
+                "in": "header",
+                "name": "Authorization",
+                "type": "apiKey",
+            }
+        }
+    return msgspec.json.encode(found)
+
+
+def _place(settings: RestSettings, base_url: str) -> Json:
+    """Scheme, host with port and path under which clients reach the API."""
+    proxy = settings.openapi_server_proxy_uri
+    try:
+        parts = urlsplit(proxy or base_url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit("http://localhost"), None
+    scheme = "http" if parts.scheme == "http" else "https"
+    host = parts.hostname or "localhost"
+    path = parts.path if proxy else settings.base_path
+    if ":" in host:
+        host = f"[{host}]"
+    port = port or (80 if scheme == "http" else 443)
+    return {"schemes": [scheme], "host": f"{host}:{port}", "basePath": path or "/"}
+
+
+def document(body: bytes, settings: RestSettings, base_url: str) -> bytes:
+    """The whole document. base_url: scheme and host as the client sees them; a proxy setting
+    goes before."""
+    head = {"swagger": "2.0", **_place(settings, base_url)}
+    return msgspec.json.encode(head)[:-1] + b"," + body[1:]

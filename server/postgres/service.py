@@ -106,6 +106,7 @@ class Generation:
         self.settings = settings
         self.planner = Planner(catalog, settings)
         self.runner = Runner(pool, settings, Preface(settings, roles))
+        self.document = root.RootDocument(catalog, settings, self.runner)
         self.plans: OrderedDict[object, Plan] = OrderedDict()
         self.preferences: dict[str | None, Preferences] = {}
         self.accepts: dict[str | None, tuple[accept.MediaType, ...]] = {}
@@ -207,8 +208,7 @@ class RestEngine:
             if generation.settings.openapi_mode == "disabled":
                 raise ApiError(404, "PGRST126", "Root endpoint metadata is disabled")
             if routine_name is None:
-                schema, negotiated = self._schema(generation, request, "accept-profile")
-                return await root.answer(generation, request, schema, negotiated=negotiated)
+                return await self._root(generation, request)
             return await self._call(generation, request, routine_name.rpartition(".")[2], started)
         name = path[1:]
         if name.startswith("rpc/"):
@@ -219,6 +219,22 @@ class RestEngine:
         if "/" in name:
             raise _no_such_path()
         return await self._relation(generation, request, name, started)
+
+    async def _root(self, generation: Generation, request: RestRequest) -> Response:
+        method = request.method
+        if method == "OPTIONS":
+            return root.options()
+        if method not in ("GET", "HEAD"):
+            raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {method}")
+        schema, negotiated = self._schema(generation, request, "accept-profile")
+        return await generation.document.answer(
+            request,
+            generation.accept(request.headers.get("accept")),
+            generation.prefer(request.headers.get("prefer")),
+            schema,
+            negotiated=negotiated,
+            base_url=request.base_url,
+        )
 
     # --- tables and views ----------------------------------------------------------------------
 

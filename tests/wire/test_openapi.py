@@ -81,7 +81,7 @@ def test_columns_and_arguments_are_described(documents: Any) -> None:
 
 def test_forms_modes_and_a_proxy(documents: Any) -> None:
     plain = documents({"accept": "application/json"})
-    assert dict(plain.headers)["content-type"] == "application/json; charset=utf-8"
+    assert dict(plain.headers)["content-type"] == "application/openapi+json; charset=utf-8"
     assert documents({"accept": "text/csv"}).status == 406
     assert documents(openapi_mode="disabled").status == 404
     proxied = json.loads(documents(openapi_server_proxy_uri="https://a.b/c").body)
