@@ -85,8 +85,8 @@ def no_relationship(
 
 def _related(catalog: Catalog, schema: str, origin: str, target: str) -> str | None:
     """The hint of PGRST200; None when both names are right, so that only the hint can be wrong."""
-    relationships = catalog.relationships_from(schema, origin, schema)
-    if relationships:
+    relationships = catalog.relationships.get(((schema, origin), schema))
+    if relationships is not None:
         children = FuzzySet(rel.foreign[1] for rel in relationships)
         for score, name in children.matches(target):
             if score < 1:

@@ -330,7 +330,7 @@ async def load(
         server_version=server_version,
         schemas=settings.schemas,
         tables=tables,
-        relationships=relationships.index(detected, computed),
+        relationships=relationships.index(detected, computed, resolver.hidden(settings.schemas)),
         routines=functions,
         representations={
             (source or "", target or ""): function or "" for source, target, function in casts

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ichicore.rest.catalog import Catalog, Column, Param, Routine, Table
+from ichicore.rest.ident import quote
 from server.postgres.introspect import SQL
 from server.postgres.settings import RestSettings
 
@@ -252,6 +253,22 @@ def _table_path(table: Table) -> Json:
     return methods
 
 
+def _near(params: Iterable[Param], prefixes: tuple[str, ...]) -> list[Param]:
+    """The parameters, their types named as the search path of a request needs them."""
+    found = []
+    for param in params:
+        prefix = next((prefix for prefix in prefixes if param.type.startswith(prefix)), "")
+        found.append(
+            Param(
+                name=param.name,
+                type=param.type.removeprefix(prefix),
+                required=param.required,
+                variadic=param.variadic,
+            )
+        )
+    return found
+
+
 def _query_argument(param: Param) -> Json:
     argument: Json = {"name": param.name, "required": param.required, "in": "query"}
     if param.variadic:
@@ -267,7 +284,7 @@ def _query_argument(param: Param) -> Json:
     return argument
 
 
-def _function_path(routine: Routine) -> Json:
+def _function_path(routine: Routine, params: list[Param]) -> Json:
     about = {
         "tags": [f"(rpc) {routine.name}"],
         **_summary(routine.description),
@@ -280,16 +297,16 @@ def _function_path(routine: Routine) -> Json:
             param.name: _given(
                 format=_format(param.type), items=_items(param.type), type=_type(param.type)
             )
-            for param in routine.params
+            for param in params
         }
         or None,
-        required=[param.name for param in routine.params if param.required] or None,
+        required=[param.name for param in params if param.required] or None,
         type="object",
     )
     body = {"name": "args", "required": True, "in": "body", "schema": arguments}
     methods: Json = {"post": {**about, "parameters": [body, *_refs("preferParams")]}}
     if routine.volatility != "volatile":
-        query = [_query_argument(param) for param in routine.params]
+        query = [_query_argument(param) for param in params]
         methods["get"] = {**about, **({"parameters": query} if query else {})}
     return methods
 
@@ -314,10 +331,13 @@ def body(
         }
     }
     paths.update((f"/{table.name}", _table_path(table)) for table in tables)
+    path = (schema, *settings.extra_search_path)
+    prefixes = tuple(f"{written}." for name in path for written in (name, quote(name)))
     for (place, name), overloads in catalog.routines.items():
         for routine in overloads if place == schema else ():
             if privileges is None or routine.oid in privileges.functions:
-                paths[f"/rpc/{name}"] = _function_path(routine)
+                params = _near(routine.params, () if privileges is None else prefixes)
+                paths[f"/rpc/{name}"] = _function_path(routine, params)
     comment = catalog.schema_descriptions.get(schema)
     title, _, description = (comment or "").partition("\n")
     found: Json = {

@@ -164,6 +164,30 @@ class Resolver:
                     foreign_is_view=foreign_is_view,
                 )
 
+    def hidden(self, schemas: Collection[str]) -> Iterator[tuple[Name, Name]]:
+        """Pairs of relations in `schemas` that only a table outside of them joins, many to many.
+
+        Nothing can be embedded by it, but the two are not unrelated, which matters for hints.
+        """
+        primary = {key.oid: set(key.columns) for key in self.keys if key.kind == "p"}
+        leaving: dict[int, list[tuple[str, Name]]] = defaultdict(list)
+        for key in self.keys:
+            if key.kind != "f" or key.of_partition or key.foreign is None:
+                continue
+            if key.relation[0] in schemas or not primary.get(key.oid, set()).issuperset(
+                key.columns
+            ):
+                continue
+            if key.foreign[0] in schemas:
+                leaving[key.oid].append((key.name, key.foreign))
+            for view, shown in self._views_on.get(key.foreign_oid, ()):
+                if _ways(shown, key.foreign_numbers):
+                    leaving[key.oid].append((key.name, view.name))
+        for ends in leaving.values():
+            for (constraint, source), (other, target) in itertools.product(ends, ends):
+                if constraint != other:
+                    yield source, target
+
 
 def _swap(columns: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     return tuple((right, left) for left, right in columns)
@@ -232,11 +256,14 @@ def _order(rel: Relationship) -> tuple[object, ...]:
 
 
 def index(
-    detected: Iterable[Relationship], computed: Iterable[Relationship]
+    detected: Iterable[Relationship],
+    computed: Iterable[Relationship],
+    hidden: Iterable[tuple[Name, Name]] = (),
 ) -> dict[tuple[Name, str], tuple[Relationship, ...]]:
     """All of them by table and schema of the far side.
 
-    A computed relationship named like the far table takes the place of the detected ones.
+    A computed relationship named like the far table takes the place of the detected ones. A pair
+    of `hidden` has at least an empty entry.
     """
     groups: dict[tuple[Name, Name], list[Relationship]] = defaultdict(list)
     for rel in detected:
@@ -245,6 +272,8 @@ def index(
         if rel.function is not None:
             groups[rel.table, rel.function] = [rel]
     found: dict[tuple[Name, str], list[Relationship]] = defaultdict(list)
+    for table, far in hidden:
+        found[table, far[0]].extend(())
     for (table, far), group in groups.items():
         found[table, far[0]].extend(group)
     return {key: tuple(sorted(group, key=_order)) for key, group in found.items()}
