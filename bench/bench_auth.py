@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from argon2 import PasswordHasher
 
 from bench.bench_http import Node, call
 from bench.loads import LoadError, wrk
+from bench.report import run_parts, show
 from server.auth.passwords import LANES, MEMORY_KIB, PASSES
 
 PASSWORD = "tangerine lamp 41"
@@ -206,24 +207,16 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[])
     options = parser.parse_args()
     node = Node()
-    results: dict[str, Any] = {}
     try:
         client = Client(node)
-        parts = {"me": bench_me, "refresh": bench_refresh, "login": bench_login}
-        for name, part in parts.items():
-            if options.only and name not in options.only:
-                continue
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            results[name] = part(client, options.seconds, options.rounds)
+        parts = {
+            name: partial(part, client, options.seconds, options.rounds)
+            for name, part in (("me", bench_me), ("refresh", bench_refresh), ("login", bench_login))
+        }
+        results = run_parts(parts, options.only)
     finally:
         node.stop()
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        for name, figures in results.items():
-            print(name)
-            for key, value in figures.items():
-                print(f"  {key:26} {value:,.2f}")
+    show(results, as_json=options.json)
     return 0
 
 

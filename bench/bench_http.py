@@ -26,6 +26,7 @@ from typing import Any
 import jwt
 
 from bench.loads import LoadError, pgbench, wrk
+from bench.report import run_parts, show
 from server.node.embedded_pg import free_port
 
 USER = "11111111-1111-4111-8111-111111111111"
@@ -62,6 +63,15 @@ create function slow_call() returns int language sql volatile as
   'select 1 from pg_sleep(0.05)';
 create table big (id int primary key, payload text);
 insert into big select x, repeat(md5(x::text), 32) from generate_series(1, 100000) x;
+"""
+
+# wrk: reads notes by primary key, in a scattered order.
+READ_BY_KEY = f"""
+local n = 0
+request = function()
+  n = (n * 1103515245 + 12345) % 2147483648
+  return wrk.format("GET", "/postgres/notes?id=eq." .. (n % {ROWS} + 1))
+end
 """
 
 
@@ -170,22 +180,18 @@ def median_of(runs: list[dict[str, float]], key: str = "rate") -> float:
 def bench_read(node: Node, dsn: str, seconds: float, rounds: int, clients: int) -> dict[str, Any]:
     setup = rf"\set id random(1, {ROWS})"
     pipelined, four = scripts("/notes", "GET", setup, "select * from notes where id = :id;")
-    lua = f"""
-local n = 0
-request = function()
-  n = (n * 1103515245 + 12345) % 2147483648
-  return wrk.format("GET", "/postgres/notes?id=eq." .. (n % {ROWS} + 1))
-end
-"""
     headers = {"authorization": f"Bearer {node.token()}"}
     first = json.loads(call(f"{node.url}/postgres/notes?id=eq.7", headers))
     if [row["id"] for row in first] != [7]:
         raise LoadError(f"the read by key answers {first!r}")
-    wrk(node.url, seconds=1, connections=clients, headers=headers, lua=lua)
+    load: dict[str, Any] = {"connections": clients, "headers": headers, "lua": READ_BY_KEY}
+    wrk(node.url, seconds=1, **load)
     http, pipe, plain = [], [], []
     for _ in range(rounds):
         pipe.append(pgbench(dsn, pipelined, seconds=seconds, clients=clients))
-        http.append(wrk(node.url, seconds=seconds, connections=clients, headers=headers, lua=lua))
+        http.append(
+            wrk(node.url, seconds=seconds, connections=clients, headers=headers, lua=READ_BY_KEY)
+        )
         plain.append(pgbench(dsn, four, seconds=seconds, clients=clients))
     rate = median_of(http)
     return {
@@ -303,17 +309,12 @@ def bench_memory(node: Node) -> dict[str, Any]:
     def resident() -> float:
         return sum(p.memory_info().rss for p in workers) / 1e6
 
-    lua = f"""
-local n = 0
-request = function()
-  n = n + 1
-  return wrk.format("GET", "/postgres/notes?id=eq." .. (n % {ROWS} + 1))
-end
-"""
     before = resident()
     count = 0.0
     while count < 10_000:
-        count += wrk(node.url, seconds=1, connections=8, headers=headers, lua=lua)["requests"]
+        count += wrk(node.url, seconds=1, connections=8, headers=headers, lua=READ_BY_KEY)[
+            "requests"
+        ]
     after = resident()
     peak = after
     stop_at = time.monotonic() + 120
@@ -342,7 +343,6 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[])
     options = parser.parse_args()
     node = Node()
-    results: dict[str, Any] = {}
     try:
         node.sql(SCHEMA)
         node.sql("analyze")
@@ -359,21 +359,10 @@ def main() -> int:
             "wide": lambda: bench_wide(node, options.seconds, options.rounds),
             "mixed": lambda: bench_mixed(node, options.seconds, 8),
         }  # fmt: skip
-        for name, part in parts.items():
-            if options.only and name not in options.only:
-                continue
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            results[name] = part()
+        results = run_parts(parts, options.only)
     finally:
         node.stop()
-    if options.json:
-        print(json.dumps(results, indent=1))
-    else:
-        for name, figures in results.items():
-            print(name)
-            for key, value in figures.items():
-                shown = f"{value:,.2f}" if isinstance(value, float) else str(value)
-                print(f"  {key:26} {shown}")
+    show(results, as_json=options.json)
     return 0
 
 

@@ -10,9 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from server.node.embedded_pg import EmbeddedPostgresError, binaries
-
-UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
+from server.node.embedded_pg import binaries
 
 
 class LoadError(RuntimeError):
@@ -89,6 +87,3 @@ def pgbench(
     if failed and int(failed[1]):
         raise LoadError(f"{failed[1]} pgbench transactions failed")
     return {"rate": float(rate[1]), "latency_ms": float(latency[1])}
-
-
-__all__ = ["EmbeddedPostgresError", "LoadError", "pgbench", "wrk"]

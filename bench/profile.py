@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 
-from bench.bench_http import ROWS, SCHEMA, Node
+from bench.bench_http import READ_BY_KEY, SCHEMA, Node
 from bench.loads import LoadError, wrk
 
 
@@ -24,17 +24,14 @@ def main() -> int:
     try:
         node.sql(SCHEMA)
         headers = {"authorization": f"Bearer {node.token()}"}
-        lua = f"""
-local n = 0
-request = function()
-  n = n + 1
-  return wrk.format("GET", "/postgres/notes?id=eq." .. (n % {ROWS} + 1))
-end
-"""
         load = threading.Thread(
             target=lambda: wrk(
-                node.url, seconds=options.seconds + 2, connections=8, headers=headers, lua=lua
-            )
+                node.url,
+                seconds=options.seconds + 2,
+                connections=8,
+                headers=headers,
+                lua=READ_BY_KEY,
+            )  # fmt: skip
         )
         load.start()
         time.sleep(1)

@@ -5,6 +5,7 @@ JSON: int
 VALUES: int
 
 def check_library(version: int) -> None: ...
+
 @final
 class Statement:
     sql: str

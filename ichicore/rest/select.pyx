@@ -18,6 +18,20 @@ cdef str _function(str aggregate):
     return aggregate.upper() + "("
 
 
+cdef void end_cast(Writer w, str kind) except *:
+    """The end of a CAST(, when there is one."""
+    if kind is not None:
+        w.add(" AS ")
+        w.add(type_name(kind))
+        w.add(")")
+
+
+cdef void name_as(Writer w, str alias) except *:
+    if alias is not None:
+        w.add(" AS ")
+        w.add(quote(alias))
+
+
 cdef void write_item(Writer w, str qual, Item item) except *:
     """One select item: [aggregate][cast][transform](column) AS alias."""
     if item.aggregate_cast is not None:
@@ -35,19 +49,11 @@ cdef void write_item(Writer w, str qual, Item item) except *:
         write_field(w, qual, item.name, item.path, item.to_json)
     if item.transform is not None:
         w.add(")")
-    if item.cast is not None:
-        w.add(" AS ")
-        w.add(type_name(item.cast))
-        w.add(")")
+    end_cast(w, item.cast)
     if item.aggregate is not None:
         w.add(")")
-    if item.aggregate_cast is not None:
-        w.add(" AS ")
-        w.add(type_name(item.aggregate_cast))
-        w.add(")")
-    if item.alias is not None:
-        w.add(" AS ")
-        w.add(quote(item.alias))
+    end_cast(w, item.aggregate_cast)
+    name_as(w, item.alias)
 
 
 cdef bint empty_embed(Node node):
@@ -69,13 +75,8 @@ cdef void write_export(Writer w, Node child, Export export) except *:
     write_column(w, child.agg, export.name)
     if export.aggregate is not None:
         w.add(")")
-    if export.aggregate_cast is not None:
-        w.add(" AS ")
-        w.add(type_name(export.aggregate_cast))
-        w.add(")")
-    if export.alias is not None:
-        w.add(" AS ")
-        w.add(quote(export.alias))
+    end_cast(w, export.aggregate_cast)
+    name_as(w, export.alias)
 
 
 cdef void write_select_list(Writer w, Node node, bint jsonb) except *:
@@ -190,9 +191,7 @@ cdef void write_join(Writer w, Tree tree, Node child) except *:
 cdef void write_from(Writer w, Node node) except *:
     w.add(" FROM ")
     w.add(node.source)
-    if node.alias is not None:
-        w.add(" AS ")
-        w.add(quote(node.alias))
+    name_as(w, node.alias)
     if node.through is not None:
         w.add(", ")
         w.add(node.through)

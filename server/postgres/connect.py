@@ -55,7 +55,7 @@ async def open_link(
     try:
         async with asyncio.timeout(connect_timeout):
             connection = await psycopg.AsyncConnection.connect(
-                make_conninfo(**options), autocommit=True, prepare_threshold=None
+                make_conninfo("", **options), autocommit=True, prepare_threshold=None
             )
             try:
                 row = await (await connection.execute(FORMAT_SETTINGS)).fetchone()
@@ -69,7 +69,7 @@ async def open_link(
     except (psycopg.Error, OSError) as error:
         raise PgUnavailable(f"no connection to the database: {describe_failure(error)}") from None
     executor = Executor(
-        connection.pgconn.pgconn_ptr or 0,
+        connection.pgconn.pgconn_ptr or 0,  # type: ignore[attr-defined]
         shared,
         Spool,
         limit=statements,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 import orjson
@@ -219,8 +218,3 @@ def pool_error(error: Exception, *, minimal: bool = False) -> Response:
 
 
 POOL_ERRORS = (PgUnavailable, PoolTimeout, StatementTimeout)
-
-
-def as_plain(error: ApiError) -> dict[str, Any]:
-    """The members of an error's body, for logs."""
-    return {"code": error.code, "message": error.message, "details": error.details}

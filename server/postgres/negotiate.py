@@ -6,22 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ichicore.errors import ApiError
-from ichicore.http.accept import MediaType
+from ichicore.http.accept import PLAIN, MediaType
 from ichicore.rest.catalog import Catalog, MediaHandler
 
 # Media types whose Content-Type names a charset.
-TEXTUAL = frozenset(
-    (
-        "application/json",
-        "application/geo+json",
-        "text/csv",
-        "text/plain",
-        "text/xml",
-        "application/openapi+json",
-        "application/x-www-form-urlencoded",
-        "*/*",
-    )
-)
+TEXTUAL = PLAIN - {"application/octet-stream"}
 KINDS = {"application/json": "json", "text/csv": "csv", "application/geo+json": "geojson"}
 
 

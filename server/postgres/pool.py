@@ -119,42 +119,39 @@ class Pool:
         """
         loop = self._loop or self._begin()
         future: asyncio.Future[list[Result]] = loop.create_future()
-        group.waiter = future
+        self.submit(group, future, slow, timeout)
+        return await self._outcome(group, future)
+
+    def submit(
+        self, group: Group, waiter: Any, slow: bool = False, timeout: float | None = None
+    ) -> None:
+        """As run, for a waiter of one's own with done(), set_result(list) and
+        set_exception(error), which are called from the loop. Raises what run would at once."""
+        loop = self._loop or self._begin()
         now = loop.time()
+        self._enter(group, waiter, now, timeout)
+        if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
+            group.slow = True
+        self._start(group, now)
+
+    def _enter(self, group: Group, waiter: Any, now: float, timeout: float | None) -> None:
+        """Gives a group its waiter and its deadline, and sees that somebody minds the time."""
+        group.waiter = waiter
         if timeout is None:
             timeout = self._statement_timeout
         if timeout is not None:
             group.deadline = now + timeout
-        if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
-            group.slow = True
         self._counts["groups"] += 1
         if not self._busy:
             self._wake()
-        self._start(group, now)
+
+    async def _outcome(self, group: Group, future: asyncio.Future[list[Result]]) -> list[Result]:
+        """The group's results; a caller that is cancelled meanwhile leaves the group."""
         try:
             return await future
         except asyncio.CancelledError:
-            self._leave(group)
+            self.leave(group)
             raise
-
-    def submit(self, group: Group, waiter: Any, slow: bool = False) -> None:
-        """As run, for a waiter of one's own with done(), set_result(list) and
-        set_exception(error), which are called from the loop. Raises what run would at once."""
-        loop = self._loop or self._begin()
-        group.waiter = waiter
-        now = loop.time()
-        if self._statement_timeout is not None:
-            group.deadline = now + self._statement_timeout
-        if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
-            group.slow = True
-        self._counts["groups"] += 1
-        if not self._busy:
-            self._wake()
-        self._start(group, now)
-
-    def leave(self, group: Group) -> None:
-        """The waiter of a submitted group does not want its result any more."""
-        self._leave(group)
 
     async def fetch(
         self, sql: str, params: tuple[object, ...] = (), *, timeout: float | None = None
@@ -204,20 +201,10 @@ class Pool:
         """A group of a session on its own connection."""
         assert self._loop is not None
         future: asyncio.Future[list[Result]] = self._loop.create_future()
-        group.waiter = future
         now = self._loop.time()
-        if timeout is None:
-            timeout = self._statement_timeout
-        if timeout is not None:
-            group.deadline = now + timeout
-        self._counts["groups"] += 1
-        self._wake()
+        self._enter(group, future, now, timeout)
         self._submit(link.executor, group, now)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._leave(group)
-            raise
+        return await self._outcome(group, future)
 
     def forget(self) -> None:
         """Drops what was learned of statements and types: after the schema has changed."""
@@ -352,7 +339,7 @@ class Pool:
         if len(shared) > 1 or (shared and self._max_size == 1):
             min(shared, key=lambda one: one.depth).reserved = True
 
-    def _leave(self, group: Group) -> None:
+    def leave(self, group: Group) -> None:
         """The caller is gone: a group that waits is dropped, one that runs alone is cancelled,
         one that shares its connection runs to its end and its result is dropped."""
         group.abandon()

@@ -16,12 +16,12 @@ import psycopg
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
 from server.base.http import Response
+from server.base.listen import Listener
 from server.gateway import limits, reply
 from server.gateway.request import EdgeRequest
 from server.postgres import faults, introspect
-from server.postgres.execute import ROLE_SETTINGS
 from server.postgres.pool import Pool
-from server.postgres.service import RestEngine, RestRequest
+from server.postgres.service import RestEngine, RestRequest, role_settings
 from server.standalone import conffile, database
 from server.standalone.admin import AdminServer
 from server.standalone.auth import Authenticator
@@ -66,6 +66,8 @@ class Standalone:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
         self.admin: AdminServer | None = None
+        self._listener: Listener | None = None
+        self._listened = False
 
     def spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -77,7 +79,11 @@ class Standalone:
         if self.config_pending or not await self._reload_once():
             self.spawn(self._reload_until_done())
         if self.config.channel_enabled:
-            self.spawn(self._listen())
+            self._listener = Listener(
+                self.config.uri, self.config.channel, "ichibase rest schema",
+                self._told, self._listens, self._lost,
+            )  # fmt: skip
+            self._listener.start()
         if self.config.admin_port is not None:
             self.admin = AdminServer(self)
             await self.admin.start()
@@ -88,6 +94,8 @@ class Standalone:
     async def stop(self) -> None:
         for task in list(self._tasks):
             task.cancel()
+        if self._listener is not None:
+            await self._listener.stop()
         if self.admin is not None:
             await self.admin.stop()
         await self.pool.close()
@@ -107,10 +115,7 @@ class Standalone:
             self.version += 1
             config = self.config
             catalog = await introspect.load(self.pool.fetch, config.rest, self.version)
-            roles: dict[str, tuple[tuple[str, str], ...]] = {}
-            for role, name, value in await self.pool.fetch(ROLE_SETTINGS):
-                if role is not None and name is not None:
-                    roles[role] = (*roles.get(role, ()), (name, value or ""))
+            roles = await role_settings(self.pool)
             self.pool.forget()
             self.engine.use(catalog, config.rest, roles)
 
@@ -152,30 +157,19 @@ class Standalone:
         elif not self.config_pending:
             self.spawn(self._reload_until_done())
 
-    async def _listen(self) -> None:
-        failures, lost = 0, False
-        while True:
-            try:
-                connection: Any = await psycopg.AsyncConnection.connect(
-                    self.config.uri, autocommit=True, connect_timeout=10, keepalives_idle=30
-                )
-                async with connection:
-                    name = self.config.channel.replace('"', '""')
-                    await connection.execute(f'listen "{name}"')
-                    failures = 0
-                    if lost:
-                        self.spawn(self._reload_until_done())
-                    async for notice in connection.notifies():
-                        if notice.payload in {"", "reload schema"}:
-                            self.spawn(self._reload_until_done())
-                        elif notice.payload == "reload config":
-                            self.spawn(self.reload_config())
-            except (psycopg.Error, OSError) as error:
-                if not lost:
-                    note(f"listening on {self.config.channel} ended: {str(error).strip()}")
-            lost = True
-            await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
-            failures += 1
+    def _told(self, payload: str) -> None:
+        if payload in {"", "reload schema"}:
+            self.spawn(self._reload_until_done())
+        elif payload == "reload config":
+            self.spawn(self.reload_config())
+
+    def _listens(self) -> None:
+        if self._listened:
+            self.spawn(self._reload_until_done())  # what was told during the break is lost
+        self._listened = True
+
+    def _lost(self, reason: str) -> None:
+        note(f"listening on {self.config.channel} ended: {reason}")
 
     async def handle(self, scope: Any, protocol: Any) -> None:
         """One request."""
@@ -224,13 +218,14 @@ class Standalone:
         trace = self.config.trace_header
         if trace is not None and trace.lower() in given:
             extra.append((trace.lower(), given[trace.lower()]))
-        status = response.status if 200 <= response.status <= 599 else 500
-        sent = reply.clean([*response.headers, *extra])
         if response.stream is not None:
             request.id = ""
             request.cors = tuple(extra)
             await reply.send_stream(protocol, response, request)
-        elif request.method == "HEAD" or status in reply.NO_BODY or not response.body:
+            return
+        status = response.status if 200 <= response.status <= 599 else 500
+        sent = reply.clean([*response.headers, *extra])
+        if request.method == "HEAD" or status in reply.NO_BODY or not response.body:
             protocol.response_empty(status, sent)
         else:
             protocol.response_bytes(status, sent, response.body)
