@@ -31,7 +31,7 @@ def main() -> int:
                 connections=8,
                 headers=headers,
                 lua=READ_BY_KEY,
-            )  # fmt: skip
+            )
         )
         load.start()
         time.sleep(1)
