@@ -23,11 +23,11 @@ import jwt
 
 from bench.loads import LoadError, wrk
 from server.base.events import Events
+from server.base.hosts import HostRule
 from server.base.http import Response
 from server.base.metrics import Metrics
 from server.base.project import Project, SigningKey
 from server.gateway.edge import Edge
-from server.gateway.hosts import HostRule
 from server.node.embedded_pg import free_port
 
 SECRET = "a secret for benchmarks of the gateway"

@@ -14,15 +14,15 @@ from typing import Any
 
 from server.base.bus import PgBus
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
+from server.base.directory import ControlDirectory, Source
 from server.base.events import Event, Events, Failed, Lost
+from server.base.hosts import HostRule
 from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
 from server.control import records
-from server.gateway.directory import ControlDirectory, Source
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
-from server.gateway.hosts import HostRule
 from server.gateway.pools import ProjectPools
 from server.gateway.routes import ROUTES, Route
 from server.node.gateway_main import read_listener

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVICES = {"postgres", "mongo", "auth", "storage", "realtime", "functions"}
 TOP = {"app", "cli", "node", "control", "standalone"}
-PLUGGED = {"admin": "control", "cli": "cli"}
+PLUGGED = {"admin": "control", "cli": "cli", "child": "node", "main": "node"}
 ALLOWED = {
     "base": {"base"},
     "gateway": {"gateway", "base", *SERVICES},
@@ -49,8 +49,9 @@ def core_imported(text):
 
 
 def room(name):
-    """The room that a module belongs to. What a service adds to the admin port and to the command
-    line belongs to those, at the top: nothing of the service may import it."""
+    """The room that a module belongs to. What a service adds to the admin port, to the command line
+    and to the node's processes belongs to those, at the top: nothing of the service may import
+    it."""
     parts = name.split(".")
     if parts[0] != "server" or len(parts) < 2:
         return None

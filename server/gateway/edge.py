@@ -15,12 +15,12 @@ from ichicore.errors import ApiError
 from ichicore.token.cache import GenerationCache
 from server.base.context import Directory
 from server.base.events import Events, Failed, Served
+from server.base.hosts import SLUG, HostRule, malformed, unknown
 from server.base.http import JSON, Response, Service, error_response, json_response
+from server.base.keys import Denied, KeyRing, missing_key, revoke
 from server.base.metrics import Metrics
 from server.base.project import NOBODY, Identity, Project
 from server.gateway import limits, reply
-from server.gateway.hosts import SLUG, HostRule, malformed, unknown
-from server.gateway.keys import Denied, KeyRing, missing_key, revoke
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES, Need, Route
 from server.gateway.site import Site

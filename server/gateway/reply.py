@@ -8,8 +8,8 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 from ichicore.errors import ApiError
+from server.base.cors import VARY
 from server.base.http import Headers, Response, error_response
-from server.gateway.cors import VARY
 from server.gateway.request import EdgeRequest
 
 USUAL = frozenset({

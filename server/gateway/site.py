@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from server.base.cors import CorsPolicy, origins
+from server.base.keys import Denied, KeyRing
 from server.base.project import Project
-from server.gateway.cors import CorsPolicy
-from server.gateway.keys import Denied, KeyRing
 from server.gateway.routes import ROUTES
 
 
@@ -29,10 +27,3 @@ class Site:
 
 def _both(project: Project) -> tuple[str, ...]:
     return ("postgres", "mongo") if project.flavor == "both" else ()
-
-
-def origins(section: dict[str, Any]) -> list[str]:
-    """The lines of the section `cors`: its member `origins`, a list or lines of text."""
-    found = section.get("origins", [])
-    lines = found.splitlines() if isinstance(found, str) else found
-    return [line for line in lines if isinstance(line, str)]

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 from server.base.bus import RECONNECTED, PgBus
+from server.base.directory import ControlDirectory, Source
 from server.base.events import Events, Failed, Lost, Regained
-from server.gateway.directory import ControlDirectory, Source
 
 
 async def until(condition, seconds=5.0):

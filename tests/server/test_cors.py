@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.gateway.cors import CorsPolicy
+from server.base.cors import CorsPolicy
 
 LINES = [
     "https://app.example.com",

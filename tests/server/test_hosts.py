@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ichicore.errors import ApiError
-from server.gateway.hosts import HostRule
+from server.base.hosts import HostRule
 
 RULE = HostRule("ichi.example", "default", "https://ichi.example:8443", "https://cdn.ichi.example")
 

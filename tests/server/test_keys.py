@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ichicore.errors import ApiError
+from server.base.keys import Denied, KeyRing, revoke
 from server.base.project import NOBODY, Project, SigningKey
-from server.gateway.keys import Denied, KeyRing, revoke
 
 SECRET = "a secret of thirty-two bytes or more"
 OTHER = "a different secret, as long as the first"
@@ -127,7 +127,7 @@ def test_revocation_reaches_cached_tokens(ring):
 
 
 def test_the_list_of_revoked_is_bounded(monkeypatch):
-    monkeypatch.setattr("server.gateway.keys.MAX_DENIED", 50)
+    monkeypatch.setattr("server.base.keys.MAX_DENIED", 50)
     denied = Denied()
     for number in range(500):
         denied.session(f"s{number}", float(number))

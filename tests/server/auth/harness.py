@@ -19,9 +19,9 @@ from server.auth import outbox
 from server.auth.service import AuthService, create
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
 from server.base.http import Request, Response, error_response
+from server.base.keys import Denied, KeyRing, revoke
 from server.base.project import Project, SigningKey
 from server.control.secrets import new_signing_key, project_key
-from server.gateway.keys import Denied, KeyRing, revoke
 from server.postgres.pool import Pool
 
 PASSWORD = "tangerine lamp 41"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from ichicore.token.cache import GenerationCache
 
@@ -117,3 +118,10 @@ class CorsPolicy:
             ("access-control-max-age", MAX_AGE),
             ("vary", "Origin, Access-Control-Request-Headers"),
         )
+
+
+def origins(section: dict[str, Any]) -> list[str]:
+    """The lines of the section `cors`: its member `origins`, a list or lines of text."""
+    found = section.get("origins", [])
+    lines = found.splitlines() if isinstance(found, str) else found
+    return [line for line in lines if isinstance(line, str)]
