@@ -20,6 +20,7 @@ from server.base.hosts import HostRule
 from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
+from server.base.usage import Usage
 from server.control import records
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
@@ -62,7 +63,10 @@ class Worker:
             ready=self.directory.ready.is_set,
             wants_line=self.logger.wants,
         )
-        self.context = WorkerContext(config, self.directory, self.pools, self.bus, self.edge.verify)
+        self.usage = Usage(config.control_dsn, self.events)
+        self.context = WorkerContext(
+            config, self.directory, self.pools, self.bus, self.edge.verify, self.usage
+        )
         self.bus.subscribe(TOKEN_REVOKED, self.edge.revoked)
         self._file = MetricsFile(self.metrics, config.metrics_dir)
         self._writer: asyncio.Task[None] | None = None
@@ -89,6 +93,7 @@ class Worker:
         self.bus.start()
         self.directory.start()
         self.edge.start()
+        self.usage.start()
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="metrics")
         ready = [
             asyncio.ensure_future(event.wait())
@@ -110,6 +115,7 @@ class Worker:
             except Exception:
                 self.events.emit(Failed("stopping a service", traceback.format_exc()))
         await self.edge.stop()
+        await self.usage.stop()
         await self.directory.stop()
         await self.bus.stop()
         await self.pools.close()

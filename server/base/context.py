@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from ichicore.errors import ApiError
+from server.base.limits import DEFAULT_TIERS, Tiers
 from server.base.project import Identity, Project
+from server.base.usage import Usage
 
 if TYPE_CHECKING:
     from server.postgres.pool import Pool
@@ -20,7 +22,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     the projects' subdomains. control_dsn: database with projects, keys and settings. storage_url:
     object store (s3://bucket/prefix, gs://..., az://...); None keeps files in data_dir.
     body_limit: bytes of a request's body. statement_timeout_ms: for projects that set none.
-    access_log: which requests get a log line; "errors" are 5xx and slow ones."""
+    access_log: which requests get a log line; "errors" are 5xx and slow ones. tiers: limits by
+    tier."""
 
     data_dir: Path
     control_dsn: str
@@ -36,6 +39,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout_ms: int = 30_000
     access_log: Literal["off", "errors", "all"] = "errors"
     log_format: Literal["text", "json"] = "text"
+    tiers: Tiers = msgspec.field(default_factory=lambda: DEFAULT_TIERS)
 
     @property
     def metrics_dir(self) -> Path:
@@ -89,6 +93,7 @@ class WorkerContext:
 
     verify(project, token) gives the identity of a credential that came elsewhere than in a header
     (the realtime socket's ?token=): a project key or a user token; ApiError 401 when not valid.
+    usage counts what projects use; it writes only where the worker has started it.
     """
 
     def __init__(
@@ -98,11 +103,13 @@ class WorkerContext:
         pools: Pools,
         bus: Bus,
         verify: Callable[[Project, str], Identity] = _no_verifier,
+        usage: Usage | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
         self.pools = pools
         self.bus = bus
         self.verify = verify
+        self.usage = usage or Usage(config.control_dsn)
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = []

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from server.base.limits import PRO, Limits
+
 Flavor = Literal["postgres", "mongo", "both"]
 ProjectRole = Literal["anon", "authenticated", "service_role"]
 
@@ -29,7 +31,7 @@ class Project(msgspec.Struct, frozen=True):
     owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that
     owns the schemas auth, storage and realtime. settings: section name to plain JSON object
     (cors, postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and
-    upload tokens.
+    upload tokens. limits: what the project may use, by its tier and its own overrides.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Project(msgspec.Struct, frozen=True):
     mongo_url: str | None
     settings: dict[str, dict[str, Any]]
     revision: int
+    limits: Limits = PRO
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from server.base.context import NodeConfig
+from server.base.limits import of as limits_of
 from server.base.project import Flavor, Project, SigningKey
 
 CHANNEL = "ichibase_bus"
@@ -25,7 +26,7 @@ _RECORD = """json_build_object(
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
     'storage_secret', p.storage_secret, 'anon_key', p.anon_key, 'service_key', p.service_key,
-    'mongo_url', p.mongo_url, 'revision', p.revision,
+    'mongo_url', p.mongo_url, 'revision', p.revision, 'limits', p.limits,
     'host', c.host, 'port', c.port, 'socket_dir', c.socket_dir, 'options', c.options,
     'keys', (select coalesce(json_agg(json_build_object('kid', k.kid, 'algorithm', k.algorithm,
         'secret', k.secret, 'current', k.current) order by k.current desc, k.created_at desc), '[]')
@@ -66,6 +67,7 @@ class Record(msgspec.Struct, frozen=True):
     options: dict[str, str]
     keys: tuple[SigningKey, ...]
     settings: dict[str, dict[str, Any]]
+    limits: dict[str, Any] = {}
 
     def role(self, kind: str) -> str:
         """Login role of the project: kind is owner, authenticator or system."""
@@ -125,4 +127,5 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         mongo_url=record.mongo_url if record.flavor != "postgres" else None,
         settings=record.settings,
         revision=record.revision,
+        limits=limits_of(config.tiers, record.tier, record.limits),
     )

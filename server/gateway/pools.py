@@ -9,12 +9,11 @@ from urllib.parse import quote
 from server.base.context import Directory
 from server.base.metrics import Labels
 from server.base.project import Project
-from server.postgres.mount import rest_settings
+from server.postgres.mount import rest_settings, statement_timeout
 from server.postgres.pool import ConnectionBudget, Pool
 
 IDLE = 60.0  # seconds after which an unused connection is closed
 SWEEP = 30.0  # seconds between looks at pools without connections
-TIERS = {"free": 10, "pro": 60}  # connections of one project in one worker
 ACQUIRE = 10.0  # seconds a request waits for a connection
 
 
@@ -54,8 +53,7 @@ class ProjectPools:
 
     def timeout(self, project: Project) -> int:
         """Statement timeout of a project, milliseconds."""
-        own = project.settings.get("postgres", {}).get("statement_timeout_ms")
-        return own if isinstance(own, int) and own > 0 else self.statement_timeout_ms
+        return statement_timeout(project, self.statement_timeout_ms)
 
     def _pool(self, project: Project, kind: str, dsn: str | None) -> Pool:
         if dsn is None:
@@ -68,7 +66,7 @@ class ProjectPools:
             self._close(found[1])
         pool = Pool(
             dsn,
-            max_size=max(1, min(TIERS.get(project.tier, self.limit), self.limit)),
+            max_size=max(1, min(project.limits.connections, self.limit)),
             acquire_timeout=ACQUIRE,
             statement_timeout=None if kind == "system" else self.timeout(project) / 1000 + 1.0,
             idle_timeout=IDLE,

@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 
+from server.base import limits
+from server.base.limits import Tiers
+
 PREFIX = "ICHIBASE_"
 FILE = "ichibase.toml"
 
@@ -26,7 +29,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     one; its login must be able to create databases and roles. storage_url: an object store
     instead of files in data_dir. postgres_port: of the embedded server, on loopback; 0 chooses
     one and keeps it. max_connections: database connections of one worker. body_limit: bytes.
-    drain_seconds: how long a stop waits for requests in flight."""
+    drain_seconds: how long a stop waits for requests in flight. tiers_file: numbers that replace
+    those of the tiers, TOML."""
 
     data_dir: Path = Path("data")
     host: str = "127.0.0.1"
@@ -48,6 +52,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     access_log: str = "errors"
     log_format: str = "text"
     development: bool = True
+    tiers_file: Path | None = None
 
     def address(self) -> str:
         shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", "localhost"} else self.host  # noqa: S104
@@ -79,7 +84,16 @@ def load(flags: dict[str, Any], environment: dict[str, str] | None = None) -> No
     except msgspec.ValidationError as error:
         raise SettingsError(f"a setting is not valid: {error}") from None
     _check(settings)
+    tiers(settings)
     return msgspec.structs.replace(settings, data_dir=settings.data_dir.expanduser().resolve())
+
+
+def tiers(settings: NodeSettings) -> Tiers:
+    """The tiers' limits as this node grants them; SettingsError says what is wrong with them."""
+    try:
+        return limits.load(settings.tiers_file)
+    except limits.LimitsError as error:
+        raise SettingsError(f"tiers_file: {error}") from None
 
 
 def _path(kind: type[Any], value: object) -> object:

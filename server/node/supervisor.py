@@ -21,7 +21,7 @@ from server.node.children import Child, Children, of_rooms
 from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
-from server.node.settings import NodeSettings
+from server.node.settings import NodeSettings, tiers
 
 SPARE_CONNECTIONS = 50  # of the embedded database, beside those of the workers' pools
 DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
@@ -77,6 +77,7 @@ class Node:
             statement_timeout_ms=settings.statement_timeout_ms,
             access_log=settings.access_log,  # type: ignore[arg-type]
             log_format=settings.log_format,  # type: ignore[arg-type]
+            tiers=tiers(settings),
         )
         asyncio.run(self._projects(control_dsn, cluster, config))
         self.data.secret("admin_token")

@@ -54,12 +54,19 @@ select md5(string_agg(x, ',' order by x)) from (
 log = logging.getLogger("ichibase.postgres")
 
 
+def statement_timeout(project: Project, node_timeout_ms: int) -> int:
+    """Milliseconds: the project's own setting, else the node's; never more than its tier has."""
+    own = project.settings.get("postgres", {}).get("statement_timeout_ms")
+    wanted = own if isinstance(own, int) and own > 0 else node_timeout_ms
+    return min(wanted, project.limits.statement_ms)
+
+
 def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
     """The engine's settings out of the project's section `postgres`."""
     given = {k: v for k, v in project.settings.get("postgres", {}).items() if v is not None}
     known = {field.name for field in msgspec.structs.fields(RestSettings)}
     values = {name: value for name, value in given.items() if name in known}
-    values.setdefault("statement_timeout_ms", node_timeout_ms)
+    values["statement_timeout_ms"] = statement_timeout(project, node_timeout_ms)
     made = msgspec.convert(
         {
             **values,
