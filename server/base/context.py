@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from ichicore.errors import ApiError
+from server.base.changes import ChangeSink, socket_path
 from server.base.limits import DEFAULT_TIERS, Tiers
 from server.base.project import Identity, Project
 from server.base.usage import Usage
@@ -94,6 +95,7 @@ class WorkerContext:
     verify(project, token) gives the identity of a credential that came elsewhere than in a header
     (the realtime socket's ?token=): a project key or a user token; ApiError 401 when not valid.
     usage counts what projects use; it writes only where the worker has started it.
+    changes: the way to the realtime process.
     """
 
     def __init__(
@@ -111,5 +113,6 @@ class WorkerContext:
         self.bus = bus
         self.verify = verify
         self.usage = usage or Usage(config.control_dsn)
+        self.changes = ChangeSink(socket_path(config.data_dir))
         self.on_start: list[Callable[[], Awaitable[None]]] = []
-        self.on_stop: list[Callable[[], Awaitable[None]]] = []
+        self.on_stop: list[Callable[[], Awaitable[None]]] = [self.changes.stop]
