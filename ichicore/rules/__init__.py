@@ -1,0 +1,33 @@
+"""Access rules: JSON match expressions and policies, compiled once and evaluated for each request.
+
+Knows nothing of servers: a policy is handed an identity and answers with a decision.
+"""
+
+from ichicore.rules.errors import RuleError
+from ichicore.rules.fields import FieldRule
+from ichicore.rules.match import ALWAYS, NEVER, Bound, Context, Match, compile_match
+from ichicore.rules.policy import (
+    ALLOW,
+    NOTHING,
+    Decision,
+    Policy,
+    compile_policy,
+    decision_of,
+)
+
+__all__ = [
+    "ALLOW",
+    "ALWAYS",
+    "NEVER",
+    "NOTHING",
+    "Bound",
+    "Context",
+    "Decision",
+    "FieldRule",
+    "Match",
+    "Policy",
+    "RuleError",
+    "compile_match",
+    "compile_policy",
+    "decision_of",
+]

@@ -1,0 +1,41 @@
+cdef class Context:
+    cdef readonly str role
+    cdef readonly str uid
+    cdef readonly str email
+    cdef readonly dict claims
+    cdef object _now
+    cdef dict _auth
+
+    cdef object resolve(self, str name)
+    cdef dict auth(self)
+
+
+cdef class Frame:
+    cdef tuple values
+    cdef object old
+    cdef Context identity
+    cdef object request
+
+
+cdef class Match:
+    cdef readonly object source
+    cdef readonly tuple variables
+    cdef readonly tuple paths
+    cdef readonly bint uses_old
+    cdef readonly object template
+    cdef object root
+    cdef list slots
+    cdef list node_list
+    cdef bint needs_identity
+    cdef bint lenient
+    cdef tuple _equalities
+    cdef object _index
+
+    cdef tuple values_for(self, Context identity)
+
+
+cdef class Bound:
+    cdef readonly Match match
+    cdef Frame frame
+    cdef object _filter
+    cdef object _bson
