@@ -50,9 +50,9 @@ $(VENV)/built: $(VENV)/runtime $(SOURCES)
 
 lock:
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --python-version 3.11 --group build pyproject.toml -o requirements.txt
+	  --python-version 3.11 --extra documents --group build pyproject.toml -o requirements.txt
 	uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	  --python-version 3.11 --group build --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
+	  --python-version 3.11 --extra documents --group build --group dev pyproject.toml -c requirements.txt -o requirements-dev.txt
 
 clean:
 	rm -rf $(VENV) .build build *.egg-info

@@ -22,6 +22,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one node. public_url, cdn_url: no trailing slash. base_domain: host suffix of
     the projects' subdomains. control_dsn: database with projects, keys and settings. storage_url:
     object store (s3://bucket/prefix, gs://..., az://...); None keeps files in data_dir.
+    mongo_address: of the document server, without credentials; None when the node has none.
     body_limit: bytes of a request's body. statement_timeout_ms: for projects that set none.
     access_log: which requests get a log line; "errors" are 5xx and slow ones. tiers: limits by
     tier."""
@@ -35,6 +36,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_project: str = "default"
     max_connections: int = 60
     storage_url: str | None = None
+    mongo_address: str | None = None
     development: bool = True
     body_limit: int = 32 << 20
     statement_timeout_ms: int = 30_000

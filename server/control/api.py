@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import psycopg
+from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
 from server.base.project import Flavor, Project
@@ -21,7 +23,10 @@ from server.control.database import Cluster
 from server.control.projects import Projects, away
 from server.control.records import Record
 from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
+from server.mongo.address import read_server
+from server.mongo.provision import Documents
 
+CATCH_UP_PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)  # seconds
 ROOMS = ("auth", "mongo", "storage", "realtime", "functions")
 
 
@@ -176,6 +181,11 @@ class AdminApi:
 
     async def create(self, request: AdminRequest) -> AdminResponse:
         wanted = request.decode(CreateProject)
+        if wanted.flavor in {"mongo", "both"} and self.projects.documents is None:
+            raise ApiError(
+                409, "mongo_not_available",
+                "This node has no document server: install SecantusDB or set mongo_url.",
+            )  # fmt: skip
         record = await self.projects.create(wanted.name, wanted.flavor, wanted.tier, actor="admin")
         project = records.to_project(record, self.projects.config)
         return AdminResponse(201, shown(record, project))
@@ -226,12 +236,24 @@ class AdminApi:
         return project.owner_dsn
 
 
+async def _catch_up(projects: Projects) -> None:
+    """What had to wait for the document server, which starts after all others."""
+    for pause in CATCH_UP_PAUSES:
+        try:
+            await projects.ensure_documents()
+            return
+        except (ApiError, psycopg.Error, PyMongoError) as error:
+            print(f"documents are not ready: {error}", file=sys.stderr, flush=True)
+            await asyncio.sleep(pause)
+
+
 class Application:
     """The RSGI side: token, body, errors."""
 
     def __init__(self) -> None:
         self.api: AdminApi | None = None
         self.token = b""
+        self.catching_up: asyncio.Task[None] | None = None
 
     def __rsgi_init__(self, loop: Any) -> None:
         from server.node.gateway_main import read_listener
@@ -240,11 +262,17 @@ class Application:
         clusters = msgspec.json.decode(
             (config.data_dir / "run" / "clusters.json").read_bytes(), type=dict[str, Cluster]
         )
-        self.api = AdminApi(Projects(config.control_dsn, clusters, config))
+        server = read_server(config.data_dir)
+        documents = None if server is None else Documents(server)
+        projects = Projects(config.control_dsn, clusters, config, documents)
+        self.api = AdminApi(projects)
+        self.catching_up = loop.create_task(_catch_up(projects))
         self.token = Path(config.data_dir, "secrets", "admin_token").read_bytes().strip()
 
     def __rsgi_del__(self, loop: Any) -> None:
         self.api = None
+        if self.catching_up is not None:
+            self.catching_up.cancel()
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
         try:

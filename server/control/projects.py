@@ -23,6 +23,7 @@ from server.base.project import Flavor, Project
 from server.control import provision, records, secrets
 from server.control.database import Cluster, Connection, connect, fetch
 from server.control.records import Record
+from server.mongo.provision import Documents, new_address
 
 SLUG = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 RESERVED = frozenset({"www", "api", "admin", "cdn", "localhost", "ichibase", "status", "mail"})
@@ -46,13 +47,21 @@ def check_slug(slug: str) -> None:
 
 
 class Projects:
-    """The control database's projects. dsn: of the control role. clusters: by id.
+    """The control database's projects. dsn: of the control role. clusters: by id. documents: the
+    document server, None where there is none.
 
     on_create and on_delete: called with the project, after its database is made and before it is
     removed; they may be called again after a crash.
     """
 
-    def __init__(self, dsn: str, clusters: dict[str, Cluster], config: NodeConfig) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        clusters: dict[str, Cluster],
+        config: NodeConfig,
+        documents: Documents | None = None,
+    ) -> None:
+        self.documents = documents
         self.dsn = dsn
         self.clusters = clusters
         self.config = config
@@ -148,6 +157,14 @@ class Projects:
                         outcome[record.slug] = str(error).strip()
         return outcome
 
+    async def ensure_documents(self) -> None:
+        """Finish what had to wait for the document server: creations, deletions, logins."""
+        if self.documents is None:
+            return
+        await self.recover()
+        kept = [r.mongo_url for r in await self.all() if r.mongo_url and r.flavor != "postgres"]
+        await self.documents.ensure(kept)
+
     async def put_settings(
         self, slug: str, section: str, value: dict[str, Any], actor: str = "node"
     ) -> None:
@@ -180,6 +197,7 @@ class Projects:
         passwords = [secrets.new_password() for _ in range(4)]
         keys = [secrets.project_key(slug, url, role, key) for role in ("anon", "service_role")]
         values = (project_id, slug, LOCAL_OWNER, cluster_id, flavor, tier, f"ichi_{project_id}")
+        mongo = new_address(project_id, secrets.new_password()) if flavor != "postgres" else None
         async with control.transaction():
             await control.execute(
                 "insert into owners (name) values ($1) on conflict do nothing", (LOCAL_OWNER,)
@@ -187,10 +205,10 @@ class Projects:
             await control.execute(
                 """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
                   database, owner_password, authenticator_password, system_password,
-                  storage_secret, anon_key, service_key)
+                  storage_secret, anon_key, service_key, mongo_url)
                 values ($1, $2, (select id from owners where name = $3), $4, $5, $6, 'creating',
-                  $7, $8, $9, $10, $11, $12, $13)""",
-                (*values, *passwords, *keys),
+                  $7, $8, $9, $10, $11, $12, $13, $14)""",
+                (*values, *passwords, *keys, mongo),
             )
             await control.execute(
                 """insert into project_keys (project_id, kid, algorithm, secret, current)
@@ -225,6 +243,8 @@ class Projects:
         project = records.to_project(record, self.config)
         if record.state == "creating":
             await provision.provision(cluster, record)
+            if self.documents is not None:
+                await self.documents.provision(record.mongo_url)
             for hook in self.on_create:
                 await hook(project)
             await control.execute(
@@ -233,6 +253,8 @@ class Projects:
         elif record.state == "deleting":
             for hook in self.on_delete:
                 await hook(project)
+            if self.documents is not None:
+                await self.documents.remove(record.mongo_url)
             await provision.remove(cluster, record)
             await control.execute("delete from projects where id = $1", (project_id,))
 

@@ -16,6 +16,7 @@ import msgspec
 from server.base.context import NodeConfig
 from server.base.limits import of as limits_of
 from server.base.project import Flavor, Project, SigningKey
+from server.mongo.address import of_project
 
 CHANNEL = "ichibase_bus"
 TOPIC = "project"
@@ -124,7 +125,9 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         else None,
         owner_dsn=record.dsn("owner", record.owner_password, tcp=True) if relational else None,
         system_dsn=record.dsn("system", record.system_password),
-        mongo_url=record.mongo_url if record.flavor != "postgres" else None,
+        mongo_url=of_project(record.mongo_url, config.mongo_address)
+        if record.flavor != "postgres"
+        else None,
         settings=record.settings,
         revision=record.revision,
         limits=limits_of(config.tiers, record.tier, record.limits),

@@ -32,7 +32,8 @@ class Child(msgspec.Struct, kw_only=True):
     """command: argv. ready: asked until True, for at most ready_seconds. stop_seconds: between
     SIGTERM and SIGKILL. order: lower ones start first and stop last (services 20, admin 30,
     gateway 40). A child that ends by itself is started again, ever more slowly, unless `restart`
-    is False. When the node is killed the kernel kills the child."""
+    is False. wanted: asked until True before the first start, at each look at the children. When
+    the node is killed the kernel kills the child."""
 
     name: str
     command: list[str]
@@ -42,6 +43,7 @@ class Child(msgspec.Struct, kw_only=True):
     ready_seconds: float = 60.0
     stop_seconds: float = 20.0
     restart: bool = True
+    wanted: Callable[[], bool] | None = None
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     started: float = 0.0
@@ -79,9 +81,11 @@ class Children:
             together = [child for child in children if child.order == order]
             for child in together:
                 self.all.append(child)
-                self._spawn(child)
+                if child.wanted is None or child.wanted():
+                    self._spawn(child)
             for child in together:
-                self._wait_ready(child)
+                if child.process is not None:
+                    self._wait_ready(child)
 
     @staticmethod
     def _wait_ready(child: Child) -> None:
@@ -127,6 +131,8 @@ class Children:
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             if child.process is None and child.restart:
+                if child.started == 0 and child.wanted is not None and not child.wanted():
+                    continue
                 if now >= child.retry_at:
                     self._spawn(child)
                 else:

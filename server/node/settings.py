@@ -28,9 +28,11 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     <project>.<base_domain>. database_url: an existing PostgreSQL server instead of the embedded
     one; its login must be able to create databases and roles. storage_url: an object store
     instead of files in data_dir. postgres_port: of the embedded server, on loopback; 0 chooses
-    one and keeps it. max_connections: database connections of one worker. body_limit: bytes.
-    drain_seconds: how long a stop waits for requests in flight. tiers_file: numbers that replace
-    those of the tiers, TOML."""
+    one and keeps it. mongo_url: an existing MongoDB instead of the embedded document server; its
+    login must be able to create users and databases. mongo_port: of the embedded one, as
+    postgres_port. default_flavor: of the default project when it is made. max_connections:
+    database connections of one worker. body_limit: bytes. drain_seconds: how long a stop waits
+    for requests in flight. tiers_file: numbers that replace those of the tiers, TOML."""
 
     data_dir: Path = Path("data")
     host: str = "127.0.0.1"
@@ -45,6 +47,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     database_url: str | None = None
     storage_url: str | None = None
     postgres_port: int = 0
+    mongo_url: str | None = None
+    mongo_port: int = 0
+    default_flavor: str = "both"
     max_connections: int = 60
     body_limit: int = 32 << 20
     statement_timeout_ms: int = 30_000
@@ -114,6 +119,8 @@ def _check(settings: NodeSettings) -> None:
         raise SettingsError("drain_seconds must be 0 to 3600")
     if settings.access_log not in {"off", "errors", "all"}:
         raise SettingsError("access_log is off, errors or all")
+    if settings.default_flavor not in {"postgres", "mongo", "both"}:
+        raise SettingsError("default_flavor is postgres, mongo or both")
     if settings.log_format not in {"text", "json"}:
         raise SettingsError("log_format is text or json")
 
@@ -129,6 +136,8 @@ def _environment(environment: dict[str, str]) -> dict[str, str]:
                 found[name] = value
     if environment.get("DATABASE_URL") and "database_url" not in found:
         found["database_url"] = environment["DATABASE_URL"]
+    if environment.get("MONGO_URL") and "mongo_url" not in found:
+        found["mongo_url"] = environment["MONGO_URL"]
     return found
 
 

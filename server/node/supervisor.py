@@ -17,6 +17,9 @@ import msgspec
 from server.base.context import NodeConfig
 from server.control.database import LOCAL_CLUSTER, Cluster, external_cluster, prepare
 from server.control.projects import Projects
+from server.mongo import child
+from server.mongo.address import DocumentServer
+from server.mongo.provision import Documents
 from server.node.children import Child, Children, of_rooms
 from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from server.node.files import DataDir
@@ -60,6 +63,7 @@ class Node:
         for host, port in ((settings.host, settings.port),
                            (settings.admin_host, settings.admin_port)):  # fmt: skip
             _check_port(host, port)
+        documents = child.prepare(settings, self.data)
         cluster = self._cluster()
         control_dsn = asyncio.run(prepare(cluster, self.data.secret("control_password")))
         config = NodeConfig(
@@ -72,6 +76,7 @@ class Node:
             default_project=settings.default_project,
             max_connections=settings.max_connections,
             storage_url=settings.storage_url,
+            mongo_address=None if documents is None else documents.address,
             development=settings.development,
             body_limit=settings.body_limit,
             statement_timeout_ms=settings.statement_timeout_ms,
@@ -79,7 +84,7 @@ class Node:
             log_format=settings.log_format,  # type: ignore[arg-type]
             tiers=tiers(settings),
         )
-        asyncio.run(self._projects(control_dsn, cluster, config))
+        asyncio.run(self._projects(control_dsn, cluster, config, documents))
         self.data.secret("admin_token")
         listener = Listener(
             settings.host, settings.port, settings.workers, settings.admin_host,
@@ -119,12 +124,16 @@ class Node:
             socket_dir=str(self.postgres.socket_dir),
         )
 
-    async def _projects(self, dsn: str, cluster: Cluster, config: NodeConfig) -> None:
-        projects = Projects(dsn, {cluster.id: cluster}, config)
+    async def _projects(
+        self, dsn: str, cluster: Cluster, config: NodeConfig, server: DocumentServer | None
+    ) -> None:
+        documents = None if server is None else Documents(server, wait=False)
+        projects = Projects(dsn, {cluster.id: cluster}, config, documents)
         for slug, problem in (await projects.recover()).items():
             if problem:
                 print(f"project {slug} is unfinished: {problem}", file=sys.stderr, flush=True)
-        self.first_start = await projects.ensure(config.default_project, "postgres")
+        flavor = "postgres" if documents is None else self.settings.default_flavor
+        self.first_start = await projects.ensure(config.default_project, flavor)
         record = await projects.find(config.default_project)
         self.data.write(self.data.service_key_file, record.service_key + "\n")
         self.anon_key = record.anon_key
@@ -162,7 +171,8 @@ class Node:
 
         signal.signal(signal.SIGTERM, asked_to_stop)
         signal.signal(signal.SIGINT, asked_to_stop)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only to wake the loop
+        for wakes in (signal.SIGCHLD, signal.SIGUSR1):  # only to look at the children
+            signal.signal(wakes, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
 
     def run(self) -> None:

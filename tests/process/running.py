@@ -37,6 +37,7 @@ class RunningNode:
             **{k: v for k, v in os.environ.items() if not k.startswith("ICHIBASE_")},
             "ICHIBASE_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(folder),
+            "ICHIBASE_DEFAULT_FLAVOR": "postgres",  # tests of documents ask for more
             **(environment or {}),
         }  # fmt: skip
         self.log = folder / "serve.log"

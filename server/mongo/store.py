@@ -1,0 +1,266 @@
+"""One project's documents as one worker reaches them: a driver's client, and short ways beside it.
+
+The driver (PyMongo) finds the server that takes writes and makes transactions. Single commands go
+over connections of our own to that server: their bytes are neither built from nor made into
+objects. Where the short way cannot be taken, a command goes through the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import bson
+from bson.codec_options import CodecOptions
+from bson.raw_bson import RawBSONDocument
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from ichicore.errors import ApiError
+from server.mongo import faults, wire
+from server.mongo.faults import DriverError
+from server.mongo.scram import Keys
+
+SELECTION_SECONDS = 5.0  # a request waits for a server that is starting or electing
+GRACE_SECONDS = 2.0  # beyond the time the server itself was given
+RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
+# Options with which connections need more than the short way knows.
+DRIVER_ONLY = frozenset({"proxyhost", "loadbalanced", "srvservicename"})
+NO_MORE_CONNECTIONS = ApiError(
+    503, "unavailable", "All connections to the project's documents are in use.",
+    headers=(("retry-after", "1"),),
+)  # fmt: skip
+
+
+class Address:
+    """What a URL says to the short way."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        options = {name.lower(): value for name, value in parse_qsl(parts.query)}
+        self.database = parts.path.lstrip("/")
+        self.source = options.get("authsource") or self.database or "admin"
+        login, password = unquote(parts.username or ""), unquote(parts.password or "")
+        self.keys = Keys(login, password) if login else None
+        self.tls = _tls(options, parts.scheme == "mongodb+srv")
+        mechanism = options.get("authmechanism", "SCRAM-SHA-256").upper()
+        self.short = (
+            mechanism in {"SCRAM-SHA-256", "DEFAULT"}
+            and not DRIVER_ONLY & options.keys()
+            and login.isascii()
+            and password.isascii()
+        )
+
+
+def _tls(options: dict[str, str], default: bool) -> ssl.SSLContext | None:
+    wanted = options.get("tls", options.get("ssl"))
+    if not (default if wanted is None else wanted == "true"):
+        return None
+    context = ssl.create_default_context(cafile=options.get("tlscafile"))
+    insecure = options.get("tlsinsecure") == "true"
+    if insecure or options.get("tlsallowinvalidhostnames") == "true":
+        context.check_hostname = False
+    if insecure or options.get("tlsallowinvalidcertificates") == "true":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    own = options.get("tlscertificatekeyfile")
+    if own:
+        context.load_cert_chain(own, password=options.get("tlscertificatekeyfilepassword"))
+    return context
+
+
+class Profile:
+    """What kind of server answers. quick_find_and_modify: it finds the document by an index.
+    transactions: it has them."""
+
+    __slots__ = ("embedded", "quick_find_and_modify", "transactions")
+
+    def __init__(self, build: dict[str, Any], hello: dict[str, Any]) -> None:
+        self.embedded = "secantusVersion" in build
+        self.quick_find_and_modify = not self.embedded
+        self.transactions = "setName" in hello or hello.get("msg") == "isdbgrid"
+
+
+class Store:
+    """limit: connections at most. run() is the short way; `client` is the driver's."""
+
+    def __init__(self, url: str, limit: int) -> None:
+        self.url = url
+        self.address = Address(url)
+        self.database = self.address.database
+        self.limit = limit
+        self.used = time.monotonic()
+        self.closed = False
+        self._client: AsyncMongoClient[Any] | None = None
+        self._profile: Profile | None = None
+        self._idle: list[wire.Connection] = []
+        self._open = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._server: tuple[str, int] | None = None
+        self.busy = 0
+
+    @property
+    def client(self) -> AsyncMongoClient[Any]:
+        """Made on first use: only transactions and the search for a server need it."""
+        if self._client is None:
+            self._client = AsyncMongoClient(
+                self.url, appname="ichibase", maxPoolSize=self.limit, maxIdleTimeMS=60_000,
+                serverSelectionTimeoutMS=round(SELECTION_SECONDS * 1000),
+                connectTimeoutMS=5_000, waitQueueTimeoutMS=10_000, uuidRepresentation="standard",
+            )  # fmt: skip
+        return self._client
+
+    async def profile(self) -> Profile:
+        if self._profile is None:
+            admin = self.client.admin
+            build = await admin.command("buildInfo")
+            self._profile = Profile(build, await admin.command("hello"))
+        return self._profile
+
+    async def run(self, command: bytes, seconds: float) -> bytes:
+        """The answer to a command, both as BSON documents. The command names its `$db`. DriverError
+        for an answer that says that it failed, ApiError when there is none."""
+        self.used = time.monotonic()
+        if not self.address.short:
+            return await self._by_driver(command, seconds)
+        for attempt in (1, 2):
+            connection = await self._take()
+            try:
+                async with asyncio.timeout(seconds + GRACE_SECONDS):
+                    answer = await connection.send(command)
+            except TimeoutError:
+                connection.close()
+                raise faults.timed_out() from None
+            except wire.WireError as error:
+                self._server = None
+                if attempt == 1 and not error.sent:  # it was closed while it lay idle
+                    continue
+                raise faults.away(
+                    "The connection to the project's documents broke; a write may have been done."
+                ) from None
+            except BaseException:
+                connection.close()  # ends the operation on the server
+                raise
+            finally:
+                self._give_back(connection)
+            return answer
+        raise faults.away()
+
+    async def _by_driver(self, command: bytes, seconds: float) -> bytes:
+        body = bson.decode(command)
+        database = self.client[body.pop("$db")]
+        async with asyncio.timeout(seconds + GRACE_SECONDS):
+            found: Any = await database.command(body, codec_options=RAW)
+        return bytes(found.raw)
+
+    # Connections of our own
+
+    async def _take(self) -> wire.Connection:
+        while True:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.usable:
+                    self.busy += 1
+                    return connection
+                self._open -= 1
+            if self._open < self.limit:
+                break
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            try:
+                async with asyncio.timeout(10.0):
+                    await waiting
+            except TimeoutError:
+                raise NO_MORE_CONNECTIONS from None
+            finally:
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
+        self._open += 1
+        try:
+            connection = await self._connect()
+        except BaseException:
+            self._open -= 1
+            self._wake()
+            raise
+        self.busy += 1
+        return connection
+
+    async def _connect(self) -> wire.Connection:
+        deadline = time.monotonic() + SELECTION_SECONDS
+        while True:
+            try:
+                server = self._server or await self._find_server()
+                host, port = server
+                there = self.address
+                return await wire.connect(host, port, there.tls, there.source, there.keys)
+            except (OSError, TimeoutError, PyMongoError) as error:
+                self._server = None
+                if time.monotonic() > deadline or self.closed:
+                    if isinstance(error, wire.LoginError):
+                        raise faults.away("The project's documents are not ready.") from None
+                    raise faults.away() from None
+                await asyncio.sleep(0.1)
+
+    async def _find_server(self) -> tuple[str, int]:
+        """The server that takes writes."""
+        hosts = urlsplit(self.url).netloc.rpartition("@")[2]
+        single = "," not in hosts and not self.url.startswith("mongodb+srv")
+        if single and "directconnection=true" in self.url.lower():
+            host, _, port = hosts.rpartition(":")
+            self._server = (unquote(host).strip("[]"), int(port))
+            return self._server
+        await self.client.admin.command("ping")  # finds servers, if none is known yet
+        found = await self.client.address
+        if found is None:
+            raise OSError("no server takes writes")
+        self._server = (found[0], found[1] or 27017)
+        return self._server
+
+    def _give_back(self, connection: wire.Connection) -> None:
+        self.busy -= 1
+        if connection.usable and not self.closed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+            self._open -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+
+    def forget_server(self) -> None:
+        """It says that it takes no writes: another one is found for the next command."""
+        self._server = None
+        while self._idle:
+            self._idle.pop().close()
+            self._open -= 1
+
+    @property
+    def connections(self) -> int:
+        return self._open
+
+    async def close(self) -> None:
+        self.closed = True
+        self.forget_server()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+def check(answer: bytes, store: Store) -> dict[str, Any]:
+    """A small answer as a document. DriverError when it says that the command failed."""
+    document: dict[str, Any] = bson.decode(answer)
+    if document.get("ok") != 1:
+        error = DriverError(document)
+        if error.code in faults.NOT_PRIMARY:
+            store.forget_server()
+        raise error
+    return document

@@ -1,0 +1,125 @@
+"""The embedded document server as part of a node: started when needed, killed, started again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+
+import psutil
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from tests.process.running import RunningNode, wait_until
+
+READY = 60.0  # seconds; the first start makes the administrator's login
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    running = RunningNode(module_folder, environment={"ICHIBASE_DEFAULT_FLAVOR": "both"})
+    try:
+        running.start()
+        yield running
+    finally:
+        running.end()
+
+
+@contextlib.contextmanager
+def database(url):
+    """The project's database once its login is accepted."""
+    deadline = time.monotonic() + READY
+    while True:
+        with MongoClient(url, serverSelectionTimeoutMS=1000) as client:
+            try:
+                client.get_default_database().command("ping")
+            except PyMongoError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+                continue
+            yield client.get_default_database()
+            return
+
+
+def documents_process(running):
+    """The embedded server among the node's processes, or None."""
+    for process in running.process_of().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "secantus" in process.cmdline():
+                return process
+    return None
+
+
+def test_the_default_project_has_documents_behind_its_own_login(node):
+    project = node.project()
+    assert project["flavor"] == "both"
+    assert project["database_url"]
+    with database(project["mongo_url"]) as own:
+        own.things.insert_one({"_id": 1})
+        for refused in (
+            lambda: own.client.other.things.find_one(),
+            lambda: own.client.admin.command("usersInfo", 1),
+            lambda: own.client.list_database_names(),
+            lambda: own.command("createUser", "more", pwd="more", roles=[]),
+        ):
+            with pytest.raises(OperationFailure, match="not authorized"):
+                refused()
+    without = MongoClient(
+        project["mongo_url"].replace("mongodb://", "mongodb://x").partition("?")[0],
+        directConnection=True, serverSelectionTimeoutMS=2000,
+    )  # fmt: skip
+    with without, pytest.raises(PyMongoError):
+        without.get_default_database().things.find_one()
+
+
+def test_no_secret_is_in_the_arguments_of_a_process(node):
+    password = (node.data_dir / "secrets" / "mongo_password").read_text().strip()
+    for process in [node.process_of(), *node.process_of().children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            assert password not in " ".join(process.cmdline())
+    assert (node.data_dir / "mongo").stat().st_mode & 0o077 == 0
+
+
+def test_a_project_with_documents_alone_comes_and_goes(node):
+    made = json.loads(node.cli("projects", "create", "notes", "--flavor", "mongo", "--json").stdout)
+    assert made["database_url"] is None
+    with database(made["mongo_url"]) as own:
+        own.things.insert_one({"_id": 1})
+    with database(node.project()["mongo_url"]) as other, pytest.raises(OperationFailure):
+        other.client[own.name].things.find_one()
+    node.cli("projects", "delete", "notes", "--yes")
+    client = MongoClient(made["mongo_url"], serverSelectionTimeoutMS=1000)
+    with client, pytest.raises(PyMongoError):
+        client.get_default_database().things.find_one()
+
+
+def test_killed_it_comes_back_with_every_journaled_document(node):
+    with database(node.project()["mongo_url"]) as own:
+        own.command({"insert": "kept", "documents": [{"_id": n} for n in range(50)],
+                     "writeConcern": {"w": 1, "j": True}})  # fmt: skip
+        process = documents_process(node)
+        process.kill()
+        assert wait_until(lambda: (documents_process(node) or process).pid != process.pid, 20)
+    with database(node.project()["mongo_url"]) as own:
+        assert own.kept.count_documents({}) == 50
+
+
+def test_it_ends_with_a_node_that_is_killed(node):
+    process = documents_process(node)
+    node.kill()
+    assert wait_until(lambda: not process.is_running())
+    node.start()
+    with database(node.project()["mongo_url"]) as own:
+        assert own.kept.count_documents({}) == 50
+
+
+def test_a_node_without_documents_runs_no_document_server(folder):
+    running = RunningNode(folder)
+    try:
+        running.start()
+        assert running.project()["mongo_url"] is None
+        assert documents_process(running) is None
+        assert not (running.data_dir / "mongo").exists()
+    finally:
+        running.end()
