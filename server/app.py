@@ -47,6 +47,7 @@ class Worker:
             records.SELECT_ONE,
             lambda text: records.decode(text, config),
             records.TOPIC,
+            records.WAKE,
         )
         self.directory = ControlDirectory(config.control_dsn, source, self.bus, self.events)
         self.pools = ProjectPools(
@@ -62,8 +63,10 @@ class Worker:
             body_limit=config.body_limit,
             ready=self.directory.ready.is_set,
             wants_line=self.logger.wants,
+            wake=self.directory.wake,
         )
         self.usage = Usage(config.control_dsn, self.events)
+        self.usage.sources.append(lambda: [(id, "requests", n) for id, n in self.edge.requests()])
         self.context = WorkerContext(
             config, self.directory, self.pools, self.bus, self.edge.verify, self.usage
         )

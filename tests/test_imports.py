@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SERVICES = {"postgres", "mongo", "auth", "storage", "realtime", "functions"}
-TOP = {"app", "cli", "node", "control", "standalone"}
+TOP = {"app", "cli", "node", "control", "standalone", "backup", "maintenance"}
 PLUGGED = {"admin": "control", "cli": "cli", "child": "node", "main": "node"}
 ALLOWED = {
     "base": {"base"},

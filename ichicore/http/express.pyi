@@ -1,6 +1,15 @@
 from collections.abc import Callable
 from typing import Any
 
+class Tally:
+    count: int
+    rate: float
+    burst: float
+    def limit(self, rate: float, burst: float) -> None: ...
+    def take(self, now: float) -> bool: ...
+    def wait(self) -> float: ...
+    def drain(self) -> int: ...
+
 class Lane:
     known: Any
     denied: Any
@@ -13,6 +22,7 @@ class Lane:
     rest: Any
     engine: Any
     generation: Any
+    tally: Tally
 
 class Ticket:
     def done(self) -> bool: ...

@@ -24,6 +24,50 @@ cdef enum:
 
 
 @cython.final
+cdef class Tally:
+    """Requests of one project in this worker, and how many more it may make now.
+
+    count: since the last drain. rate: requests a second that may go on for ever, 0 for any number;
+    up to `burst` may come at once.
+    """
+
+    cdef public long long count
+    cdef readonly double rate
+    cdef readonly double burst
+    cdef double tokens
+    cdef double last
+
+    def limit(self, double rate, double burst):
+        """Other numbers from now on. Tokens that are there stay."""
+        if rate != self.rate or burst != self.burst:
+            self.tokens = min(self.tokens, burst) if self.rate else burst
+            self.rate = rate
+            self.burst = burst
+
+    cpdef bint take(self, double now):
+        """Whether a request at `now` (seconds of a monotonic clock) may go on; counts it if so."""
+        if self.rate:
+            if now > self.last:
+                self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate)
+            self.last = now
+            if self.tokens < 1:
+                return False
+            self.tokens -= 1
+        self.count += 1
+        return True
+
+    def wait(self):
+        """Seconds until the next request may go on."""
+        return 0.0 if not self.rate or self.tokens >= 1 else (1 - self.tokens) / self.rate
+
+    def drain(self):
+        """The count, which begins anew."""
+        cdef long long found = self.count
+        self.count = 0
+        return found
+
+
+@cython.final
 cdef class Lane:
     """What the way needs to know of one host. Replaced when the project or its catalog changes.
 
@@ -42,6 +86,7 @@ cdef class Lane:
     cdef public object rest         # whose `used` is set, so that the project stays awake
     cdef public object engine       # whose `generation` must be the one of `plans`
     cdef public object generation
+    cdef public Tally tally
 
 
 @cython.final
@@ -187,6 +232,7 @@ cdef class Express:
         cdef dict headers
         cdef list items
         cdef object known, plan, made, role, identity, group
+        cdef double now
         if scope.method != "GET":
             return None
         path = scope.path
@@ -228,6 +274,9 @@ cdef class Express:
         made = lane.preface(plan, role)
         if made is None:
             return None
+        now = self.clock()
+        if not lane.tally.take(now):
+            return None  # the general way refuses it
         group = Group(role)
         group.add(made[0], (
             *made[1], role.encode(), identity.claims_json, b"GET", path.encode(),
@@ -246,7 +295,7 @@ cdef class Express:
         ticket.path = path
         ticket.express = self
         ticket.lane = lane
-        ticket.started = self.clock()
+        ticket.started = now
         self.in_flight[-<long long> ticket.number] = (ticket.started, ticket, protocol)
         lane.rest.used = ticket.started
         try:

@@ -19,12 +19,14 @@ RETRY_SECONDS = 1.0
 
 class Source(NamedTuple):
     """How projects are read from the control database: statements with $1 placeholders that
-    answer one text column, and what makes a Project of one."""
+    answer one text column, and what makes a Project of one. wake: makes a sleeping project of
+    the slug $1 active, once however many processes ask."""
 
     all: str
     one: str
     decode: Callable[[str], Project]
     topic: str
+    wake: str = ""
 
 
 class ControlDirectory:
@@ -40,6 +42,7 @@ class ControlDirectory:
         self._wanted: set[str | None] = set()  # slugs to read again; None is all of them
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._waking: dict[str, asyncio.Task[Project | None]] = {}
         bus.subscribe(source.topic, self._told)
         bus.subscribe(RECONNECTED, lambda _: self._want(None))
 
@@ -51,6 +54,28 @@ class ControlDirectory:
 
     def on_change(self, callback: Change) -> None:
         self._callbacks.append(callback)
+
+    async def wake(self, slug: str) -> Project | None:
+        """The project, awake; those who ask meanwhile share one waking. OSError or psycopg.Error
+        when the control database is away."""
+        task = self._waking.get(slug)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._wake_up(slug), name="wake")
+            self._waking[slug] = task
+            task.add_done_callback(lambda done: self._waking.pop(slug, None))
+        return await asyncio.shield(task)
+
+    async def _wake_up(self, slug: str) -> Project | None:
+        async with await self._connect() as connection:
+            await connection.execute(self.source.wake, (slug,))
+            await self._read(connection, {slug})
+        return self._projects.get(slug)
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        return await psycopg.AsyncConnection.connect(
+            self.dsn, autocommit=True, application_name="ichibase directory",
+            connect_timeout=5, cursor_factory=psycopg.AsyncRawCursor,
+        )  # fmt: skip
 
     def start(self) -> None:
         """Begins to read, in the running loop."""
@@ -77,10 +102,7 @@ class ControlDirectory:
             self._wake.clear()
             wanted, self._wanted = self._wanted, set()
             try:
-                async with await psycopg.AsyncConnection.connect(
-                    self.dsn, autocommit=True, application_name="ichibase directory",
-                    connect_timeout=5, cursor_factory=psycopg.AsyncRawCursor,
-                ) as connection:  # fmt: skip
+                async with await self._connect() as connection:
                     await self._read(connection, wanted)
                 lost = False
             except (psycopg.Error, OSError) as error:

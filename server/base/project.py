@@ -6,9 +6,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from ichicore.errors import ApiError
 from server.base.limits import PRO, Limits
 
 Flavor = Literal["postgres", "mongo", "both"]
+State = Literal["creating", "active", "sleeping", "suspended", "deleting", "removing"]
 ProjectRole = Literal["anon", "authenticated", "service_role"]
 
 
@@ -31,7 +33,10 @@ class Project(msgspec.Struct, frozen=True):
     owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that
     owns the schemas auth, storage and realtime. settings: section name to plain JSON object
     (cors, postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and
-    upload tokens. limits: what the project may use, by its tier and its own overrides.
+    upload tokens. limits: what the project may use, by its tier and its own overrides. state: a
+    service is only asked for active ones; whoever keeps connections, sockets or memory for a
+    project gives them up when it is told (Directory.on_change) of another state. read_only: over
+    its disk quota; what would grow its databases is refused with 507 quota_exceeded.
     """
 
     id: str
@@ -50,6 +55,17 @@ class Project(msgspec.Struct, frozen=True):
     settings: dict[str, dict[str, Any]]
     revision: int
     limits: Limits = PRO
+    state: State = "active"
+    read_only: bool = False
+
+
+def over_quota() -> ApiError:
+    """The refusal of what would grow the databases of a project that is over its disk quota."""
+    return ApiError(
+        507, "quota_exceeded",
+        "The project's databases are larger than its plan allows: reading and deleting go on, "
+        "everything else waits until there is room again.",
+    )  # fmt: skip
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import traceback
 import uuid
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
 
-from server.base.events import Events, Failed, Lost, Regained
+from server.base.events import Events, Failed
 
 FLUSH_SECONDS = 3.0
 LONGEST_PAUSE = 30.0  # between tries while the control database is away
@@ -54,6 +55,7 @@ do update set value = excluded.value, changed_at = clock_timestamp()"""
 OVERLAP = "2 seconds"  # changes of transactions that committed out of order are read again
 
 Key = tuple[str, str]  # project id, counter
+Source = Callable[[], Iterable[tuple[str, str, int]]]  # project id, counter, how many more
 
 
 class Usage:
@@ -62,6 +64,7 @@ class Usage:
     def __init__(self, dsn: str, events: Events | None = None) -> None:
         self.dsn = dsn
         self.events = events or Events()
+        self.sources: list[Source] = []  # asked before each write for what they have counted
         self._writer = uuid.uuid4().hex
         self._batch = 0
         self._pending: dict[Key, int] = {}
@@ -103,6 +106,9 @@ class Usage:
         """Writes what has been counted and reads the levels that others have changed.
         psycopg.Error when the control database is away; nothing is lost then."""
         async with self._flushing:
+            for source in self.sources:
+                for project_id, counter, n in source():
+                    self.add(project_id, counter, n)
             connection = await self._connect()
             try:
                 while self._sent or self._pending:
@@ -174,18 +180,10 @@ class Usage:
             await asyncio.sleep(min(FLUSH_SECONDS * 2**failures, LONGEST_PAUSE))
             try:
                 await self.flush()
-            except (psycopg.OperationalError, OSError) as error:
-                if failures == 0:
-                    self.events.emit(Lost("the control database (usage)", str(error).strip()))
+            except (psycopg.OperationalError, OSError):  # which the bus has told of
                 failures = min(failures + 1, 10)
             except Exception:
                 self.events.emit(Failed("writing the usage", traceback.format_exc()))
                 failures = min(failures + 1, 10)
             else:
-                if failures:
-                    self.events.emit(Regained("the control database (usage)"))
                 failures = 0
-
-
-TOTALS = """select counter, sum(value)::bigint from usage
-where project_id = %(project)s and (day = '-infinity' or day >= %(since)s) group by 1 order by 1"""

@@ -18,8 +18,10 @@ from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
 from server.base.project import Flavor, Project
-from server.control import records, sections, sqlrun
+from server.control import records, sections, sqlrun, tenancy
 from server.control.database import Cluster
+from server.control.lifecycle import Lifecycle, shown_state
+from server.control.owners import LOCAL_OWNER
 from server.control.projects import Projects, away
 from server.control.records import Record
 from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
@@ -27,13 +29,16 @@ from server.mongo.address import read_server
 from server.mongo.provision import Documents
 
 CATCH_UP_PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)  # seconds
-ROOMS = ("auth", "mongo", "storage", "realtime", "functions")
+ROOMS = ("auth", "mongo", "storage", "realtime", "functions", "backup")
 
 
 class CreateProject(msgspec.Struct, forbid_unknown_fields=True):
+    """owner: made when it is not known."""
+
     name: str
     flavor: str = "postgres"
     tier: str = "pro"
+    owner: str = LOCAL_OWNER
 
 
 class RunSql(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +55,9 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True):
 
 class ShownProject(msgspec.Struct):
     """A project with its secrets. database_url: the owner's login. jwt_secret: None unless the
-    tokens are signed with a shared secret."""
+    tokens are signed with a shared secret. state: active, read-only, sleeping, suspended or
+    deleting. reason: why it is suspended. delete_at: when a deleted one is removed for good.
+    limits: numbers that replace its tier's."""
 
     name: str
     flavor: Flavor
@@ -62,6 +69,11 @@ class ShownProject(msgspec.Struct):
     database_url: str | None
     mongo_url: str | None
     created_at: str
+    owner: str
+    state: str
+    reason: str | None
+    delete_at: str | None
+    limits: dict[str, Any]
 
 
 class Column(msgspec.Struct):
@@ -96,8 +108,11 @@ class Applied(msgspec.Struct):
     applied_at: str
 
 
-class Deleted(msgspec.Struct):
+class Deleted(msgspec.Struct, omit_defaults=True):
+    """kept_until: until then the project can be brought back; absent when it is gone."""
+
     deleted: bool
+    kept_until: str | None = None
 
 
 def shown(record: Record, project: Project) -> ShownProject:
@@ -113,6 +128,11 @@ def shown(record: Record, project: Project) -> ShownProject:
         database_url=project.owner_dsn,
         mongo_url=project.mongo_url,
         created_at=record.created_at,
+        owner=record.owner,
+        state=shown_state(record),
+        reason=record.reason,
+        delete_at=record.delete_at,
+        limits=record.limits,
     )
 
 
@@ -122,6 +142,7 @@ class AdminApi:
 
     def __init__(self, projects: Projects) -> None:
         self.projects = projects
+        self.lifecycle = Lifecycle(projects)
         self.router = Router()
         add = self.router.add
         add("GET", "/healthz", self.health, "Whether the process runs", public=True)
@@ -133,7 +154,13 @@ class AdminApi:
         add("POST", every, self.create, "Create a project",
             body=CreateProject, result=ShownProject)  # fmt: skip
         add("GET", project, self.get, "One project", result=ShownProject)
-        add("DELETE", project, self.delete, "Delete a project and its data", result=Deleted)
+        add(
+            "DELETE",
+            project,
+            self.delete,
+            "Delete a project; it is kept for a week unless ?now=true",
+            result=Deleted,
+        )
         section, values = (
             project + "/settings/{section}",
             tuple(map(sections.shape, sections.SECTIONS)),
@@ -147,6 +174,7 @@ class AdminApi:
             body=Migration, result=Migrated)  # fmt: skip
         add("GET", project + "/migrations", self.migrations, "Migrations applied so far",
             result=list[Applied])  # fmt: skip
+        tenancy.register(self.router, self)
         for room in ROOMS:
             name = f"server.{room}.admin"
             if importlib.util.find_spec(name) is not None:
@@ -175,7 +203,7 @@ class AdminApi:
         return AdminResponse(value=openapi(self.router, self.projects.config.admin_url))
 
     async def list(self, request: AdminRequest) -> AdminResponse:
-        found = await self.projects.all()
+        found = await self.projects.all(deleted=request.query.get("deleted") == "true")
         config = self.projects.config
         return AdminResponse(value=[shown(r, records.to_project(r, config)) for r in found])
 
@@ -186,7 +214,9 @@ class AdminApi:
                 409, "mongo_not_available",
                 "This node has no document server: install SecantusDB or set mongo_url.",
             )  # fmt: skip
-        record = await self.projects.create(wanted.name, wanted.flavor, wanted.tier, actor="admin")
+        record = await self.projects.create(
+            wanted.name, wanted.flavor, wanted.tier, actor="admin", owner=wanted.owner
+        )
         project = records.to_project(record, self.projects.config)
         return AdminResponse(201, shown(record, project))
 
@@ -197,8 +227,11 @@ class AdminApi:
         name = request.params["project"]
         if name == self.projects.config.default_project:
             raise ApiError(409, "default_project", "The default project cannot be deleted.")
-        await self.projects.delete(name, actor="admin")
-        return AdminResponse(value={"deleted": True})
+        if request.query.get("now") == "true":
+            await self.projects.delete(name, actor="admin")
+            return AdminResponse(value=Deleted(True))
+        record = await self.lifecycle.step(name, "delete", "admin")
+        return AdminResponse(value=Deleted(True, record.delete_at))
 
     async def get_settings(self, request: AdminRequest) -> AdminResponse:
         record, _ = await self.record(request)

@@ -1,9 +1,10 @@
-"""Life of projects: created, listed, deleted; each step survives a crash and a race.
+"""Life of projects: created, listed, removed; each step survives a crash and a race.
 
 A project's row is written first, in state `creating`, with all its secrets; then its part of the
-cluster is made; then the row becomes `active`. Deletion marks the row `deleting`, removes the
+cluster is made; then the row becomes `active`. Removal marks the row `removing`, drops the
 database and the roles, then the row. `recover` runs at start and finishes what was interrupted. An
-advisory lock per project keeps two processes from working on the same one.
+advisory lock per project keeps two processes from working on the same one. The other states are in
+server/control/lifecycle.py.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import psycopg
 
 from ichicore.errors import ApiError
 from server.base.context import NodeConfig
+from server.base.limits import TIERS, Limits
+from server.base.limits import of as limits_of
 from server.base.project import Flavor, Project
-from server.control import provision, records, secrets
+from server.control import owners, provision, records, secrets
 from server.control.database import Cluster, Connection, connect, fetch
+from server.control.owners import LOCAL_OWNER
 from server.control.records import Record
 from server.mongo.provision import Documents, new_address
 
 SLUG = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 RESERVED = frozenset({"www", "api", "admin", "cdn", "localhost", "ichibase", "status", "mail"})
-TIERS = ("free", "pro", "business")
-LOCAL_OWNER = "local"
 
 Hook = Callable[[Project], Awaitable[None]]
 
@@ -78,33 +80,52 @@ class Projects:
         async with connection:
             yield connection
 
-    async def all(self) -> list[Record]:
-        """All active projects, by name."""
+    async def all(self, *, deleted: bool = False) -> list[Record]:
+        """All projects that have a host, by name; `deleted`: and those deleted but still kept."""
+        statement = records.SELECT_KEPT if deleted else records.SELECT_ACTIVE
         async with self.control() as control:
-            return [records.read(row[0]) for row in await fetch(control, records.SELECT_ACTIVE)]
+            return [records.read(row[0]) for row in await fetch(control, statement)]
 
-    async def find(self, slug: str) -> Record:
-        """One active project; 404 project_not_found otherwise."""
+    async def find(self, slug: str, *, deleted: bool = False) -> Record:
+        """One project that has a host; 404 project_not_found otherwise. `deleted`: also one that
+        was deleted and is still kept."""
+        statement = records.SELECT_KEPT_ONE if deleted else records.SELECT_ONE
+        if not SLUG.fullmatch(slug):
+            raise unknown(slug)
         async with self.control() as control:
-            rows = await fetch(control, records.SELECT_ONE, (slug,))
+            rows = await fetch(control, statement, (slug,))
         if not rows:
-            raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+            raise unknown(slug)
         return records.read(rows[0][0])
 
+    def limits(self, record: Record) -> Limits:
+        """What the project may use."""
+        return limits_of(self.config.tiers, record.tier, record.limits)
+
     async def create(
-        self, slug: str, flavor: str = "postgres", tier: str = "pro", actor: str = "node"
+        self,
+        slug: str,
+        flavor: str = "postgres",
+        tier: str = "pro",
+        actor: str = "node",
+        owner: str = LOCAL_OWNER,
     ) -> Record:
-        """Make a project and wait until it can be used. 409 when the name is taken."""
+        """Make a project and wait until it can be used. 409 when the name is taken, 403 when the
+        owner has as many projects as the tier allows. An owner that is not known is made."""
         check_slug(slug)
+        owners.check_name(owner)
         if flavor not in get_args(Flavor):
             raise ApiError(400, "invalid_flavor", "The flavor is postgres, mongo or both.")
         if tier not in TIERS:
             raise ApiError(400, "invalid_tier", f"The tier is one of {', '.join(TIERS)}.")
+        owners.check_flavor(flavor, tier, self.config.tiers[tier].flavors)
         cluster = next(iter(self.clusters.values()))
         project_id = secrets.new_id()
-        async with self.control() as control, _locked(control, project_id):
+        async with self.control() as control, locked(control, project_id):
             try:
-                await self._insert(control, project_id, slug, flavor, tier, cluster.id, actor)
+                await self._insert(
+                    control, project_id, slug, flavor, tier, cluster.id, actor, owner
+                )
             except psycopg.errors.UniqueViolation:
                 raise ApiError(
                     409, "project_exists", f'There is a project "{slug}" already.'
@@ -127,30 +148,38 @@ class Projects:
         return True
 
     async def delete(self, slug: str, actor: str = "node") -> None:
-        """Remove a project with all its data."""
+        """Remove a project with all its data, at once and for ever."""
+        if not SLUG.fullmatch(slug):
+            raise unknown(slug)
         async with self.control() as control:
-            found = await fetch(
-                control,
-                """update projects set state = 'deleting' where slug = $1 and state = 'active'
-                returning id""",
-                (slug,),
-            )
-            if not found:
-                raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+            async with control.transaction():
+                found = await fetch(
+                    control,
+                    """update projects set state = 'removing' where slug = $1
+                    and state in ('active', 'sleeping', 'suspended', 'deleting') returning id""",
+                    (slug,),
+                )
+                if not found:
+                    raise unknown(slug)
+                await audit(control, actor, "project.remove", slug)
             project_id = found[0][0]
-            await audit(control, actor, "project.delete", slug)
-            async with _locked(control, project_id):
+            async with locked(control, project_id):
                 await self._complete(control, project_id)
 
     async def recover(self) -> dict[str, str | None]:
-        """Finish every creation and deletion that a crash interrupted. Gives what stands in the
-        way, by name; None where nothing does."""
+        """Finish every creation, removal and change of state that a crash interrupted. Gives what
+        stands in the way, by name; None where nothing does."""
         outcome: dict[str, str | None] = {}
         async with self.control() as control:
+            for (project_id,) in await fetch(control, "select project_id from duties order by 1"):
+                try:
+                    await self.settle(control, project_id)
+                except (psycopg.Error, ApiError) as error:
+                    outcome[project_id] = str(error).strip()
             rows = await fetch(control, records.SELECT_UNFINISHED)
             for record in [records.read(row[0]) for row in rows]:
                 outcome[record.slug] = None
-                async with _locked(control, record.id):
+                async with locked(control, record.id):
                     try:
                         await self._complete(control, record.id)
                     except (psycopg.Error, ApiError) as error:
@@ -173,13 +202,14 @@ class Projects:
         async with self.control() as control, control.transaction():
             done = await control.execute(
                 """insert into project_settings (project_id, section, value)
-                select id, $2, $3::jsonb from projects where slug = $1 and state = 'active'
+                select id, $2, $3::jsonb from projects where slug = $1
+                  and state in ('active', 'sleeping', 'suspended')
                 on conflict (project_id, section)
                 do update set value = excluded.value, changed_at = now()""",
                 (slug, section, text),
             )
             if done.rowcount == 0:
-                raise ApiError(404, "project_not_found", f'There is no project "{slug}".')
+                raise unknown(slug)
             await audit(control, actor, "settings.put", slug, {"section": section})
 
     async def _insert(
@@ -191,17 +221,16 @@ class Projects:
         tier: str,
         cluster_id: str,
         actor: str,
+        owner: str,
     ) -> None:
         key = secrets.new_signing_key()
         url = records.project_url(slug, self.config)
         passwords = [secrets.new_password() for _ in range(4)]
         keys = [secrets.project_key(slug, url, role, key) for role in ("anon", "service_role")]
-        values = (project_id, slug, LOCAL_OWNER, cluster_id, flavor, tier, f"ichi_{project_id}")
+        values = (project_id, slug, owner, cluster_id, flavor, tier, f"ichi_{project_id}")
         mongo = new_address(project_id, secrets.new_password()) if flavor != "postgres" else None
         async with control.transaction():
-            await control.execute(
-                "insert into owners (name) values ($1) on conflict do nothing", (LOCAL_OWNER,)
-            )
+            await owners.reserve(control, owner, tier, self.config.tiers[tier].projects)
             await control.execute(
                 """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
                   database, owner_password, authenticator_password, system_password,
@@ -215,14 +244,46 @@ class Projects:
                 values ($1, $2, $3, $4, true)""",
                 (project_id, key.kid, key.algorithm, key.secret),
             )
-            await audit(control, actor, "project.create", slug, {"flavor": flavor, "tier": tier})
+            await audit(
+                control, actor, "project.create", slug,
+                {"flavor": flavor, "tier": tier, "owner": owner},
+            )  # fmt: skip
+
+    def cluster(self, record: Record) -> Cluster:
+        """Where the project lives; ApiError 503 when this node does not reach it."""
+        cluster = self.clusters.get(record.cluster_id)
+        if cluster is None:
+            raise ApiError(
+                503,
+                "cluster_unavailable",
+                f'The project "{record.slug}" lives on cluster "{record.cluster_id}", which this '
+                "node does not reach.",
+            )
+        return cluster
+
+    async def settle(self, control: Connection, project_id: str) -> None:
+        """Do to the cluster what the last change of the project's state or limits asks for."""
+        async with locked(control, project_id):
+            rows = await fetch(control, records.SELECT_BY_ID, (project_id,))
+            duty = "select xmin::text from duties where project_id = $1"
+            marks = await fetch(control, duty, (project_id,))
+            if not rows or not marks:
+                return
+            record = records.read(rows[0][0])
+            if record.state not in ("creating", "removing"):
+                await provision.settle(self.cluster(record), record, self.limits(record))
+            # A change that came meanwhile has put down a duty of its own.
+            await control.execute(
+                "delete from duties where project_id = $1 and xmin::text = $2",
+                (project_id, marks[0][0]),
+            )
 
     async def _give_up(self, project_id: str) -> None:
         """Take back a creation that failed. Where that fails too, the next start does it."""
         with contextlib.suppress(psycopg.Error, ApiError):
             async with self.control() as control:
                 await control.execute(
-                    "update projects set state = 'deleting' where id = $1", (project_id,)
+                    "update projects set state = 'removing' where id = $1", (project_id,)
                 )
                 await self._complete(control, project_id)
 
@@ -232,17 +293,10 @@ class Projects:
         if not rows:
             return
         record = records.read(rows[0][0])
-        cluster = self.clusters.get(record.cluster_id)
-        if cluster is None:
-            raise ApiError(
-                503,
-                "cluster_unavailable",
-                f'The project "{record.slug}" lives on cluster "{record.cluster_id}", which this '
-                "node does not reach.",
-            )
+        cluster = self.cluster(record)
         project = records.to_project(record, self.config)
         if record.state == "creating":
-            await provision.provision(cluster, record)
+            await provision.provision(cluster, record, self.limits(record))
             if self.documents is not None:
                 await self.documents.provision(record.mongo_url)
             for hook in self.on_create:
@@ -250,7 +304,7 @@ class Projects:
             await control.execute(
                 "update projects set state = 'active' where id = $1", (project_id,)
             )
-        elif record.state == "deleting":
+        elif record.state == "removing":
             for hook in self.on_delete:
                 await hook(project)
             if self.documents is not None:
@@ -260,7 +314,7 @@ class Projects:
 
 
 @asynccontextmanager
-async def _locked(control: Connection, project_id: str) -> AsyncIterator[None]:
+async def locked(control: Connection, project_id: str) -> AsyncIterator[None]:
     """A session lock: the server lets go of it when this process dies."""
     key = f"ichibase project {project_id}"
     await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
@@ -284,6 +338,10 @@ async def audit(
         "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
         (actor, action, project, text),
     )
+
+
+def unknown(slug: str) -> ApiError:
+    return ApiError(404, "project_not_found", f'There is no project "{slug}".')
 
 
 def away() -> ApiError:

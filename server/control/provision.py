@@ -8,11 +8,13 @@ cluster-wide is ever granted to the shared roles, because any member could drop 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psycopg
 from psycopg import sql
 
+from server.base.limits import PRO, Limits
 from server.control.database import (
     Cluster,
     Connection,
@@ -28,6 +30,7 @@ from server.control.records import Record
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system")
+OWNER_TIMES = 12  # a statement of the owner's may take so much longer than one of a request
 
 
 async def ensure_shared_roles(admin: Connection) -> None:
@@ -51,7 +54,7 @@ async def ensure_shared_roles(admin: Connection) -> None:
         await run(admin, sql.SQL("alter role {} reset all").format(name))
 
 
-async def provision(cluster: Cluster, record: Record) -> None:
+async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> None:
     """Make the project's roles and database, or complete what an earlier try has made."""
     async with await connect(cluster.admin_dsn) as admin:
         await ensure_shared_roles(admin)
@@ -62,12 +65,8 @@ async def provision(cluster: Cluster, record: Record) -> None:
             await ensure_login(admin, role, password, inherit)
             await allow_ownership(admin, role)
             await _grant_switching(admin, role)
-        made = await ensure_database(admin, record.database, record.role("owner"))
-        if made:
-            comment = sql.SQL("comment on database {} is {}").format(
-                sql.Identifier(record.database), sql.Literal(f"ichibase project {record.slug}")
-            )
-            await run(admin, comment)
+        # No comment names the project: every login of the cluster may read the list of databases.
+        await ensure_database(admin, record.database, record.role("owner"))
         superuser = (
             await fetch(admin, "select rolsuper from pg_roles where rolname = current_user")
         )[0][0]
@@ -78,6 +77,59 @@ async def provision(cluster: Cluster, record: Record) -> None:
         await run(database, _template("project.sql").format(**names))
         if superuser:
             await run(database, (HERE / "watch.sql").read_text())
+    await settle(cluster, record, limits)
+
+
+async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
+    """Bring the project's logins in line with its state and its limits. May be repeated.
+
+    The owner's login is closed while the project is suspended or deleted. What the owner may set
+    differently for a session is a default; the number of connections and the size of temporary
+    files are not the owner's to change.
+    """
+    open_to_owner = record.state not in ("suspended", "deleting", "removing")
+    owner = sql.Identifier(record.role("owner"))
+    async with await connect(cluster.admin_dsn) as admin:
+        await run(
+            admin,
+            sql.SQL("alter role {} {} connection limit {}").format(
+                owner, sql.SQL("login" if open_to_owner else "nologin"),
+                sql.Literal(limits.connections),
+            ),
+        )  # fmt: skip
+        for kind in ("owner", "authenticator"):
+            role = sql.Identifier(record.role(kind))
+            for name, value in _role_settings(record, limits, kind).items():
+                with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                    await run(
+                        admin,
+                        sql.SQL("alter role {} in database {} set {} = {}").format(
+                            role, sql.Identifier(record.database), sql.Identifier(name),
+                            sql.Literal(value),
+                        ),
+                    )  # fmt: skip
+        if record.state != "active" or record.read_only:
+            kinds = ("owner",) if record.state == "active" else LOGINS
+            roles = [record.role(kind) for kind in kinds]
+            await fetch(
+                admin,
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = any($1)",
+                (roles,),
+            )
+
+
+def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
+    """Defaults of a login's sessions. The settings of requests come with each request."""
+    shared = {
+        "temp_file_limit": f"{max(1, limits.temp_bytes // 1024)}kB",
+        "work_mem": f"{limits.work_memory // 1024}kB",
+        "idle_in_transaction_session_timeout": f"{limits.idle_transaction_ms}ms",
+    }
+    if kind == "owner":
+        shared["lock_timeout"] = f"{limits.lock_ms}ms"
+        shared["statement_timeout"] = f"{OWNER_TIMES * limits.statement_ms}ms"
+        shared["default_transaction_read_only"] = "on" if record.read_only else "off"
+    return shared
 
 
 def _template(name: str) -> sql.SQL:

@@ -23,6 +23,8 @@ TOPIC = "project"
 
 _RECORD = """json_build_object(
     'id', p.id, 'slug', p.slug, 'state', p.state, 'flavor', p.flavor, 'tier', p.tier,
+    'read_only', p.read_only, 'reason', p.reason, 'state_at', p.state_at, 'delete_at', p.delete_at,
+    'owner', (select o.name from owners o where o.id = p.owner_id),
     'cluster_id', p.cluster_id, 'created_at', p.created_at,
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
@@ -37,10 +39,22 @@ _RECORD = """json_build_object(
   )::text"""
 _FROM = "from projects p join clusters c on c.id = p.cluster_id"
 
-SELECT_ACTIVE = f"select {_RECORD} {_FROM} where p.state = 'active' order by p.slug"
-SELECT_ONE = f"select {_RECORD} {_FROM} where p.state = 'active' and p.slug = $1"
+# Projects that have a host: requests to all others find none.
+_THERE = "p.state in ('active', 'sleeping', 'suspended')"
+SELECT_ACTIVE = f"select {_RECORD} {_FROM} where {_THERE} order by p.slug"
+SELECT_ONE = f"select {_RECORD} {_FROM} where {_THERE} and p.slug = $1"
+SELECT_KEPT = f"select {_RECORD} {_FROM} where {_THERE} or p.state = 'deleting' order by p.slug"
+SELECT_KEPT_ONE = (
+    f"select {_RECORD} {_FROM} where ({_THERE} or p.state = 'deleting') and p.slug = $1"
+)
 SELECT_BY_ID = f"select {_RECORD} {_FROM} where p.id = $1"
-SELECT_UNFINISHED = f"select {_RECORD} {_FROM} where p.state <> 'active' order by p.created_at"
+SELECT_UNFINISHED = f"""select {_RECORD} {_FROM} where p.state in ('creating', 'removing')
+  order by p.created_at"""
+# One of those who try wins, and only that one is noted.
+WAKE = """with woken as (
+    update projects set state = 'active', state_at = now() where slug = $1 and state = 'sleeping'
+    returning slug)
+  insert into audit (actor, action, project) select 'node', 'project.wake', slug from woken"""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -69,6 +83,11 @@ class Record(msgspec.Struct, frozen=True):
     keys: tuple[SigningKey, ...]
     settings: dict[str, dict[str, Any]]
     limits: dict[str, Any] = {}
+    read_only: bool = False
+    reason: str | None = None
+    state_at: str = ""
+    delete_at: str | None = None
+    owner: str = ""
 
     def role(self, kind: str) -> str:
         """Login role of the project: kind is owner, authenticator or system."""
@@ -131,4 +150,6 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         settings=record.settings,
         revision=record.revision,
         limits=limits_of(config.tiers, record.tier, record.limits),
+        state=record.state,  # type: ignore[arg-type]
+        read_only=record.read_only,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ichicore.errors import ApiError
+from ichicore.http.express import Tally
 from ichicore.token.cache import GenerationCache
 from server.base.context import Directory
 from server.base.events import Events, Failed, Served
@@ -20,7 +21,7 @@ from server.base.http import JSON, Response, Service, error_response, json_respo
 from server.base.keys import Denied, KeyRing, missing_key, revoke
 from server.base.metrics import Metrics
 from server.base.project import NOBODY, Identity, Project
-from server.gateway import limits, reply
+from server.gateway import limits, reply, states
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES, Need, Route
 from server.gateway.site import Site
@@ -56,7 +57,7 @@ class Edge:
 
     `mount` gives the service of a route, made on first use, or None when this build has none.
     `ready` tells whether the worker can serve projects. `wants_line` is asked before an event is
-    made for an answered request.
+    made for an answered request. `wake` wakes a sleeping project, by its slug.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Edge:
         body_limit: int,
         ready: Callable[[], bool],
         wants_line: Callable[[int, float], bool],
+        wake: states.Wake | None = None,
     ) -> None:
+        self.wake = wake
         self.directory = directory
         self.hosts = hosts
         self.mount = mount
@@ -82,6 +85,7 @@ class Edge:
         self.services: dict[str, Service] = {}
         self._mounting: dict[str, asyncio.Task[Service | None]] = {}
         self.denied: dict[str, Denied] = {}  # by project id
+        self.tallies: dict[str, Tally] = {}  # by project id
         self._sites: dict[str, Site] = {}
         self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
         self._timers = {name: metrics.route(name) for name in (*ROUTES, "edge")}
@@ -181,7 +185,11 @@ class Edge:
             raise ApiError(400, "bad_request", "The path is not valid UTF-8 text.")
         if len(headers) > 30 or len(headers.get("cookie", "")) > 4096:
             limits.check_headers(headers)
+        if not site.tally.take(perf_counter()):
+            raise states.too_many(site.tally.wait())
         request.identity = self._identify(site.ring, route, request)
+        if not site.plain:
+            site = await self._admitted(site, route, request)
         service = self.services.get(route.name)
         if service is None:
             service = await self._mounted(route)
@@ -192,6 +200,16 @@ class Edge:
         if self.opened is not None and route.rest_errors and request.method == "GET":
             self.opened(host, site)
         return response
+
+    async def _admitted(self, site: Site, route: Route, request: EdgeRequest) -> Site:
+        """What the project's state makes of a request: wakes it, or refuses. Gives the site of
+        the project that is awake."""
+        if site.project.state == "sleeping":
+            await states.awake(self.wake, site.slug)
+            site = self.site(site.slug)
+            request.project = site.project
+        states.check(site.project, route.name, request.method, request.path)
+        return site
 
     def _identify(self, ring: KeyRing, route: Route, request: EdgeRequest) -> Identity:
         need = route.need
@@ -260,7 +278,8 @@ class Edge:
             if project is None:
                 raise unknown()
             denied = self.denied.setdefault(project.id, Denied())
-            site = self._sites[slug] = Site(project, denied)
+            tally = self.tallies.setdefault(project.id, Tally())
+            site = self._sites[slug] = Site(project, denied, tally)
         return site
 
     def site_of(self, host: str) -> Site | None:
@@ -364,12 +383,17 @@ class Edge:
         self._by_host.clear()
         if project is None and site is not None:
             self.denied.pop(site.project.id, None)
+            self.tallies.pop(site.project.id, None)
 
     def revoked(self, message: dict[str, Any]) -> None:
         """A message of the topic TOKEN_REVOKED."""
         project = message.get("project")
         if isinstance(project, str):
             revoke(self.denied.setdefault(project, Denied()), message)
+
+    def requests(self) -> list[tuple[str, int]]:
+        """Requests by project id since the last call."""
+        return [(id, tally.drain()) for id, tally in self.tallies.items() if tally.count]
 
     def verify(self, project: Project, token: str) -> Identity:
         """The identity of a key or user token; ApiError 401 when it is not valid."""

@@ -64,6 +64,7 @@ class ExpressWay:
         lane.rest = rest
         lane.engine = rest.engine
         lane.generation = generation
+        lane.tally = site.tally
         self.way.lanes[host] = lane
 
     def close_all(self) -> None:

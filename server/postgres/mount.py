@@ -21,7 +21,7 @@ from ichicore.pg.errors import PgError
 from server.base.context import WorkerContext
 from server.base.http import Request, Response
 from server.base.listen import Listener
-from server.base.project import Project
+from server.base.project import Project, over_quota
 from server.postgres import faults, introspect
 from server.postgres.execute import search_path
 from server.postgres.pool import Pool
@@ -74,6 +74,7 @@ def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
             "base_path": "/postgres",
             "concatenate_order": True,
             "profile_on_rpc_head": True,
+            "writes": not project.read_only,
         },
         RestSettings,
     )
@@ -178,6 +179,8 @@ class ProjectRest:
             base_url=request.base_url if path == "/" else "",
         )
         response = await self.engine.handle(asked)
+        if response.status == 405 and self.project.read_only and b'"25006"' in response.body:
+            raise over_quota()
         if response.status in {400, 404} and any(code in response.body for code in UNKNOWN):
             with contextlib.suppress(PgError, *faults.POOL_ERRORS):
                 if await self.refreshed():

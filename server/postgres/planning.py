@@ -454,7 +454,7 @@ class Planner:
         plan.counted = counted
         plan.ranged = ranged
         plan.limit_slot, plan.offset_slot = tree.root.limit_slot, tree.root.offset_slot
-        plan.read_only = not is_post or routine.volatility != "volatile"
+        plan.read_only = not is_post or routine.volatility != "volatile" or not self.settings.writes
         plan.needs_gucs = True
         plan.settings = routine.settings
         plan.isolation = routine.isolation

@@ -17,6 +17,7 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
     profile_on_rpc_head: Content-Profile chooses the schema on HEAD /rpc too.
     preset: session settings that every connection of the pool has from its start, as (name, value);
     a transaction need not set them again.
+    writes: functions may write; otherwise each call is a read-only transaction.
     base_path: prefix under which clients see the engine ("/postgres" or ""), for Location.
     """
 
@@ -44,5 +45,6 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout_ms: int | None = None
     concatenate_order: bool = False
     profile_on_rpc_head: bool = False
+    writes: bool = True
     base_path: str = ""
     preset: tuple[tuple[str, str], ...] = ()

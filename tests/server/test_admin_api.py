@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from urllib.parse import parse_qsl
 
 import psycopg
 import pytest
@@ -27,9 +28,11 @@ def api(pg_cluster, tmp_path_factory):
 
 
 def call(api, method, path, body=None):
+    path, _, query = path.partition("?")
     route, params = api.router.find(method, path)
     raw = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
-    answer = asyncio.run(route.handler(AdminRequest(method, path, params, {}, raw)))
+    request = AdminRequest(method, path, params, dict(parse_qsl(query)), raw)
+    answer = asyncio.run(route.handler(request))
     return answer.status, json.loads(answer.body())
 
 
@@ -54,7 +57,11 @@ def test_a_project_is_made_listed_and_deleted(api, shop):
     assert call(api, "GET", "/admin/v1/projects/shop")[1]["url"] == shop["url"]
     assert refusal(api, "POST", "/admin/v1/projects", {"name": "shop"}) == (409, "project_exists")
     call(api, "POST", "/admin/v1/projects", {"name": "brief"})
-    assert call(api, "DELETE", "/admin/v1/projects/brief") == (200, {"deleted": True})
+    status, answer = call(api, "DELETE", "/admin/v1/projects/brief")
+    assert (status, answer["deleted"]) == (200, True)
+    assert answer["kept_until"] > shop["created_at"]
+    assert refusal(api, "POST", "/admin/v1/projects", {"name": "brief"})[1] == "project_exists"
+    assert call(api, "DELETE", "/admin/v1/projects/brief?now=true") == (200, {"deleted": True})
     assert refusal(api, "GET", "/admin/v1/projects/brief") == (404, "project_not_found")
 
 

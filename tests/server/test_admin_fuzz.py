@@ -76,7 +76,24 @@ NAMES = st.sampled_from(["fuzzed", "nobody", "..", "a%00b", "é", "x" * 300]) | 
 SECTIONS = st.sampled_from(
     ["cors", "postgres", "auth", "mongo", "realtime", "storage", "functions", "other"]
 )
-KEYS = ("name", "flavor", "tier", "sql", "timeout_ms", "origins", "schemas", "max_rows")
+KEYS = (
+    "name",
+    "flavor",
+    "tier",
+    "sql",
+    "timeout_ms",
+    "origins",
+    "schemas",
+    "max_rows",
+    "owner",
+    "limits",
+    "reason",
+    "email",
+    "bound",
+    "suspended",
+    "connections",
+    "sleep_days",
+)
 KNOWN = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, JSON))
 BODIES = st.binary(max_size=30) | (JSON | KNOWN).map(lambda value: json.dumps(value).encode())
 
@@ -84,9 +101,26 @@ BODIES = st.binary(max_size=30) | (JSON | KNOWN).map(lambda value: json.dumps(va
 @st.composite
 def requests(draw):
     base = f"/admin/v1/projects/{draw(NAMES)}"
-    tails = ["", "/sql", "/migrations", f"/settings/{draw(SECTIONS)}", "/nothing", "/", "//"]
+    tails = [
+        "",
+        "/sql",
+        "/migrations",
+        f"/settings/{draw(SECTIONS)}",
+        "/nothing",
+        "/",
+        "//",
+        "/usage",
+        "/audit",
+        "/suspend",
+        "/resume",
+        "/sleep",
+        "/wake",
+        "/undelete",
+    ]
+    owner = f"/admin/v1/owners/{draw(NAMES)}"
     path = draw(st.sampled_from(["/admin/v1/projects", "/admin/v1", "/", "", "/healthz", "*"])
-                | st.sampled_from([base + tail for tail in tails]))  # fmt: skip
+                | st.sampled_from([*(base + tail for tail in tails), owner, "/admin/v1/owners",
+                                   "/admin/v1/tiers"]))  # fmt: skip
     method = draw(st.sampled_from(["GET", "POST", "PUT", "PATCH", "HEAD", "OPTIONS", "BREW"]))
     return method, path, draw(BODIES)
 

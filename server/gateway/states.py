@@ -1,0 +1,68 @@
+"""What a project's state and quotas make of a request, before a service sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+
+import psycopg
+
+from ichicore.errors import ApiError
+from server.base.project import Project, over_quota
+
+WAKE_SECONDS = 15.0  # a request waits so long for its project to wake
+Wake = Callable[[str], Awaitable[Project | None]]
+
+# Operations of the document API that cannot make the database larger.
+SHRINKING = frozenset(
+    {"find", "findOne", "count", "distinct", "aggregate", "deleteOne", "deleteMany",
+     "findOneAndDelete"}
+)  # fmt: skip
+
+
+def too_many(wait: float) -> ApiError:
+    """wait: seconds until the next request is let through."""
+    return ApiError(
+        429, "rate_limited", "The project gets more requests a second than its plan allows.",
+        headers=(("retry-after", str(max(1, math.ceil(wait)))),),
+    )  # fmt: skip
+
+
+def waking() -> ApiError:
+    return ApiError(
+        503, "project_waking", "The project was asleep and is waking; try again in a moment.",
+        headers=(("retry-after", "5"),),
+    )  # fmt: skip
+
+
+async def awake(wake: Wake | None, slug: str) -> None:
+    """Wakes the project; ApiError 503 project_waking when that takes too long or fails."""
+    if wake is None:
+        raise waking()
+    try:
+        async with asyncio.timeout(WAKE_SECONDS):
+            await wake(slug)
+    except (TimeoutError, OSError, psycopg.Error):
+        raise waking() from None
+
+
+def check(project: Project, service: str, method: str, path: str) -> None:
+    """Refuses what the project's state does not allow. path: from the service's prefix on."""
+    if project.state == "suspended":
+        raise ApiError(403, "project_suspended", "This project is suspended.")
+    if project.state != "active":
+        raise waking()
+    if project.read_only and grows(service, method, path):
+        raise over_quota()
+
+
+def grows(service: str, method: str, path: str) -> bool:
+    """Whether a request may make the project's databases larger. Functions of the database are
+    let through: they run in transactions that cannot write."""
+    if service == "postgres":
+        return method in ("POST", "PATCH", "PUT") and not path.startswith("/rpc/")
+    if service == "mongo":
+        parts = path.split("/")  # /v1/<op>/<collection>
+        return len(parts) < 3 or parts[2] not in SHRINKING
+    return service == "auth" and path == "/signup"

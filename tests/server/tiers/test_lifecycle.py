@@ -1,0 +1,280 @@
+"""States of projects: each change survives a crash at every step, is noted, and takes effect."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from ichicore.errors import ApiError
+from server.base import limits
+from server.control import lifecycle as module
+from server.control import owners, provision, records
+from server.control.lifecycle import Lifecycle
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing handles it."""
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+@pytest.fixture
+def life(world):
+    return Lifecycle(world.fresh())
+
+
+@pytest.fixture
+def project(world, request):
+    slug = f"life-{abs(hash(request.node.name)) % 10**9}"
+    record = run(world.fresh().create(slug, tier="free", owner=f"{slug}-owner"))
+    yield record
+    try:
+        run(world.fresh().delete(slug))
+    except ApiError as error:
+        assert error.code == "project_not_found"
+
+
+def owner_dsn(world, slug):
+    record = run(world.fresh().find(slug, deleted=True))
+    return records.to_project(record, world.config).owner_dsn
+
+
+def opens(dsn):
+    try:
+        psycopg.connect(dsn).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def actions(world, slug):
+    with psycopg.connect(world.dsn) as control:
+        rows = control.execute("select action from audit where project = %s order by id", (slug,))
+        return [row[0] for row in rows]
+
+
+def duties(world):
+    with psycopg.connect(world.dsn) as control:
+        return control.execute("select count(*) from duties").fetchone()[0]
+
+
+def test_suspension_closes_the_owners_login_and_ends_its_sessions(world, life, project):
+    dsn = owner_dsn(world, project.slug)
+    with psycopg.connect(dsn, autocommit=True) as session:
+        record = run(life.step(project.slug, "suspend", "test", reason="unpaid"))
+        assert (record.state, record.reason) == ("suspended", "unpaid")
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("select 1")
+    assert not opens(dsn)
+    assert run(life.step(project.slug, "suspend", "test")).state == "suspended"  # done already
+    assert run(life.step(project.slug, "resume", "test")).state == "active"
+    assert opens(dsn)
+    assert actions(world, project.slug) == ["project.create", "project.suspend", "project.resume"]
+
+
+def test_a_deleted_project_is_kept_for_a_week_and_comes_back_with_its_keys(world, life, project):
+    dsn = owner_dsn(world, project.slug)
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("create table kept (id int); insert into kept values (1)")
+    record = run(life.step(project.slug, "delete", "test"))
+    assert record.state == "deleting"
+    with psycopg.connect(world.dsn) as control:
+        (days,) = control.execute(
+            "select extract(epoch from delete_at - now()) / 86400 from projects where id = %s",
+            (record.id,),
+        ).fetchone()
+    assert 6.9 < days <= 7
+    assert not opens(dsn)
+    with pytest.raises(ApiError, match="no project"):
+        run(world.fresh().find(project.slug))
+    with pytest.raises(ApiError, match="already"):
+        run(world.fresh().create(project.slug))
+    assert run(life.purge()) == []
+    back = run(life.step(project.slug, "undelete", "test"))
+    assert (back.anon_key, back.service_key) == (project.anon_key, project.service_key)
+    with psycopg.connect(dsn) as owner:
+        assert owner.execute("select id from kept").fetchall() == [(1,)]
+
+
+def test_a_deleted_project_is_removed_when_its_time_is_over(world, life, project):
+    run(life.step(project.slug, "delete", "test", keep_days=0))
+    assert run(life.purge()) == [project.slug]
+    with psycopg.connect(world.cluster.admin_dsn) as admin:
+        left = admin.execute(
+            "select count(*) from pg_roles where rolname like %s", (f"{project.database}%",)
+        ).fetchone()
+    assert left == (0,)
+
+
+CHANGES = [
+    ("suspend", "suspended"), ("sleep", "sleeping"), ("delete", "deleting"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "state"), CHANGES)
+@pytest.mark.parametrize("step", ["audit", "owe", "settle", "connect"])
+def test_a_change_killed_at_any_step_rolls_back_or_is_completed(
+    world, life, project, monkeypatch, action, state, step
+):
+    where = {"settle": provision, "connect": provision}.get(step, module)
+    real = getattr(where, step)
+
+    async def breaking(*arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, step, breaking)
+        with pytest.raises(Killed):
+            run(life.step(project.slug, action, "test"))
+    assert real is getattr(where, step)
+    record = run(world.fresh().find(project.slug, deleted=True))
+    if step in ("audit", "owe"):  # the transaction had not ended: as if never asked
+        assert (record.state, duties(world)) == ("active", 0)
+        assert actions(world, project.slug) == ["project.create"]
+        return
+    assert (record.state, duties(world)) == (state, 1)
+    run(world.fresh().recover())
+    assert duties(world) == 0
+    assert actions(world, project.slug) == ["project.create", f"project.{action}"]
+    assert opens(owner_dsn(world, project.slug)) == (action == "sleep")
+
+
+@pytest.mark.parametrize("action", ["resume", "wake", "undelete"])
+def test_a_change_that_does_not_apply_is_refused(world, life, project, action):
+    run(life.step(project.slug, "suspend" if action != "resume" else "sleep", "test"))
+    with pytest.raises(ApiError) as caught:
+        run(life.step(project.slug, action, "test"))
+    assert (caught.value.status, caught.value.code) == (409, "wrong_state")
+
+
+def test_many_wakings_at_once_are_noted_once(world, life, project):
+    run(life.step(project.slug, "sleep", "test"))
+
+    async def wake():
+        async with world.fresh().control() as control:
+            await control.execute(records.WAKE, (project.slug,))
+
+    async def many():
+        await asyncio.gather(*(wake() for _ in range(20)))
+
+    run(many())
+    assert run(world.fresh().find(project.slug)).state == "active"
+    assert actions(world, project.slug).count("project.wake") == 1
+
+
+def shown(dsn, *names):
+    with psycopg.connect(dsn) as session:
+        return tuple(session.execute(f"show {name}").fetchone()[0] for name in names)
+
+
+SHOWN = ("temp_file_limit", "work_mem", "idle_in_transaction_session_timeout",
+         "statement_timeout", "default_transaction_read_only")  # fmt: skip
+
+
+def test_a_tier_changes_in_place_and_loses_nothing(world, life, project):
+    dsn = owner_dsn(world, project.slug)
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("create table kept (id int); insert into kept values (1)")
+    assert shown(dsn, *SHOWN) == ("256MB", "4MB", "10s", "1min", "off")
+    record = run(life.change(project.slug, {"tier": "pro"}, "test"))
+    assert (record.tier, record.anon_key) == ("pro", project.anon_key)
+    assert shown(dsn, *SHOWN) == ("5GB", "16MB", "1min", "6min", "off")
+    granted = records.to_project(record, world.config).limits
+    assert granted == limits.DEFAULT_TIERS["pro"]
+    run(life.change(project.slug, {"limits": {"work_memory": 8 << 20}}, "test"))
+    assert shown(dsn, "work_mem") == ("8MB",)
+    run(life.change(project.slug, {"tier": "free", "limits": {}}, "test"))
+    assert shown(dsn, *SHOWN) == ("256MB", "4MB", "10s", "1min", "off")
+    with psycopg.connect(dsn) as owner:
+        assert owner.execute("select id from kept").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code"),
+    [({"tier": "gold"}, "invalid_tier"), ({"limits": {"conections": 1}}, "invalid_limits"),
+     ({"limits": {"connections": 0}}, "invalid_limits"), ({"owner": "a b"}, "invalid_owner"),
+     ({"owner": ""}, "invalid_owner"), ({"limits": {"connections": 1e400}}, "invalid_limits")],
+)  # fmt: skip
+def test_changes_that_make_no_sense_are_refused(life, project, wanted, code):
+    with pytest.raises(ApiError) as caught:
+        run(life.change(project.slug, wanted, "test"))
+    assert (caught.value.status, caught.value.code) == (400, code)
+
+
+def test_the_owners_connections_are_bounded(world, life, project):
+    run(life.change(project.slug, {"limits": {"connections": 2}}, "test"))
+    dsn = owner_dsn(world, project.slug)
+    with (
+        psycopg.connect(dsn), psycopg.connect(dsn),
+        pytest.raises(psycopg.OperationalError, match="too many connections"),
+    ):  # fmt: skip
+        psycopg.connect(dsn)
+
+
+def test_a_read_only_project_lets_its_owner_read_and_on_request_delete(world, life, project):
+    dsn = owner_dsn(world, project.slug)
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("create table t (id int); insert into t values (1)")
+    assert run(life.read_only(project.id, True, {"percent": 101})) is True
+    assert run(life.read_only(project.id, True, {})) is False
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            owner.execute("insert into t values (2)")
+        assert owner.execute("select count(*) from t").fetchone() == (1,)
+        owner.execute("set default_transaction_read_only = off")
+        owner.execute("delete from t")
+    assert run(life.read_only(project.id, False, {})) is True
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("insert into t values (2)")
+
+
+def test_free_allows_one_project_an_owner_and_one_flavor(world, life):
+    async def race():
+        makers = [
+            world.fresh().create(f"mine-{i}", tier="free", owner="ann@example.com")
+            for i in range(4)
+        ]
+        return await asyncio.gather(*makers, return_exceptions=True)
+
+    outcomes = run(race())
+    made = [one for one in outcomes if not isinstance(one, Exception)]
+    refused = {(e.status, e.code) for e in outcomes if isinstance(e, ApiError)}
+    assert (len(made), refused) == (1, {(403, "project_limit")})
+    slug = made[0].slug
+    with pytest.raises(ApiError) as caught:
+        run(world.fresh().create("two", "both", "free", owner="bob"))
+    assert caught.value.code == "flavor_not_allowed"
+    # Deleting makes room; bringing back needs it again.
+    run(life.step(slug, "delete", "test"))
+    run(world.fresh().create("next", tier="free", owner="ann@example.com"))
+    with pytest.raises(ApiError) as caught:
+        run(life.step(slug, "undelete", "test"))
+    assert caught.value.code == "project_limit"
+    for name in (slug, "next"):
+        run(world.fresh().delete(name))
+
+
+def test_an_owners_suspension_covers_its_projects_and_only_what_it_suspended(world, life):
+    for slug in ("own-a", "own-b"):
+        run(world.fresh().create(slug, owner="carl"))
+    run(life.step("own-a", "suspend", "test", reason="by hand"))
+    run(life.owner_suspended("carl", True, "test"))
+    with pytest.raises(ApiError, match="suspended"):
+        run(world.fresh().create("own-c", owner="carl"))
+    with pytest.raises(ApiError, match="suspended"):
+        run(life.step("own-b", "resume", "test"))
+    run(life.owner_suspended("carl", False, "test"))
+    states = {r.slug: r.state for r in run(world.fresh().all()) if r.slug.startswith("own-")}
+    assert states == {"own-a": "suspended", "own-b": "active"}
+
+    async def remove():
+        async with world.fresh().control() as control:
+            await owners.remove(control, "carl")
+
+    with pytest.raises(ApiError, match="belong"):
+        run(remove())
+    for slug in ("own-a", "own-b"):
+        run(world.fresh().delete(slug))
+    run(remove())

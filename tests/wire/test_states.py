@@ -1,0 +1,205 @@
+"""What a project's state and quotas make of requests, over a real socket."""
+
+import asyncio
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from server.control import records
+from server.control.lifecycle import Lifecycle
+from tests.wire.conftest import Site
+from tests.wire.test_gateway import until
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+@pytest.fixture(scope="module")
+def life(control):
+    return Lifecycle(control.projects)
+
+
+@pytest.fixture(scope="module")
+def site(control, tmp_path_factory):
+    """The whole application, two workers."""
+    site = Site(control, "server.app:application", tmp_path_factory.mktemp("states"), workers=2)
+    yield site
+    site.stop()
+
+
+@pytest.fixture(scope="module")
+def slug(control):
+    record = run(control.projects.create("stated", "postgres", "free", owner="stated"))
+    control.records["stated"] = record
+    dsn = records.to_project(record, control.projects.config).owner_dsn
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("create table notes (id int primary key, body text)")
+        owner.execute("insert into notes values (1, 'one'), (2, 'two'), (3, 'three')")
+        owner.execute(
+            "create function note(n int) returns int language sql as "
+            "'insert into notes values (n) returning id'"
+        )
+        owner.execute("create function reads() returns bigint language sql as "
+                      "'select count(*) from notes'")  # fmt: skip
+    yield "stated"
+    run(control.projects.delete("stated"))
+
+
+def call(site, control, method, path, body=None, slug="stated"):
+    headers = {"authorization": f"Bearer {control.anon(slug)}", "apikey": control.anon(slug)}
+    if body is not None:
+        headers["content-type"] = "application/json"
+        body = json.dumps(body).encode()
+    return site.call(method, path, headers, body, host=f"{slug}.localhost")
+
+
+def limit(life, **overrides):
+    run(life.change("stated", {"limits": overrides}, "test"))
+
+
+def test_a_suspended_project_refuses_and_comes_back(site, control, life, slug):
+    until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200)
+    run(life.step(slug, "suspend", "test"))
+    until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 403)
+    for path in ("/postgres/notes", "/auth/signup", "/functions/f"):
+        answer = call(site, control, "POST", path, {})
+        assert (answer.status, answer.json["code"]) == (403, "project_suspended"), path
+    preflight = site.call(
+        "OPTIONS", "/postgres/notes",
+        {"origin": "http://a.example", "access-control-request-method": "GET"},
+        host="stated.localhost",
+    )  # fmt: skip
+    assert preflight.status == 204
+    run(life.step(slug, "resume", "test"))
+    until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200)
+
+
+def test_over_its_disk_quota_a_project_reads_and_deletes(site, control, life, slug):
+    record = run(control.projects.find(slug))
+    run(life.read_only(record.id, True, {}))
+    until(lambda: call(site, control, "POST", "/postgres/notes", {"id": 9}).status == 507)
+    for method, path in (
+        ("POST", "/postgres/notes"), ("PATCH", "/postgres/notes?id=eq.1"),
+        ("PUT", "/postgres/notes?id=eq.1"), ("POST", "/auth/signup"),
+        ("POST", "/postgres/rpc/note"),
+    ):  # fmt: skip
+        answer = call(site, control, method, path, {"n": 9} if "rpc" in path else {"id": 1})
+        assert (answer.status, answer.json["code"]) == (507, "quota_exceeded"), (method, path)
+    assert len(call(site, control, "GET", "/postgres/notes").json) == 3
+    assert call(site, control, "POST", "/postgres/rpc/reads", {}).json == 3
+    assert call(site, control, "DELETE", "/postgres/notes?id=eq.3").status == 204
+    assert call(site, control, "GET", "/postgres/notes").json[-1]["id"] == 2
+    assert call(site, control, "POST", "/auth/login", {}).status != 507
+    run(life.read_only(record.id, False, {}))
+    until(lambda: call(site, control, "POST", "/postgres/notes", {"id": 3}).status == 201)
+    assert call(site, control, "POST", "/postgres/rpc/note", {"n": 4}).json == 4
+
+
+def wakings(control):
+    with psycopg.connect(control.dsn) as db:
+        return db.execute(
+            "select count(*) from audit where project = 'stated' and action = 'project.wake'"
+        ).fetchone()[0]
+
+
+def connections(control):
+    record = control.records["stated"]
+    with psycopg.connect(control.cluster.admin_dsn) as admin:
+        return admin.execute(
+            "select count(*) from pg_stat_activity where datname = %s", (record.database,)
+        ).fetchone()[0]
+
+
+def test_hundreds_of_requests_wake_a_sleeping_project_once(site, control, life, slug):
+    before = wakings(control)
+    run(life.step(slug, "sleep", "test"))
+    until(lambda: connections(control) == 0)
+    time.sleep(0.3)  # the workers have been told
+    with ThreadPoolExecutor(100) as many:
+        answers = list(many.map(
+            lambda _: call(site, control, "GET", "/postgres/notes?id=eq.1").status, range(300)
+        ))  # fmt: skip
+    assert set(answers) <= {200, 429}
+    assert answers.count(200) > 100
+    assert wakings(control) == before + 1
+
+
+def test_a_bad_key_does_not_wake(site, control, life, slug):
+    run(life.step(slug, "sleep", "test"))
+    time.sleep(0.3)
+    assert (
+        site.call("GET", "/postgres/notes", {"apikey": "x"}, host="stated.localhost").status == 401
+    )
+    assert run(control.projects.find(slug)).state == "sleeping"
+    assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
+
+
+def test_waking_is_bounded_when_the_control_database_is_away(site, control, life, slug):
+    run(life.step(slug, "sleep", "test"))
+    time.sleep(0.3)
+    name = psycopg.conninfo.conninfo_to_dict(control.dsn)["dbname"]
+    with psycopg.connect(control.cluster.admin_dsn, autocommit=True) as admin:
+        admin.execute(f'alter database "{name}" allow_connections false')
+        try:
+            answer = call(site, control, "GET", "/postgres/notes?id=eq.1")
+            assert (answer.status, answer.json["code"]) == (503, "project_waking")
+            assert answer.headers["retry-after"] == "5"
+        finally:
+            admin.execute(f'alter database "{name}" allow_connections true')
+    until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200)
+
+
+def test_the_rate_of_requests_is_bounded_on_every_way(site, control, life, slug):
+    # Two workers share the connections, so each sees about half.
+    limit(life, requests_per_second=5)
+    time.sleep(0.5)
+    answers = [call(site, control, "GET", "/postgres/notes?id=eq.1") for _ in range(60)]
+    statuses = [answer.status for answer in answers]
+    assert set(statuses) == {200, 429}
+    assert 20 <= statuses.count(200) <= 35
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert refused.json["code"] == "rate_limited"
+    assert int(refused.headers["retry-after"]) == 1
+    limit(life)
+    time.sleep(0.5)
+    assert {call(site, control, "GET", "/postgres/notes?id=eq.1").status for _ in range(60)} == {
+        200
+    }
+
+
+def test_connections_queue(site, control, life, slug):
+    limit(life, connections=1)
+    time.sleep(0.5)
+    answers = []
+
+    def ask():
+        answers.append(call(site, control, "GET", "/postgres/notes?order=id").status)
+
+    threads = [threading.Thread(target=ask) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(answers) == {200}
+    limit(life)
+
+
+def test_requests_are_counted(site, control, life, slug):
+    def counted():
+        with psycopg.connect(control.dsn) as db:
+            found = db.execute(
+                "select coalesce(sum(value), 0) from usage where counter = 'requests' and "
+                "project_id = %s", (control.records[slug].id,),
+            ).fetchone()  # fmt: skip
+            return int(found[0])
+
+    time.sleep(3.5)
+    before = counted()
+    for _ in range(20):
+        assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
+    until(lambda: counted() == before + 20, 8.0)
