@@ -79,7 +79,8 @@ class Response:
     """What a service answers. Exactly one of body, stream and file is used.
 
     headers: lower-case names, any number of each. stream: an asynchronous iterable of bytes,
-    written with back-pressure and closed; one with `path` and `size` is sent as the file it is.
+    written with back-pressure and closed; one with `path` and `size` is sent as the file it is,
+    one with `size` alone has that many bytes, and the headers tell it.
     file: (path, offset, length) served from disk by the HTTP server.
     """
 

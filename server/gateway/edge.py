@@ -178,7 +178,8 @@ class Edge:
         ):
             asked = headers.get("access-control-request-headers")
             request.cors = site.cors.preflight(origin, asked)
-            return Response(204)
+            if not route.own_cors:
+                return Response(204)
         if len(rest) + len(request.query) > limits.MAX_URL:
             raise limits.url_too_long()
         if "\ufffd" in rest or "\x00" in rest:

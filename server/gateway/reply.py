@@ -10,6 +10,7 @@ from typing import Any
 from ichicore.errors import ApiError
 from server.base.cors import VARY
 from server.base.http import Headers, Response, error_response
+from server.gateway import pipe
 from server.gateway.request import EdgeRequest
 
 USUAL = frozenset({
@@ -55,9 +56,9 @@ def _sealed(response: Response, request: EdgeRequest) -> Headers:
     cors = request.cors
     route = request.route
     if route is not None and route.own_cors is not None:
-        named = any(name == "access-control-allow-origin" for name, _ in headers)
+        named = [value for name, value in headers if name == "access-control-allow-origin"]
         if route.own_cors and named:
-            cors = (VARY,)
+            cors = () if named == ["*"] else (VARY,)
         else:
             headers = [pair for pair in headers if not pair[0].startswith("access-control-")]
     if request.id:
@@ -102,7 +103,8 @@ def _send_file(
 
 
 async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -> int:
-    """Sends an answer that is an iterable of chunks; always closes it."""
+    """Sends an answer that is an iterable of chunks; always closes it. One with `size` has told
+    its length in the headers."""
     stream: Any = response.stream
     if hasattr(stream, "path"):
         return send_spooled(protocol, response, request)
@@ -113,6 +115,8 @@ async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -
             protocol.response_empty(status, headers)
         elif any(n == "content-type" and v.startswith("text/event-stream") for n, v in headers):
             await _send_live(protocol, status, headers, stream)
+        elif hasattr(stream, "size"):
+            await pipe.send(protocol, status, headers, aiter(stream))
         else:
             await _send_bulk(protocol, status, headers, stream)
     finally:

@@ -1,0 +1,325 @@
+"""Uploads: from the first byte to the moment the object is there, or nothing is left.
+
+The blob's name is noted in the database before its first byte is written. The bytes go to the
+store in batches, hashed on the way, and become the object's content in one transaction at the end;
+whatever happens before leaves a note by which the sweep removes what was written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import errno
+import hashlib
+import time
+import uuid
+from typing import Any, NamedTuple
+
+import orjson
+
+from ichicore.errors import ApiError
+from server.base.http import JSON, Request, Response
+from server.storage import inputs, paths
+from server.storage.database import statement, sure
+from server.storage.room import BUFFERS, UPLOADS, UPLOADS_OF_PROJECT, Room, Tenant, log
+from server.storage.stores import Sink, StoreError, away, full
+from server.storage.sweep import GRACE
+from server.storage.tokens import etag, new_version
+
+IDLE = 20.0  # seconds without a byte after which an upload is given up
+SLOWEST = 8 << 10  # bytes a second that an upload must reach on average, after START
+START = 30.0  # seconds
+STORING = 300.0  # seconds for what follows the last byte
+LEAST_BATCH = 64 << 10  # bytes written to the store at once
+MOST_BATCH = 1 << 20
+PENDING = 10_000  # upload URLs of one project that may be open at once
+
+RESERVE = statement(
+    """select outcome, most from storage.reserve($1::uuid, $2, $3, $4::bigint, $5, $6::bytea,
+      $7::uuid, $8, $9::float8, $10::float8, $11::bigint, $12::bigint, $13::bigint)"""
+)
+BEGIN = statement(
+    """select outcome, encode(wanted, 'hex')
+    from storage.begin_upload($1::uuid, $2, $3::float8)"""
+)
+ABANDON = statement("select storage.abandon_upload($1::uuid, $2, $3::boolean)")
+FINISH = statement(
+    """select outcome, object_id, delta, created
+    from storage.finish_upload($1::uuid, $2, $3::bytea, $4::bigint, $5::float8)"""
+)
+
+
+class Upload(NamedTuple):
+    """One attempt. id: of the reservation. sha256: what the content must have, or None.
+    again: whether its URL may be used again after a failure."""
+
+    id: str
+    version: str
+    bucket: str
+    path: str
+    size: int
+    sha256: bytes | None
+    again: bool
+
+
+async def reserve(
+    tenant: Tenant, bucket: str, path: str, size: int, content_type: str, sha256: bytes | None,
+    owner: str | None, *, version: str | None = None,
+) -> str:  # fmt: skip
+    """Room for one upload under the quota and the bucket's rules; its id. version: of an upload
+    that begins at once."""
+    id = str(uuid.uuid4())
+    seconds = tenant.settings.upload_seconds if version is None else lease(size)
+    tenant.dirty = True
+    row = await tenant.database.row(
+        RESERVE, id, bucket, path, size, content_type, sha256, owner, version,
+        float(tenant.settings.upload_seconds), float(seconds), tenant.quota, PENDING,
+        min(tenant.settings.file_size_limit or inputs.LARGEST, inputs.LARGEST),
+    )  # fmt: skip
+    outcome = sure(row[0])
+    if outcome == "ok":
+        return id
+    if outcome == "too_large":
+        raise ApiError(
+            413, "file_too_large", f"Files of this bucket have at most {sure(row[1])} bytes."
+        )
+    if outcome == "type_refused":
+        raise ApiError(415, "content_type_refused", "The bucket does not take files of this type.")
+    if outcome == "too_many":
+        raise ApiError(
+            429, "too_many_uploads", "Too many uploads are open.", headers=(("retry-after", "60"),)
+        )
+    raise over_quota(sure(row[1]))
+
+
+def over_quota(left: str | None = None) -> ApiError:
+    rest = "" if left is None else f" A file of at most {left} bytes fits at this path."
+    return ApiError(413, "storage_quota_exceeded", f"The project's storage is full.{rest}")
+
+
+def lease(size: int) -> float:
+    """Seconds an upload of this size may take before it is taken for dead."""
+    return START + size / SLOWEST + STORING
+
+
+def declared(request: Request) -> int:
+    """The length of the body, which every upload must declare."""
+    text = request.headers.get("content-length")
+    if text is None:
+        raise ApiError(411, "length_required", "An upload declares its Content-Length.")
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise ApiError(400, "bad_request", "The Content-Length is not a number.")
+    return int(text)
+
+
+def digests(request: Request) -> list[tuple[str, bytes]]:
+    """The checksums that the request's headers state: (algorithm, digest) each."""
+    found = []
+    for part in request.headers.get("content-digest", "").split(","):
+        name, equals, value = part.strip().partition("=")
+        if name.lower() == "sha-256" and equals:
+            found.append(("sha256", _decoded(value.strip(": "), 32)))
+    text = request.headers.get("content-md5")
+    if text is not None:
+        found.append(("md5", _decoded(text.strip(), 16)))
+    return found
+
+
+def _decoded(text: str, length: int) -> bytes:
+    with contextlib.suppress(binascii.Error, ValueError):
+        digest = base64.b64decode(text, validate=True)
+        if len(digest) == length:
+            return digest
+    raise ApiError(400, "bad_request", "A checksum in the headers is not valid.")
+
+
+async def put_signed(room: Room, tenant: Tenant, request: Request, token: str) -> Response:
+    """PUT of an upload URL. What can be refused is refused before the body is read."""
+    grant = tenant.signer.open_upload(token, time.time())
+    _check_encoding(request)
+    if declared(request) != grant.size:
+        raise ApiError(
+            400, "content_length_mismatch", f"This URL takes exactly {grant.size} bytes."
+        )
+    given = request.headers.get("content-type", "")
+    if inputs.essence(given) != inputs.essence(grant.content_type):
+        raise ApiError(
+            415, "content_type_mismatch", f"This URL takes a file of type {grant.content_type}."
+        )
+    stated = digests(request)
+    with _place(room, tenant):
+        version = new_version()
+        row = await tenant.database.row(BEGIN, grant.id, version, lease(grant.size))
+        outcome = sure(row[0])
+        if outcome == "expired":
+            raise ApiError(401, "token_expired", "The token has expired.")
+        if outcome == "gone":
+            raise ApiError(409, "upload_used", "This upload URL has been used.")
+        if outcome == "busy":
+            raise ApiError(409, "upload_in_progress", "An upload to this URL is under way.")
+        wanted = bytes.fromhex(sure(row[1])) if row[1] is not None else None
+        upload = Upload(grant.id, version, grant.bucket, grant.path, grant.size, wanted, again=True)
+        return await _take(room, tenant, request, upload, stated)
+
+
+async def put_direct(
+    room: Room, tenant: Tenant, request: Request, bucket: str, path: str
+) -> Response:
+    """PUT with the secret key, without a URL minted before."""
+    try:
+        bucket, path = paths.bucket(bucket), paths.path(path)
+    except (paths.PathError, UnicodeEncodeError) as error:
+        raise ApiError(400, "invalid_path", f"The bucket or the path {error}.") from None
+    _check_encoding(request)
+    size = declared(request)
+    given = request.headers.get("content-type") or "application/octet-stream"
+    content_type = inputs.content_type(given)
+    if content_type is None:
+        raise ApiError(400, "bad_request", "The Content-Type is not a media type.")
+    stated = digests(request)
+    with _place(room, tenant):
+        version = new_version()
+        id = await reserve(tenant, bucket, path, size, content_type, None, None, version=version)
+        upload = Upload(id, version, bucket, path, size, None, again=False)
+        return await _take(room, tenant, request, upload, stated)
+
+
+def _check_encoding(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "content_encoding_refused", "Send the file as it is, not encoded.")
+    if "content-range" in request.headers:
+        raise ApiError(400, "bad_request", "A file is uploaded whole, not in ranges.")
+
+
+@contextlib.contextmanager
+def _place(room: Room, tenant: Tenant) -> Any:
+    """One of the uploads that a worker and a project may have under way."""
+    if room.uploads >= UPLOADS or tenant.uploads >= UPLOADS_OF_PROJECT:
+        raise ApiError(
+            503, "unavailable", "Too many uploads are under way.", headers=(("retry-after", "5"),)
+        )
+    room.uploads += 1
+    tenant.uploads += 1
+    try:
+        yield
+    finally:
+        room.uploads -= 1
+        tenant.uploads -= 1
+
+
+async def _take(
+    room: Room, tenant: Tenant, request: Request, upload: Upload, stated: list[tuple[str, bytes]]
+) -> Response:
+    """Receives, stores and publishes; or leaves nothing."""
+    project = tenant.project.id
+    sink = room.store.sink(project, upload.version, upload.size)
+    asked = False  # whether the database may have made the blob an object
+    try:
+        hashes = await _receive(room, request, upload, sink, stated)
+        digest = hashes["sha256"].digest()
+        for name, expected in stated:
+            if hashes[name].digest() != expected:
+                raise _mismatch()
+        if upload.sha256 is not None and digest != upload.sha256:
+            raise _mismatch()
+        await sink.commit()
+        asked = True
+        row = await tenant.database.row(
+            FINISH, upload.id, upload.version, digest, tenant.quota, GRACE
+        )
+    except BaseException as error:
+        # Its client may be gone and this task cancelled: the cleaning is a task of its own.
+        cleaning = room.spawn(_give_up(tenant, upload, None if asked else sink))
+        if isinstance(error, asyncio.CancelledError):
+            raise
+        await asyncio.shield(cleaning)
+        if isinstance(error, OSError):
+            log.warning("an upload of project %s failed: %s", project, error)
+            raise (full() if error.errno in (errno.ENOSPC, errno.EDQUOT) else away()) from None
+        if isinstance(error, StoreError):
+            log.warning("an upload of project %s failed: %s", project, error)
+            raise away() from None
+        raise
+    tenant.dirty = True
+    outcome = sure(row[0])
+    if outcome == "over_quota":
+        raise over_quota()
+    if outcome == "gone":
+        raise ApiError(408, "upload_timeout", "The upload took too long.")
+    room.used(tenant, int(sure(row[2])), 1 if row[3] == b"t" else 0)
+    await room.changed(tenant, upload.bucket, [upload.path])
+    tag = etag(digest.hex())
+    body = {
+        "id": sure(row[1]), "bucket": upload.bucket, "path": upload.path, "size": upload.size,
+        "etag": tag, "sha256": digest.hex(),
+    }  # fmt: skip
+    return Response(200, [JSON, ("etag", tag), ("cache-control", "no-store")], orjson.dumps(body))
+
+
+def _mismatch() -> ApiError:
+    return ApiError(400, "checksum_mismatch", "The content does not have the stated checksum.")
+
+
+async def _receive(
+    room: Room, request: Request, upload: Upload, sink: Sink, stated: list[tuple[str, bytes]]
+) -> dict[str, Any]:
+    """The body into the sink, in batches, one being written while the next one arrives; the
+    checksums on the way. ApiError when it ends early, is too long or too slow."""
+    hashes: dict[str, Any] = {"sha256": hashlib.sha256()}
+    for name, _ in stated:
+        hashes.setdefault(name, hashlib.new(name, usedforsecurity=False))
+    loop = asyncio.get_running_loop()
+    running = tuple(hashes.values())
+    batch = max(LEAST_BATCH, min(MOST_BATCH, BUFFERS // (2 * max(1, room.uploads))))
+    deadline = loop.time() + START + upload.size / SLOWEST
+    parts: list[bytes] = []
+    held = 0
+    writing: asyncio.Future[None] | None = None
+
+    def write(parts: list[bytes]) -> None:
+        for one in running:
+            for part in parts:
+                one.update(part)
+        sink.write(parts)
+
+    try:
+        try:
+            async with asyncio.timeout_at(min(deadline, loop.time() + IDLE)) as limit:
+                async for chunk in request.read_stream(upload.size):
+                    parts.append(chunk)
+                    held += len(chunk)
+                    if held >= batch:
+                        limit.reschedule(None)
+                        if writing is not None:
+                            await asyncio.shield(writing)
+                        writing = loop.run_in_executor(room.store.executor, write, parts)
+                        parts, held = [], 0
+                    limit.reschedule(min(deadline, loop.time() + IDLE))
+        except TimeoutError:
+            raise ApiError(408, "upload_timeout", "The upload took too long.") from None
+        if writing is not None:
+            await asyncio.shield(writing)
+        if parts:
+            writing = loop.run_in_executor(room.store.executor, write, parts)
+            await asyncio.shield(writing)
+    finally:
+        if writing is not None and not writing.done():
+            await asyncio.wait([writing])  # the sink is not to be touched while it writes
+    return hashes
+
+
+async def _give_up(tenant: Tenant, upload: Upload, sink: Sink | None) -> None:
+    """Leaves nothing of an upload. sink: None once the database was asked to publish the blob,
+    for then only the database knows whether it is an object's content."""
+    tenant.dirty = True
+    if sink is not None:
+        try:
+            await sink.abort()
+        except (OSError, StoreError) as error:
+            log.warning("what is left of an upload waits for the sweep: %s", error)
+    try:
+        await tenant.database.rows(ABANDON, upload.id, upload.version, upload.again)
+    except Exception as error:
+        log.warning("a reservation waits until it runs out: %s", error)
