@@ -120,7 +120,7 @@ def test_empty_files_only_with_the_key(files):
     assert (
         files.send("GET", files.signed("empty", "none"), headers={"range": "bytes=0-"}).status
         == 416
-    )  # noqa: E501
+    )
 
 
 @pytest.mark.parametrize("name", ["get-url", "get-put-url", "delete", "head", "list", "move"])
@@ -128,7 +128,7 @@ def test_only_the_secret_key_may_call(files, name):
     for key, status, code in (
         (None, 401, "missing_api_key"),
         (files.anon, 403, "service_key_required"),
-    ):  # noqa: E501
+    ):
         answer = files.call(name, {"bucket": "b1", "path": "p"}, key=key)
         assert (answer.status, answer.code) == (status, code)
     answer = files.send("GET", f"/storage/{name}", None, {"apikey": files.secret})
@@ -147,7 +147,7 @@ def test_a_user_token_may_not_call(files):
     claims["role"] = "service_role"
     answer = files.call(
         "get-url", {"bucket": "b1", "path": "p"}, key=jwt.encode(claims, secret, "HS256")
-    )  # noqa: E501
+    )
     assert answer.status == 401
 
 
