@@ -21,6 +21,7 @@ GROUP_OF = {name: group for group, members in GROUPS.items() for name in members
 ACTIONS = (*OPERATIONS, *GROUPS, "write")
 COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,119}")
 MEMBERS = ("when", "filter", "set", "check", "read_fields", "write_fields")
+HIDING = "hiding"  # key for the rules of findOne, when they hide fields
 MOST_FIELDS = 500
 NO_RULE = "no rule allows this operation"
 NO_WHEN = "no rule holds for this identity"
@@ -214,13 +215,25 @@ class Policy:
         kind = GROUP_OF.get(action) or GROUP_OF.get(operation)
         if kind is None:
             return Decision(False, NO_RULE)
+        request = {"operation": operation, "collection": collection}
         for rule in rules:
             when = rule.when
-            if when is None or when.test(
-                None, identity, None, {"operation": operation, "collection": collection}
-            ):
-                return rule.decide(kind, identity)
+            if when is None or when.test(None, identity, None, request):
+                decision = rule.decide(kind, identity)
+                if kind != "read" and decision.read is None and HIDING in actions:
+                    decision.read = _hidden(actions[HIDING], identity, request)
+                return decision
         return Decision(False, NO_WHEN)
+
+
+def _hidden(
+    rules: tuple[Rule, ...], identity: Context, request: dict[str, str]
+) -> FieldRule | None:
+    """What the rule for reading hides from an identity: a write must not tell of it either."""
+    for rule in rules:
+        if rule.when is None or rule.when.test(None, identity, None, request):
+            return rule.read
+    return None
 
 
 NOTHING = Policy(1, {}, None, 0)
@@ -299,6 +312,9 @@ def _entry(
             if action in given:
                 actions[operation] = given[action]
                 break
+    reading = actions.get("findOne", ())
+    if any(rule.read is not None for rule in reading):
+        actions[HIDING] = reading
     return actions, sum(map(len, given.values()))
 
 
