@@ -5,6 +5,7 @@
 #include <libpq-fe.h>
 
 #include "jsonbuf.h"
+#include "jsontext.h"
 
 enum {
     PJ_OK = 0,
@@ -50,7 +51,10 @@ int pj_row(jb_buf *out, const PGresult *res, int row, const pj_column *columns, 
            int strip);
 
 /* A JSON string, quotes included. */
-int pj_string(jb_buf *out, const unsigned char *p, size_t len);
+static inline int pj_string(jb_buf *out, const unsigned char *p, size_t len)
+{
+    return jt_string(out, p, len);
+}
 
 /* Parts that live in files of their own. */
 int pj_float4(jb_buf *out, const pj_codec *codec, const unsigned char *p, int len);

@@ -1,4 +1,4 @@
-# distutils: sources = csrc/pgjson.c csrc/pgjson_number.c csrc/pgjson_time.c csrc/pgjson_net.c
+# distutils: sources = csrc/pgjson.c csrc/jsontext.c csrc/pgjson_number.c csrc/pgjson_time.c csrc/pgjson_net.c
 # distutils: libraries = pq
 """Rows of a binary result as JSON, equal to what Postgres' to_json writes.
 
@@ -17,6 +17,8 @@ from ichicore.pg.libpq cimport (
     pj_builtin, pj_row, pj_set_pow10, pj_string, pj_text,
 )
 
+from ichicore import powers
+
 ZONE = PJ_ZONE
 INTERVAL = PJ_INTERVAL
 BYTEA = PJ_BYTEA
@@ -24,23 +26,8 @@ FLOAT = PJ_FLOAT
 DOCUMENT = PJ_DOCUMENT
 
 
-def _fill_powers():
-    """Powers of ten as 128-bit numbers with the top bit set, rounded up."""
-    for exponent in range(PJ_POW10_MIN, PJ_POW10_MAX + 1):
-        if exponent >= 0:
-            power = 10 ** exponent
-            shift = power.bit_length() - 128
-            scaled = -(-power >> shift) if shift > 0 else power << -shift
-        else:
-            power = 10 ** -exponent
-            shift = power.bit_length() + 127
-            scaled = -(-(1 << shift) // power)
-            if scaled.bit_length() > 128:
-                scaled = -(-(1 << (shift - 1)) // power)
-        pj_set_pow10(exponent, scaled >> 64, scaled & 0xFFFFFFFFFFFFFFFF)
-
-
-_fill_powers()
+for _power in powers.table(PJ_POW10_MIN, PJ_POW10_MAX):
+    pj_set_pow10(_power[0], _power[1], _power[2])
 
 
 def json_string(bytes text not None) -> bytes:

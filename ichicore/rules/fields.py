@@ -19,11 +19,12 @@ def overlaps(a: str, b: str) -> bool:
 
 
 class FieldRule:
-    __slots__ = ("_deny_plain", "_tree", "allow", "deny")
+    __slots__ = ("_deny_plain", "_tree", "allow", "deny", "encoder")
 
     def __init__(self, allow: tuple[str, ...] = (), deny: tuple[str, ...] = ()) -> None:
         self.allow = tuple(allow)
         self.deny = tuple(deny)
+        self.encoder: object = None  # for the answers' encoder to keep its own form
         self._deny_plain = tuple(plain(path) for path in self.deny)
         self._tree: dict[str, Any] = {}
         for path in self.allow or self.deny:
