@@ -22,7 +22,7 @@ from argon2 import PasswordHasher
 from bench.bench_http import Node, call
 from bench.loads import LoadError, wrk
 from bench.report import run_parts, show
-from server.auth.passwords import LANES, MEMORY_KIB, PASSES
+from server.auth.hashing import LANES, MEMORY_KIB, PASSES
 
 PASSWORD = "tangerine lamp 41"
 OPEN = {"count": 1_000_000, "seconds": 1}

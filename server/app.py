@@ -20,6 +20,7 @@ from server.base.hosts import HostRule
 from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
+from server.base.revocations import Revocations
 from server.base.usage import Usage
 from server.control import records
 from server.gateway.edge import Edge
@@ -61,19 +62,25 @@ class Worker:
             self.events,
             self.metrics,
             body_limit=config.body_limit,
-            ready=self.directory.ready.is_set,
+            ready=self.ready,
             wants_line=self.logger.wants,
             wake=self.directory.wake,
         )
         self.usage = Usage(config.control_dsn, self.events)
         self.usage.sources.append(lambda: [(id, "requests", n) for id, n in self.edge.requests()])
+        self.revocations = Revocations(config.control_dsn, self.bus, self.edge.revoked, self.events)
         self.context = WorkerContext(
-            config, self.directory, self.pools, self.bus, self.edge.verify, self.usage
-        )
+            config, self.directory, self.pools, self.bus, self.edge.verify, self.usage,
+            self.revocations,
+        )  # fmt: skip
         self.bus.subscribe(TOKEN_REVOKED, self.edge.revoked)
         self._file = MetricsFile(self.metrics, config.metrics_dir)
         self._writer: asyncio.Task[None] | None = None
         self._started = 0  # of context.on_start
+
+    def ready(self) -> bool:
+        """Whether the projects, and the tokens that are refused, have been read."""
+        return self.directory.ready.is_set() and self.revocations.ready.is_set()
 
     def open_express(self) -> ExpressWay:
         """The short way of plain reads."""
@@ -97,10 +104,15 @@ class Worker:
         self.directory.start()
         self.edge.start()
         self.usage.start()
+        self.revocations.start()
         self._writer = asyncio.get_running_loop().create_task(self._write(), name="metrics")
         ready = [
             asyncio.ensure_future(event.wait())
-            for event in (self.bus.connected, self.directory.ready)
+            for event in (
+                self.bus.connected,
+                self.directory.ready,
+                self.revocations.ready,
+            )
         ]
         _, late = await asyncio.wait(ready, timeout=START_WAIT)
         for task in late:
@@ -119,6 +131,7 @@ class Worker:
                 self.events.emit(Failed("stopping a service", traceback.format_exc()))
         await self.edge.stop()
         await self.usage.stop()
+        await self.revocations.stop()
         await self.directory.stop()
         await self.bus.stop()
         await self.pools.close()

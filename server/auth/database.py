@@ -35,11 +35,13 @@ class Database:
         self._pools = pools
         self._project = project
 
-    async def rows(self, what: Statement, *params: Value) -> Rows:
-        """Runs one statement in a transaction of its own."""
+    async def rows(self, what: Statement, *params: Value, durable: bool = False) -> Rows:
+        """Runs one statement in a transaction of its own. durable: its commit waits for the disk,
+        so nothing quick is sent behind it on the same connection."""
         group = Group("")
         group.add(what, tuple([None if value is None else encode(value) for value in params]))
-        results = await self._pools.system(self._project).run(group, timeout=TIMEOUT)
+        pool = self._pools.system(self._project)
+        results = await pool.run(group, slow=durable, timeout=TIMEOUT)
         return results[0].values
 
     async def together(self, *steps: tuple[Statement, tuple[Value, ...]]) -> list[Rows]:

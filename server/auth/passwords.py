@@ -1,109 +1,85 @@
-"""Password hashes: argon2id in a bounded pool of threads, and what a password must be.
-
-The hash takes about 25 ms of a core and 19 MiB. It runs in few threads of low priority, so that
-the event loop and the database are served first while sign-ins saturate the machine; what does
-not fit the queue is refused at once.
-"""
+"""What a password must be, and its hash: made by the node's process for that (main.py), or in
+threads of the worker's own while there is none."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
-import secrets
-import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
-import bcrypt
-from argon2 import PasswordHasher, Type
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHashError
 
 from ichicore.errors import ApiError
+from server.auth.hashing import Busy, HashThreads
+from server.auth.hashsocket import Away, HashClient
 from server.auth.inputs import normalized_password
 
-MEMORY_KIB = 19_456  # with two passes and one lane: the OWASP minimum for argon2id
-PASSES = 2
-LANES = 1
-NICENESS = 15
-QUEUE_PER_THREAD = 20  # about half a second of waiting
 MIN_LENGTH, MAX_LENGTH = 8, 128
-MAX_ATTEMPT = 1_024  # imported passwords may be longer than what we take now
-
-Answer = TypeVar("Answer")
 
 
 class Passwords:
-    """Hashes and verifies. One per worker process; threads: at most that many hashes at once."""
+    """Hashes and verifies, for one worker. socket: where the process listens."""
 
-    def __init__(self, threads: int | None = None, queue: int | None = None) -> None:
-        self.threads = threads or max(1, os.cpu_count() or 1)
-        self.queue = queue if queue is not None else self.threads * QUEUE_PER_THREAD
-        self.waiting = 0
-        self._hasher = PasswordHasher(
-            time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID
-        )
-        self._pool = ThreadPoolExecutor(self.threads, "password", initializer=_give_way)
-        # Verified in place of a missing hash, so that unknown addresses take the same time.
-        self._nobody = self._hasher.hash(secrets.token_hex(16))
+    def __init__(self, socket: Path | None = None) -> None:
+        self._client = None if socket is None else HashClient(socket)
+        self._own: HashThreads | None = None
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
+        if self._own is not None:
+            self._own.close()
 
     async def hash(self, password: str) -> str:
-        """The argon2id hash of a password that `check_strength` let pass."""
-        return await self._run(self._hasher.hash, normalized_password(password))
+        """The argon2id hash of a password that `check_strength` let pass. ApiError 429."""
+        answer = await self._ask(hash=password)
+        if answer is not None:
+            return str(answer["hash"])
+        own = self._threads()
+        return str(await self._try(own, own.hasher.hash, password))
 
     async def verify(self, password: str, stored: str | None) -> tuple[bool, bool]:
         """(right, stored should be replaced by a new hash). stored None costs the same and is
-        never right."""
-        if len(password) > MAX_ATTEMPT:
-            password, stored = password[:MAX_ATTEMPT], None
-        return await self._run(self._verify, password, stored)
+        never right. ApiError 429."""
+        answer = await self._ask(verify=password, stored=stored)
+        if answer is not None:
+            return answer["right"] is True, answer["stale"] is True
+        own = self._threads()
+        right, stale = await self._try(own, own.hasher.verify, password, stored)
+        return right, stale
 
-    def _verify(self, password: str, stored: str | None) -> tuple[bool, bool]:
-        if stored is None:
-            self._verify_argon(password, self._nobody)
-            return False, False
-        if stored.startswith(("$2a$", "$2b$", "$2y$")):
-            # bcrypt reads 72 bytes and this library refuses more instead of cutting
-            try:
-                return bcrypt.checkpw(password.encode()[:72], stored.encode()), True
-            except ValueError:
-                return False, False
-        right = self._verify_argon(normalized_password(password), stored)
-        return right, right and self._hasher.check_needs_rehash(stored)
-
-    def _verify_argon(self, password: str, stored: str) -> bool:
+    async def _ask(self, **message: Any) -> dict[str, Any] | None:
+        """None when there is no process to ask."""
+        if self._client is None:
+            return None
         try:
-            return self._hasher.verify(stored, password)
-        except (VerificationError, InvalidHashError):
-            return False
+            return await self._client.ask(**message)
+        except Away:
+            return None
+        except Busy:
+            raise _busy() from None
 
-    async def _run(self, work: Callable[..., Answer], *arguments: object) -> Answer:
-        if self.waiting >= self.queue:
-            raise ApiError(
-                429,
-                "rate_limited",
-                "Too many sign-ins at this moment; try again shortly.",
-                headers=(("retry-after", "1"),),
-            )
-        self.waiting += 1
+    def _threads(self) -> HashThreads:
+        if self._own is None:
+            self._own = HashThreads()
+        return self._own
+
+    @staticmethod
+    async def _try(own: HashThreads, work: Callable[..., Any], *arguments: object) -> Any:
         try:
-            future = self._pool.submit(work, *arguments)
-            return await asyncio.wrap_future(future)
-        finally:
-            self.waiting -= 1
+            return await own.run(work, *arguments)
+        except Busy:
+            raise _busy() from None
 
 
-def _give_way() -> None:
-    """Lower the priority of this thread alone; only Linux has a priority per thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+def _busy() -> ApiError:
+    return ApiError(
+        429, "rate_limited", "Too many sign-ins at this moment; try again shortly.",
+        headers=(("retry-after", "1"),),
+    )  # fmt: skip
 
 
 def check_strength(password: str, *context: str | None) -> None:

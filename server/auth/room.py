@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+
+import psycopg
 
 from ichicore.errors import ApiError
 from server.auth import inputs, settings
@@ -15,13 +17,13 @@ from server.auth.outbound import Outbound
 from server.auth.passwords import Passwords
 from server.auth.settings import AuthSettings
 from server.base import migrations
-from server.base.context import TOKEN_REVOKED, WorkerContext
+from server.base.context import WorkerContext
 from server.base.http import Request
 from server.base.project import Project
 
 log = logging.getLogger("ichibase.auth")
 MAX_BACKGROUND = 1_000  # messages under way in one worker
-PUBLISH_RETRIES = (0.2, 0.5, 1.0, 2.0, 5.0)
+LONGEST_PAUSE = 5.0  # seconds between attempts to revoke
 
 
 class Tenant:
@@ -107,36 +109,41 @@ class Room:
             await asyncio.wait(set(self._tasks))
 
     async def revoke(self, project: Project, sessions: list[str], seconds: int) -> None:
-        """Tells all workers to refuse the access tokens of these sessions. seconds: how long one
-        may still live."""
-        until = time.time() + seconds
-        for session_id in sessions:
-            await self._publish({"project": project.id, "session_id": session_id, "exp": until})
+        """Makes all workers refuse the access tokens of these sessions. seconds: how long one may
+        still live."""
+        if sessions:
+            until = time.time() + seconds
+            await self._surely(
+                lambda: self.context.revocations.sessions(project.id, sessions, until), until
+            )
 
     async def revoke_user(self, project: Project, user_id: str, seconds: int) -> None:
-        """Tells all workers to refuse every access token that the user has now."""
+        """Makes all workers refuse every access token that the user has now."""
         now = time.time()
-        await self._publish(
-            {"project": project.id, "user_id": user_id, "before": now + 1, "exp": now + seconds}
+        await self._surely(
+            lambda: self.context.revocations.user(project.id, user_id, now + 1, now + seconds),
+            now + seconds,
         )
 
-    async def _publish(self, payload: dict[str, Any]) -> None:
+    async def _surely(self, revoke: Callable[[], Awaitable[None]], until: float) -> None:
+        """Tries again, after the answer, for as long as there are tokens to refuse."""
         try:
-            await self.context.bus.publish(TOKEN_REVOKED, payload)
-        except Exception as error:
-            log.warning("a revocation waits for the bus: %s", error)
-            self.later(self._publish_again(payload), "revocation")
+            await revoke()
+        except (OSError, psycopg.Error) as error:
+            log.warning("a revocation waits for the control database: %s", error)
+            self.later(self._again(revoke, until), "revocation")
 
-    async def _publish_again(self, payload: dict[str, Any]) -> None:
-        for pause in PUBLISH_RETRIES:
+    async def _again(self, revoke: Callable[[], Awaitable[None]], until: float) -> None:
+        pause = 0.2
+        while time.time() < until:
             await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
             try:
-                await self.context.bus.publish(TOKEN_REVOKED, payload)
-            except Exception as error:
-                log.warning("a revocation waits for the bus: %s", error)
-            else:
+                await revoke()
                 return
-        log.error("a revocation did not reach the workers: the tokens live until they expire")
+            except (OSError, psycopg.Error):
+                continue
+        log.error("a revocation did not reach the workers before its tokens expired")
 
     async def close(self) -> None:
         """Lets messages under way be sent for a moment, then ends them."""

@@ -13,6 +13,7 @@ from server.auth import accounts, factors, housekeeping, landing, oauth, session
 from server.auth import inputs as bodies
 from server.auth.answers import json, raw_json
 from server.auth.database import refusal
+from server.auth.hashsocket import socket_path
 from server.auth.passwords import Passwords
 from server.auth.providers import Providers
 from server.auth.room import Call, Room, log
@@ -205,7 +206,7 @@ def _jwks(project: Project) -> Response:
 
 async def create(context: WorkerContext) -> AuthService:
     """The service of one worker."""
-    room = Room(context, Passwords())
+    room = Room(context, Passwords(socket_path(context.config.data_dir)))
     context.directory.on_change(
         lambda project, slug: room.forget(slug) if project is None else None
     )

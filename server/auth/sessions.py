@@ -197,7 +197,7 @@ async def start(
     rows = await call.database.rows(
         START, user.id, expected_hash, new_hash, str(session), hashlib.sha256(body).digest(),
         family_key, float(min(settings.session_idle_seconds, total)), float(total), method,
-        call.user_agent, call.ip,
+        call.user_agent, call.ip, durable=True,
     )  # fmt: skip
     if not rows:
         return None

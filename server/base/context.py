@@ -50,10 +50,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.data_dir / "run" / "metrics"
 
 
-# Topic of the bus by which a service revokes access tokens before they expire. Payload:
+# Topic of the bus that tells of access tokens revoked before they expire. Payload:
 # {"project": <id>, "session_id": <id>} or {"project": <id>, "user_id": <id>, "before": <epoch
 # seconds>}; the latter refuses tokens issued before that time. "exp" may tell when the last of
-# the tokens expires (epoch seconds).
+# the tokens expires (epoch seconds). A service revokes by WorkerContext.revocations, which tells
+# workers that start later, too.
 TOKEN_REVOKED = "token.revoked"  # noqa: S105
 
 
@@ -73,6 +74,30 @@ class Bus(Protocol):
     def publish(self, topic: str, payload: dict[str, Any]) -> Awaitable[None]: ...
 
     def subscribe(self, topic: str, callback: Callable[[dict[str, Any]], None]) -> None: ...
+
+
+class Revoker(Protocol):
+    """Ends access tokens in all workers; see server/base/revocations.py."""
+
+    async def sessions(self, project_id: str, ids: list[str], until: float) -> None: ...
+
+    async def user(self, project_id: str, id: str, before: float, until: float) -> None: ...
+
+
+class BusRevoker:
+    """Tells the workers that run now and nobody later."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def sessions(self, project_id: str, ids: list[str], until: float) -> None:
+        for id in ids:
+            message = {"project": project_id, "session_id": id, "exp": until}
+            await self.bus.publish(TOKEN_REVOKED, message)
+
+    async def user(self, project_id: str, id: str, before: float, until: float) -> None:
+        message = {"project": project_id, "user_id": id, "before": before, "exp": until}
+        await self.bus.publish(TOKEN_REVOKED, message)
 
 
 class Pools(Protocol):
@@ -97,6 +122,7 @@ class WorkerContext:
     verify(project, token) gives the identity of a credential that came elsewhere than in a header
     (the realtime socket's ?token=): a project key or a user token; ApiError 401 when not valid.
     usage counts what projects use; it writes only where the worker has started it.
+    revocations ends access tokens before they expire.
     changes: the way to the realtime process.
     """
 
@@ -108,6 +134,7 @@ class WorkerContext:
         bus: Bus,
         verify: Callable[[Project, str], Identity] = _no_verifier,
         usage: Usage | None = None,
+        revocations: Revoker | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -115,6 +142,7 @@ class WorkerContext:
         self.bus = bus
         self.verify = verify
         self.usage = usage or Usage(config.control_dsn)
+        self.revocations: Revoker = revocations or BusRevoker(bus)
         self.changes = ChangeSink(socket_path(config.data_dir))
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = [self.changes.stop]

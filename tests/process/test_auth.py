@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
-from tests.process.running import RunningNode
+from tests.process.running import RunningNode, wait_until
 
 ANN, PASSWORD = "ann@example.com", "tangerine lamp 41"
 
 
 @pytest.fixture(scope="module")
 def node(module_folder):
-    running = RunningNode(module_folder)
+    running = RunningNode(module_folder, environment={"ICHIBASE_WORKERS": "2"})
     running.start()
     try:
         yield running
@@ -82,6 +84,38 @@ def test_a_user_made_on_the_command_line_signs_in(node):
     refused = node.cli("users", "show", "nobody@example.com", ok=False)
     assert refused.returncode == 1
     assert 'there is no user "nobody@example.com"' in refused.stderr
+
+
+def workers(node):
+    found = []
+    for one in node.process_of().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if one.name() == "ichibase-worker":
+                found.append(one)
+    return found
+
+
+def two_but(node, pid):
+    pids = [one.pid for one in workers(node)]
+    return len(pids) == 2 and pid not in pids
+
+
+def test_a_revoked_session_is_refused_by_workers_that_start_later(node):
+    email = "cid@example.com"
+    cli(node, "users", "create", email, "--password", PASSWORD, "--verified")
+    _, session = send(node, "POST", "/auth/login", {"email": email, "password": PASSWORD})
+    token, body = session["access_token"], {"refresh_token": session["refresh_token"]}
+    anon = node.project()["anon_key"]
+    headers = {"authorization": f"Bearer {token}", "apikey": anon}
+    assert node.get("/postgres/", headers)[0] == 200
+    assert send(node, "POST", "/auth/logout", body, token=token)[0] == 200
+    for old in workers(node):
+        old.kill()
+        assert wait_until(lambda pid=old.pid: two_but(node, pid), 30)
+        assert wait_until(lambda: node.get("/readyz")[0] == 200, 30)
+    for _ in range(20):  # connections are spread over both
+        status, raw = node.get("/postgres/", headers)
+        assert (status, json.loads(raw)["code"]) == (401, "invalid_token")
 
 
 def test_the_outbox_shows_what_would_have_been_sent(node):

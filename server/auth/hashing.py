@@ -1,0 +1,128 @@
+"""Password hashes in few threads of low priority.
+
+One hash takes about 25 ms of a core and 19 MiB. What does not fit the queue is refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import platform
+import secrets
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import bcrypt
+from argon2 import PasswordHasher, Type
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from server.auth.inputs import normalized_password
+
+MEMORY_KIB = 19_456  # with two passes and one lane: the OWASP minimum for argon2id
+PASSES = 2
+LANES = 1
+NICENESS = 15
+LONG_TURN = 100_000_000  # nanoseconds, the longest that the kernel takes
+SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+QUEUE_PER_THREAD = 20  # about half a second of waiting
+MAX_ATTEMPT = 1_024  # imported passwords may be longer than what we take now
+
+
+class Busy(Exception):
+    """More waits than can be hashed soon."""
+
+
+class Hasher:
+    """The work itself; blocks the calling thread."""
+
+    def __init__(self) -> None:
+        self._argon = PasswordHasher(
+            time_cost=PASSES, memory_cost=MEMORY_KIB, parallelism=LANES, type=Type.ID
+        )
+        # Verified in place of a missing hash, so that unknown addresses take the same time.
+        self._nobody = self._argon.hash(secrets.token_hex(16))
+
+    def hash(self, password: str) -> str:
+        """The argon2id hash of a password."""
+        return self._argon.hash(normalized_password(password))
+
+    def verify(self, password: str, stored: str | None) -> tuple[bool, bool]:
+        """(right, stored should be replaced by a new hash). stored None costs the same and is
+        never right."""
+        if len(password) > MAX_ATTEMPT:
+            password, stored = password[:MAX_ATTEMPT], None
+        if stored is None:
+            self._verify_argon(password, self._nobody)
+            return False, False
+        if stored.startswith(("$2a$", "$2b$", "$2y$")):
+            # bcrypt reads 72 bytes and this library refuses more instead of cutting
+            try:
+                return bcrypt.checkpw(password.encode()[:72], stored.encode()), True
+            except ValueError:
+                return False, False
+        right = self._verify_argon(normalized_password(password), stored)
+        return right, right and self._argon.check_needs_rehash(stored)
+
+    def _verify_argon(self, password: str, stored: str) -> bool:
+        try:
+            return self._argon.verify(stored, password)
+        except (VerificationError, InvalidHashError):
+            return False
+
+
+class HashThreads:
+    """A bounded pool of threads. threads: at most that many hashes at once."""
+
+    def __init__(self, threads: int | None = None, queue: int | None = None) -> None:
+        self.threads = threads or processors()
+        self.queue = queue if queue is not None else self.threads * QUEUE_PER_THREAD
+        self.waiting = 0
+        self.hasher = Hasher()
+        self._pool = ThreadPoolExecutor(self.threads, "password", initializer=_give_way)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def run(self, work: Callable[..., Any], *arguments: object) -> Any:
+        """The result of `work`, a method of `hasher`. Busy at once when the queue is full."""
+        if self.waiting >= self.queue:
+            raise Busy
+        self.waiting += 1
+        try:
+            return await asyncio.wrap_future(self._pool.submit(work, *arguments))
+        finally:
+            self.waiting -= 1
+
+
+def processors() -> int:
+    """The cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+
+
+class _Attributes(ctypes.Structure):
+    """`struct sched_attr` of sched_setattr(2)."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32), ("priority", ctypes.c_uint32), ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+def _give_way() -> None:
+    """Lowers the priority of this thread alone; only Linux has a priority per thread. It also asks
+    for long turns: from Linux 6.12 on, what wakes up interrupts a longer turn than its own at once
+    instead of waiting for the next tick of the clock."""
+    if sys.platform != "linux":
+        return
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    number = SCHED_SETATTR.get(platform.machine())
+    if number is not None:
+        wanted = _Attributes(
+            size=ctypes.sizeof(_Attributes), policy=os.SCHED_BATCH, nice=NICENESS, runtime=LONG_TURN
+        )
+        ctypes.CDLL(None).syscall(number, 0, ctypes.byref(wanted), 0)  # refused by older kernels

@@ -1,0 +1,146 @@
+"""The process that hashes for all workers, and what a worker does without it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ichicore.errors import ApiError
+from server.auth import passwords as passwords_module
+from server.auth.child import _listens
+from server.auth.hashing import NICENESS, Hasher, HashThreads
+from server.auth.passwords import Passwords
+from tests.server.auth.harness import PASSWORD
+
+
+class HashProcess:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = subprocess.Popen([sys.executable, "-m", "server.auth.main", str(path)])
+        deadline = time.monotonic() + 20
+        while not _listens(path):
+            assert self.process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(params=["short", "deep"])
+def process(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HashProcess]:
+    folder = tmp_path
+    if request.param == "deep":  # an address of a socket takes about a hundred bytes
+        folder = tmp_path / ("d" * 100) / ("e" * 60)
+        folder.mkdir(parents=True)
+    running = HashProcess(folder / "passwords.sock")
+    yield running
+    running.end()
+
+
+def with_passwords(socket: Path | None, work: Callable[[Passwords], Awaitable[None]]) -> None:
+    async def main() -> None:
+        made = Passwords(socket)
+        try:
+            await work(made)
+        finally:
+            made.close()
+
+    asyncio.run(main())
+
+
+def test_hashes_are_made_in_a_process_behind_all_others(process: HashProcess) -> None:
+    async def work(passwords: Passwords) -> None:
+        stored = await passwords.hash("pässword ①\0 lamp")
+        assert await passwords.verify("pässword 1\0 lamp", stored) == (True, False)
+        assert await passwords.verify("another", stored) == (False, False)
+        assert await passwords.verify("another", None) == (False, False)
+        assert await passwords.verify("x" * 5000, stored) == (False, False)
+        assert passwords._own is None, "hashed in the worker"
+
+    with_passwords(process.path, work)
+    assert psutil.Process(process.process.pid).nice() >= NICENESS
+    assert process.path.stat().st_mode & 0o077 == 0
+
+
+def test_a_worker_hashes_by_itself_while_the_process_is_away(tmp_path: Path) -> None:
+    path = tmp_path / "passwords.sock"
+
+    async def work(passwords: Passwords) -> None:
+        stored = await passwords.hash(PASSWORD)
+        first = HashProcess(path)
+        try:
+            await asyncio.sleep(1.1)  # the worker looks for it again after a second
+            assert await passwords.verify(PASSWORD, stored) == (True, False)
+            waiting = asyncio.gather(*(passwords.verify(PASSWORD, stored) for _ in range(8)))
+            await asyncio.sleep(0.03)
+        finally:
+            first.end()
+        assert await waiting == [(True, False)] * 8
+        second = HashProcess(path)
+        try:
+            await asyncio.sleep(1.1)
+            assert await passwords.verify(PASSWORD, stored) == (True, False)
+            assert passwords._client is not None
+            assert passwords._client._transport is not None
+        finally:
+            second.end()
+
+    with_passwords(path, work)
+
+
+def test_what_cannot_be_hashed_soon_is_refused(process: HashProcess) -> None:
+    async def work(passwords: Passwords) -> None:
+        stored = Hasher().hash(PASSWORD)
+        most = HashThreads().queue
+
+        async def one() -> int:
+            try:
+                await passwords.verify(PASSWORD, stored)
+            except ApiError as error:
+                assert (error.status, error.code) == (429, "rate_limited")
+                assert dict(error.headers)["retry-after"] == "1"
+                return 429
+            return 200
+
+        answers = await asyncio.gather(*(one() for _ in range(most + 15)))
+        assert 1 <= answers.count(429) <= 15
+        assert answers.count(200) >= most
+
+    with_passwords(process.path, work)
+
+
+def test_a_client_that_leaves_takes_its_waiting_hash_along(process: HashProcess) -> None:
+    async def work(passwords: Passwords) -> None:
+        stored = Hasher().hash(PASSWORD)
+        many = [asyncio.ensure_future(passwords.verify(PASSWORD, stored)) for _ in range(30)]
+        await asyncio.sleep(0.05)
+        for task in many:
+            task.cancel()
+        began = time.monotonic()
+        await passwords.verify(PASSWORD, stored)
+        alone = time.monotonic()
+        await passwords.verify(PASSWORD, stored)
+        assert alone - began < 12 * (time.monotonic() - alone)  # not behind thirty others
+
+    with_passwords(process.path, work)
+
+
+def test_a_worker_without_a_process_has_a_bounded_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passwords_module, "HashThreads", lambda: HashThreads(1, 2))
+
+    async def work(passwords: Passwords) -> None:
+        tries = [passwords.hash(PASSWORD) for _ in range(5)]
+        answers = await asyncio.gather(*tries, return_exceptions=True)
+        refused = [a for a in answers if isinstance(a, ApiError)]
+        assert [error.status for error in refused] == [429] * 3
+
+    with_passwords(None, work)
