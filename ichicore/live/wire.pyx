@@ -1,0 +1,805 @@
+"""WebSocket connections (RFC 6455, server side) over file descriptors that are handed in.
+
+A Wire holds any number of connections and one epoll descriptor, which the owner's event loop
+watches. Nothing here waits: reads and writes take what the kernel has ready. A frame is a bytes
+object that is encoded once and queued, by reference, for any number of connections; the frames
+queued for one connection leave in one system call.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.string cimport memcpy, memmove
+
+cdef extern from "utf8.h" nogil:
+    enum: UTF8_BAD
+    uint32_t utf8_check(uint32_t state, const unsigned char *text, size_t size)
+    void unmask(unsigned char *to, const unsigned char *source, size_t size,
+                const unsigned char *key, size_t phase)
+
+cdef extern from "sys/epoll.h" nogil:
+    ctypedef union epoll_data_t:
+        void *ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    enum:
+        EPOLLIN
+        EPOLLOUT
+        EPOLLERR
+        EPOLLHUP
+        EPOLL_CTL_ADD
+        EPOLL_CTL_MOD
+        EPOLL_CLOEXEC
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
+
+cdef extern from "sys/socket.h" nogil:
+    struct sockaddr_storage:
+        unsigned short ss_family
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+    enum:
+        MSG_NOSIGNAL
+        MSG_DONTWAIT
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
+        SHUT_WR
+        AF_INET
+        AF_INET6
+        AF_UNIX
+    ssize_t recv(int fd, void *buffer, size_t size, int flags)
+    ssize_t send(int fd, const void *buffer, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    int shutdown(int fd, int how)
+    int accept4(int fd, void *address, void *size, int flags)
+    struct sockaddr:
+        pass
+    int getpeername(int fd, sockaddr *address, unsigned int *size)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+
+cdef extern from "netinet/in.h" nogil:
+    enum: IPPROTO_TCP
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        in_addr sin_addr
+    struct sockaddr_in6:
+        in6_addr sin6_addr
+
+cdef extern from "netinet/tcp.h" nogil:
+    enum:
+        TCP_NODELAY
+        TCP_NOTSENT_LOWAT
+
+cdef extern from "arpa/inet.h" nogil:
+    const char *inet_ntop(int family, const void *source, char *to, unsigned int size)
+
+cdef extern from "unistd.h" nogil:
+    int c_close "close"(int fd)
+
+cdef enum:
+    SCRATCH = 65536  # bytes of one read
+    MAX_HEAD = 16384  # bytes of an HTTP request
+    EVENTS = 128  # connections looked at in one round
+    VECTORS = 64  # frames of one write
+    UNSENT = 131072  # bytes the kernel may hold unsent for one peer
+
+cdef enum State:
+    REQUEST = 0     # the HTTP request has not been read whole
+    OPEN = 1
+    CLOSE_SENT = 2  # our CLOSE is queued; the peer's is awaited
+    ENDING = 3      # nothing is read any more; ends when all is written and the peer has gone
+    DEAD = 4
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+def encode(bytes payload not None, int opcode=1):
+    """A server's frame, unmasked, in one piece."""
+    return encode_bytes(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), opcode)
+
+
+cdef bytes encode_bytes(const char *payload, Py_ssize_t size, int opcode):
+    cdef Py_ssize_t head = 2 if size < 126 else 4 if size < 65536 else 10
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, head + size)
+    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(made)
+    cdef int i
+    at[0] = <unsigned char>(0x80 | opcode)
+    if head == 2:
+        at[1] = <unsigned char>size
+    elif head == 4:
+        at[1] = 126
+        at[2] = <unsigned char>(size >> 8)
+        at[3] = <unsigned char>(size & 0xFF)
+    else:
+        at[1] = 127
+        for i in range(8):
+            at[2 + i] = <unsigned char>((size >> (8 * (7 - i))) & 0xFF)
+    if size:
+        memcpy(at + head, payload, size)
+    return made
+
+
+cdef bytes close_frame(int code, bytes reason):
+    cdef bytes body = b""
+    if code:
+        body = bytes(((code >> 8) & 0xFF, code & 0xFF)) + reason[:123]
+    return encode_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 8)
+
+
+cdef bint good_code(int code) noexcept:
+    """Whether a peer may send this close code."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+@cython.final
+cdef class Peer:
+    """One connection. owner: whatever its handler keeps for it. expires: a time of the clock that
+    Wire.sweep is given, from which on it is reported, 0 for never. local: over a unix socket.
+    queued: bytes not yet written."""
+
+    def __dealloc__(self):
+        PyMem_Free(self.message)
+        PyMem_Free(self.control)
+        if self.out != NULL:
+            self.drop_frames()
+        if self.fd >= 0:
+            c_close(self.fd)
+
+    @property
+    def open(self):
+        """Whether frames can be sent."""
+        return self.state == OPEN
+
+    @property
+    def address(self):
+        """The other end's IP address, "" for a unix socket."""
+        cdef sockaddr_storage found
+        cdef unsigned int size = sizeof(found)
+        cdef char text[64]
+        cdef const char *read = NULL
+        if self.fd < 0 or getpeername(self.fd, <sockaddr *>&found, &size) != 0:
+            return ""
+        if found.ss_family == AF_INET:
+            read = inet_ntop(AF_INET, &(<sockaddr_in *>&found).sin_addr, text, sizeof(text))
+        elif found.ss_family == AF_INET6:
+            read = inet_ntop(AF_INET6, &(<sockaddr_in6 *>&found).sin6_addr, text, sizeof(text))
+        return "" if read == NULL else (<bytes>text).decode("ascii")
+
+    def upgrade(self, bytes response not None, owner):
+        """Answers the request and opens the connection."""
+        if self.state != REQUEST:
+            raise ValueError("the request has been answered")
+        self.owner = owner
+        self.append(response)
+        self.state = OPEN
+
+    def refuse(self, bytes response not None):
+        """Answers the request and ends the connection."""
+        if self.state == REQUEST:
+            self.append(response)
+            self.state = ENDING
+            self.deadline = self.wire.now + self.wire.close_seconds
+
+    def send(self, bytes frame not None):
+        """Queues an encoded frame; False when the connection is not open or too far behind."""
+        return self.push(frame) == 1
+
+    def close(self, int code=1000, bytes reason not None=b"", bytes last=None):
+        """Sends `last`, an encoded frame, and CLOSE; what waits in the queue is dropped when the
+        peer has fallen behind. Calls the handler's closed()."""
+        cdef Wire wire = self.wire
+        if self.state == REQUEST:
+            wire.destroy(self, 1006)
+        if self.state != OPEN:
+            return
+        if self.is_slow:
+            self.shorten()
+        if last is not None:
+            self.append(last)
+        self.append(close_frame(code, reason))
+        self.state = CLOSE_SENT
+        self.deadline = wire.now + wire.close_seconds
+        wire.tell_closed(self, code)
+
+    def abort(self):
+        """Ends the connection at once."""
+        self.wire.destroy(self, 1006)
+
+    cdef int push(self, bytes frame) except -1:
+        if self.state != OPEN:
+            return 0
+        if self.queued + PyBytes_GET_SIZE(frame) > self.wire.max_buffer:
+            if not self.is_slow:
+                self.is_slow = 1
+                self.wire.slow.append(self)
+                self.wire.rouse()  # so that the owner hears of it soon
+            return 0
+        self.append(frame)
+        return 1
+
+    cdef int append(self, bytes frame) except -1:
+        cdef PyObject **grown
+        cdef Py_ssize_t count = self.out_end - self.out_head
+        if self.out_end == self.out_capacity:
+            if self.out_head:
+                memmove(self.out, self.out + self.out_head, count * sizeof(PyObject *))
+            else:
+                self.out_capacity = self.out_capacity * 2 if self.out_capacity else 4
+                grown = <PyObject **>PyMem_Realloc(self.out, self.out_capacity * sizeof(PyObject *))
+                if grown == NULL:
+                    self.out_capacity = self.out_end
+                    raise MemoryError
+                self.out = grown
+            self.out_head = 0
+            self.out_end = count
+        Py_INCREF(frame)
+        self.out[self.out_end] = <PyObject *>frame
+        self.out_end += 1
+        self.queued += PyBytes_GET_SIZE(frame)
+        if not self.dirty and not self.wants_out:
+            self.wire.mark(self)
+        return 0
+
+    cdef int shorten(self) except -1:
+        """Drops the queued frames of which nothing has been written."""
+        cdef Py_ssize_t keep = self.out_head + (1 if self.out_offset else 0)
+        while self.out_end > keep:
+            self.out_end -= 1
+            self.queued -= PyBytes_GET_SIZE(<bytes>self.out[self.out_end])
+            Py_DECREF(<object>self.out[self.out_end])
+        return 0
+
+    cdef int drop_frames(self) except -1:
+        while self.out_head < self.out_end:
+            Py_DECREF(<object>self.out[self.out_head])
+            self.out_head += 1
+        PyMem_Free(self.out)
+        self.out = NULL
+        self.out_head = self.out_end = self.out_capacity = self.out_offset = self.queued = 0
+        return 0
+
+
+@cython.final
+cdef class Wire:
+    """handler: has request(peer, head: bytes), which calls peer.upgrade or peer.refuse;
+    message(peer, data: bytes, text: bool); closed(peer, code), once for each connection that was
+    open; slow(peer), when frames for it had to be dropped; wake(), when flush() should be called
+    soon. max_message, max_buffer: bytes of a message, and of what may wait for one peer.
+    max_frames: a second, control frames and fragments included. idle_seconds: without a byte until
+    the connection counts as gone; it is pinged at half of that."""
+
+    def __cinit__(self):
+        self.epoll = -1
+
+    def __init__(self, handler, *, Py_ssize_t max_message=65536, Py_ssize_t max_buffer=1 << 20,
+                 uint32_t max_frames=200, uint32_t idle_seconds=60, uint32_t request_seconds=10,
+                 uint32_t close_seconds=5):
+        self.handler = handler
+        self.peers = []
+        self.graves = []
+        self.slow = []
+        self.max_message = max_message
+        self.max_buffer = max_buffer
+        self.max_frames = max_frames
+        self.idle_seconds = idle_seconds
+        self.request_seconds = request_seconds
+        self.close_seconds = close_seconds
+        self.scratch = <char *>PyMem_Malloc(SCRATCH)
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, "epoll_create1")
+        if self.scratch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.dirty_count):
+            Py_DECREF(<object>self.dirty[(self.dirty_head + i) % self.dirty_capacity])
+        PyMem_Free(self.dirty)
+        PyMem_Free(self.scratch)
+        if self.epoll >= 0:
+            c_close(self.epoll)
+
+    def fileno(self):
+        """To be watched for reading; then call ready()."""
+        return self.epoll
+
+    def accept(self, int listener, int most=64):
+        """Takes up to `most` waiting connections of a listening socket. Gives how many; OSError
+        when the process or the machine has no room for more."""
+        cdef int fd, one = 1, unsent = UNSENT, count = 0
+        while count < most:
+            fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            if fd < 0:
+                if errno == EAGAIN:
+                    break
+                if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                    raise OSError(errno, "no room for another connection")
+                if errno == EINTR:
+                    continue
+                count += 1  # one that ended while it waited
+                continue
+            count += 1
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+            setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
+            self.adopt(fd)
+        return count
+
+    def adopt(self, int fd):
+        """Takes over a connected, non-blocking socket; gives its Peer."""
+        cdef Peer peer = Peer.__new__(Peer)
+        cdef epoll_event event
+        cdef sockaddr_storage name
+        cdef unsigned int size = sizeof(name)
+        peer.wire = self
+        peer.fd = fd
+        peer.seen = self.now
+        peer.deadline = self.now + self.request_seconds
+        peer.head_need = 2
+        if getpeername(fd, <sockaddr *>&name, &size) == 0:
+            peer.local = name.ss_family == AF_UNIX
+        event.events = EPOLLIN
+        event.data.ptr = <void *>peer
+        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
+            raise OSError(errno, "epoll_ctl")
+        peer.slot = len(self.peers)
+        self.peers.append(peer)
+        return peer
+
+    def ready(self):
+        """Reads from and writes to the connections that are ready, a limited number of them; the
+        descriptor stays readable while there are more."""
+        cdef epoll_event events[EVENTS]
+        cdef int count, i
+        cdef uint8_t queued
+        cdef Peer peer
+        count = epoll_wait(self.epoll, events, EVENTS, 0)
+        self.reading = True
+        try:
+            for i in range(count):
+                peer = <Peer>events[i].data.ptr
+                if peer.state == DEAD:
+                    continue
+                if events[i].events & EPOLLOUT:
+                    self.write(peer)
+                if peer.state != DEAD and events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+                    queued = peer.dirty
+                    peer.dirty = 1  # what it is answered is written below
+                    try:
+                        self.read(peer)
+                    finally:
+                        peer.dirty = queued
+                    if peer.state != DEAD and peer.out_head < peer.out_end and not peer.wants_out:
+                        self.write(peer)  # answers do not wait behind a fan-out
+        finally:
+            self.reading = False
+            self.graves.clear()
+
+    def flush(self, int most=256):
+        """Writes what is queued for up to `most` connections, those first that have waited longest.
+        True when more are left."""
+        cdef Peer peer
+        cdef PyObject *taken
+        cdef int done = 0
+        self.awake = False
+        while self.dirty_count and done < most:
+            taken = self.dirty[self.dirty_head]
+            self.dirty_head = (self.dirty_head + 1) % self.dirty_capacity
+            self.dirty_count -= 1
+            peer = <Peer>taken
+            Py_DECREF(peer)
+            peer.dirty = 0
+            if peer.state != DEAD and peer.out_head < peer.out_end and not peer.wants_out:
+                self.write(peer)
+                done += 1
+        while self.slow:
+            peer = self.slow.pop()
+            if peer.state == OPEN:
+                self.handler.slow(peer)
+        if self.dirty_count:
+            self.awake = True
+            return True
+        return False
+
+    def sweep(self, uint32_t now, double clock):
+        """To be called once a second. now: seconds of a clock that does not jump. clock: what
+        `expires` is compared with. Ends what has been silent or slow to close; gives the peers that
+        have expired."""
+        cdef Peer peer
+        cdef list expired = []
+        cdef uint32_t silent
+        self.now = now
+        for peer in list(self.peers):
+            peer.frames = 0
+            if peer.state == OPEN:
+                silent = now - peer.seen
+                if silent >= self.idle_seconds:
+                    self.destroy(peer, 1006)
+                    continue
+                if silent >= self.idle_seconds // 2 and not peer.pinged:
+                    peer.pinged = 1
+                    peer.push(b"\x89\x00")
+                if peer.expires and peer.expires <= clock:
+                    expired.append(peer)
+            elif now >= peer.deadline:
+                self.destroy(peer, 1006)
+        return expired
+
+    def close_all(self):
+        """Ends everything at once."""
+        for peer in list(self.peers):
+            self.destroy(peer, 1006)
+        self.graves.clear()
+
+    cdef int mark(self, Peer peer) except -1:
+        cdef PyObject **grown
+        cdef Py_ssize_t capacity, i
+        if not peer.dirty:
+            if self.dirty_count == self.dirty_capacity:
+                capacity = self.dirty_capacity * 2 if self.dirty_capacity else 64
+                grown = <PyObject **>PyMem_Malloc(capacity * sizeof(PyObject *))
+                if grown == NULL:
+                    raise MemoryError
+                for i in range(self.dirty_count):
+                    grown[i] = self.dirty[(self.dirty_head + i) % self.dirty_capacity]
+                PyMem_Free(self.dirty)
+                self.dirty = grown
+                self.dirty_head = 0
+                self.dirty_capacity = capacity
+            Py_INCREF(peer)
+            self.dirty[(self.dirty_head + self.dirty_count) % self.dirty_capacity] = (
+                <PyObject *>peer
+            )
+            self.dirty_count += 1
+            peer.dirty = 1
+        return self.rouse()
+
+    cdef int rouse(self) except -1:
+        if not self.awake:
+            self.awake = True
+            self.handler.wake()
+        return 0
+
+    cdef int write(self, Peer peer) except -1:
+        """Writes all that the kernel takes."""
+        cdef iovec vectors[VECTORS]
+        cdef msghdr message
+        cdef ssize_t sent
+        cdef Py_ssize_t count, i, left
+        cdef bytes frame
+        cdef bint want = False
+        while peer.out_head < peer.out_end:
+            count = min(peer.out_end - peer.out_head, VECTORS)
+            frame = <bytes>peer.out[peer.out_head]
+            if count == 1:
+                sent = send(peer.fd, PyBytes_AS_STRING(frame) + peer.out_offset,
+                            PyBytes_GET_SIZE(frame) - peer.out_offset,
+                            MSG_NOSIGNAL | MSG_DONTWAIT)
+            else:
+                for i in range(count):
+                    frame = <bytes>peer.out[peer.out_head + i]
+                    vectors[i].iov_base = PyBytes_AS_STRING(frame)
+                    vectors[i].iov_len = PyBytes_GET_SIZE(frame)
+                vectors[0].iov_base = <char *>vectors[0].iov_base + peer.out_offset
+                vectors[0].iov_len -= peer.out_offset
+                clear(&message)
+                message.msg_iov = vectors
+                message.msg_iovlen = count
+                sent = sendmsg(peer.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    want = True
+                    break
+                self.destroy(peer, 1006)
+                return 0
+            self.bytes_out += sent
+            peer.queued -= sent
+            sent += peer.out_offset
+            peer.out_offset = 0
+            while sent > 0:
+                frame = <bytes>peer.out[peer.out_head]
+                left = PyBytes_GET_SIZE(frame)
+                if sent < left:
+                    peer.out_offset = sent
+                    break
+                sent -= left
+                Py_DECREF(frame)
+                peer.out_head += 1
+                self.frames_out += 1
+        if peer.out_head == peer.out_end:
+            peer.out_head = peer.out_end = 0
+            if peer.out_capacity > 16:
+                PyMem_Free(peer.out)
+                peer.out = NULL
+                peer.out_capacity = 0
+        self.watch(peer, want)
+        if peer.state == ENDING and peer.out_head == peer.out_end:
+            self.shut(peer)
+        return 0
+
+    cdef int watch(self, Peer peer, bint want) except -1:
+        """Asks to be told when the peer can be written to, or no longer."""
+        cdef epoll_event event
+        if want != peer.wants_out:
+            peer.wants_out = want
+            event.events = (EPOLLIN | EPOLLOUT) if want else EPOLLIN
+            event.data.ptr = <void *>peer
+            epoll_ctl(self.epoll, EPOLL_CTL_MOD, peer.fd, &event)
+        return 0
+
+    cdef int shut(self, Peer peer) except -1:
+        """All is written: tells the peer, whose own end is awaited so that nothing that is under
+        way to it gets lost."""
+        shutdown(peer.fd, SHUT_WR)
+        return 0
+
+    cdef int destroy(self, Peer peer, int code) except -1:
+        cdef Peer last
+        if peer.state == DEAD:
+            return 0
+        if peer.state != OPEN:
+            peer.told = 1
+        peer.state = DEAD
+        c_close(peer.fd)
+        peer.fd = -1
+        last = self.peers.pop()
+        if last is not peer:
+            self.peers[peer.slot] = last
+            last.slot = peer.slot
+        peer.drop_frames()
+        PyMem_Free(peer.message)
+        peer.message = NULL
+        peer.message_size = peer.message_capacity = 0
+        PyMem_Free(peer.control)
+        peer.control = NULL
+        if self.reading:
+            self.graves.append(peer)  # events of this round may still name it
+        self.tell_closed(peer, code)
+        peer.owner = None
+        return 0
+
+    cdef int tell_closed(self, Peer peer, int code) except -1:
+        if not peer.told:
+            peer.told = 1
+            self.handler.closed(peer, code)
+        return 0
+
+    cdef int read(self, Peer peer) except -1:
+        cdef ssize_t size
+        while True:
+            size = recv(peer.fd, self.scratch, SCRATCH, MSG_DONTWAIT)
+            if size >= 0 or errno != EINTR:
+                break
+        if size < 0 and errno == EAGAIN:
+            return 0
+        if size <= 0:
+            self.destroy(peer, 1006)
+            return 0
+        peer.seen = self.now
+        peer.pinged = 0
+        if peer.state == REQUEST:
+            return self.take_request(peer, self.scratch, size)
+        return self.parse(peer, <unsigned char *>self.scratch, size)
+
+    cdef int take_request(self, Peer peer, const char *data, Py_ssize_t size) except -1:
+        """Collects the HTTP request up to its empty line."""
+        cdef Py_ssize_t end
+        cdef bytes whole = PyBytes_FromStringAndSize(<char *>peer.message, peer.message_size)
+        whole += data[:size]
+        end = whole.find(b"\r\n\r\n")
+        if end < 0 and len(whole) <= MAX_HEAD:
+            self.keep(peer, <const unsigned char *>data, size)
+            return 0
+        PyMem_Free(peer.message)
+        peer.message = NULL
+        peer.message_size = peer.message_capacity = 0
+        self.handler.request(peer, whole[:end] if 0 <= end <= MAX_HEAD else whole[:MAX_HEAD + 1])
+        if peer.state == OPEN and len(whole) > end + 4:
+            rest = whole[end + 4:]
+            return self.parse(peer, <const unsigned char *>PyBytes_AS_STRING(rest), len(rest))
+        if peer.state == REQUEST:
+            self.destroy(peer, 1006)
+        return 0
+
+    cdef int keep(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1:
+        """Room for, and a copy of, bytes that belong to an unfinished message."""
+        cdef Py_ssize_t need = peer.message_size + size, capacity
+        cdef unsigned char *grown
+        if need > peer.message_capacity:
+            capacity = max(need, min(peer.message_capacity * 2, self.max_message))
+            grown = <unsigned char *>PyMem_Realloc(peer.message, capacity)
+            if grown == NULL:
+                raise MemoryError
+            peer.message = grown
+            peer.message_capacity = capacity
+        memcpy(peer.message + peer.message_size, data, size)
+        peer.message_size = need
+        return 0
+
+    cdef int parse(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t at = 0, take
+        cdef bytes whole
+        cdef unsigned char *text
+        cdef const unsigned char *key
+        while at < size and (peer.state == OPEN or peer.state == CLOSE_SENT):
+            if not peer.in_payload:
+                take = min(size - at, <Py_ssize_t>(peer.head_need - peer.head_size))
+                memcpy(peer.head + peer.head_size, data + at, take)
+                peer.head_size += <uint8_t>take
+                at += take
+                if peer.head_size < peer.head_need:
+                    continue
+                if not self.begin_frame(peer):
+                    continue
+                key = peer.head + peer.head_size - 4
+                if (peer.opcode < 8 and peer.final and peer.message_opcode == 0
+                        and peer.opcode != 0 and <uint64_t>(size - at) >= peer.frame_size):
+                    # a whole message lies here: no copy beside the one it is handed on in
+                    take = <Py_ssize_t>peer.frame_size
+                    whole = PyBytes_FromStringAndSize(NULL, take)
+                    text = <unsigned char *>PyBytes_AS_STRING(whole)
+                    unmask(text, data + at, take, key, 0)
+                    at += take
+                    peer.in_payload = 0
+                    peer.head_size = 0
+                    peer.head_need = 2
+                    if peer.opcode == 1 and utf8_check(0, text, take) != 0:
+                        self.fail(peer, 1007, b"the text is not UTF-8")
+                        return 0
+                    if peer.state == OPEN:
+                        self.handler.message(peer, whole, peer.opcode == 1)
+                    continue
+                if peer.frame_size == 0:
+                    self.end_frame(peer)
+                continue
+            key = peer.head + peer.head_size - 4
+            take = size - at
+            if <uint64_t>take > peer.frame_size - peer.frame_done:
+                take = <Py_ssize_t>(peer.frame_size - peer.frame_done)
+            if peer.opcode >= 8:
+                if peer.control == NULL:
+                    peer.control = <unsigned char *>PyMem_Malloc(125)
+                    if peer.control == NULL:
+                        raise MemoryError
+                unmask(peer.control + peer.frame_done, data + at, take, key, peer.frame_done)
+            else:
+                self.keep(peer, data + at, take)
+                text = peer.message + peer.message_size - take
+                unmask(text, text, take, key, peer.frame_done)
+                if (peer.message_opcode or peer.opcode) == 1:
+                    peer.utf8 = utf8_check(peer.utf8, text, take)
+                    if peer.utf8 == <uint32_t>UTF8_BAD:
+                        self.fail(peer, 1007, b"the text is not UTF-8")
+                        return 0
+            at += take
+            peer.frame_done += take
+            if peer.frame_done == peer.frame_size:
+                self.end_frame(peer)
+        return 0
+
+    cdef int begin_frame(self, Peer peer) except -1:
+        """Reads a header as far as it has come; 1 when it is whole and good."""
+        cdef unsigned char *head = peer.head
+        cdef uint64_t size
+        cdef int i
+        if peer.head_need == 2:
+            peer.opcode = head[0] & 15
+            peer.final = head[0] >> 7
+            size = head[1] & 127
+            if head[0] & 0x70:
+                self.fail(peer, 1002, b"a reserved bit is set")
+            elif not head[1] & 128:
+                self.fail(peer, 1002, b"the frame is not masked")
+            elif peer.opcode > 10 or 2 < peer.opcode < 8:
+                self.fail(peer, 1002, b"unknown opcode")
+            elif peer.opcode >= 8 and (not peer.final or size > 125):
+                self.fail(peer, 1002, b"a control frame is long or fragmented")
+            elif peer.opcode == 0 and peer.message_opcode == 0:
+                self.fail(peer, 1002, b"nothing to continue")
+            elif 0 < peer.opcode < 8 and peer.message_opcode != 0:
+                self.fail(peer, 1002, b"a message within a message")
+            else:
+                peer.head_need = 6 if size < 126 else 8 if size == 126 else 14
+                peer.frames += 1
+                if peer.frames > self.max_frames:
+                    self.fail(peer, 1008, b"too many frames")
+            return 0
+        if peer.head_need == 6:
+            size = head[1] & 127
+        elif peer.head_need == 8:
+            size = (<uint64_t>head[2] << 8) | head[3]
+        else:
+            size = 0
+            for i in range(8):
+                size = (size << 8) | head[2 + i]
+        if (peer.head_need == 8 and size < 126) or (peer.head_need == 14 and size < 65536) or (
+                size >> 63):
+            self.fail(peer, 1002, b"the length is not in its shortest form")
+            return 0
+        if peer.opcode < 8 and size + <uint64_t>peer.message_size > <uint64_t>self.max_message:
+            self.fail(peer, 1009, b"the message is too large")
+            return 0
+        if (peer.opcode == 1 or peer.opcode == 2) and not peer.final:
+            peer.message_opcode = peer.opcode
+        peer.frame_size = size
+        peer.frame_done = 0
+        peer.in_payload = 1
+        return 1
+
+    cdef int end_frame(self, Peer peer) except -1:
+        cdef bytes whole
+        cdef bint text
+        peer.in_payload = 0
+        peer.head_size = 0
+        peer.head_need = 2
+        if peer.opcode == 8:
+            return self.got_close(peer)
+        if peer.opcode == 9:
+            if peer.state == OPEN:
+                peer.push(encode_bytes(<char *>peer.control, <Py_ssize_t>peer.frame_size, 10))
+            PyMem_Free(peer.control)
+            peer.control = NULL
+            return 0
+        if peer.opcode == 10 or not peer.final:
+            return 0
+        text = (peer.message_opcode or peer.opcode) == 1
+        if text and peer.utf8 != 0:
+            return self.fail(peer, 1007, b"the text is not UTF-8")
+        whole = PyBytes_FromStringAndSize(<char *>peer.message, peer.message_size)
+        PyMem_Free(peer.message)
+        peer.message = NULL
+        peer.message_size = peer.message_capacity = 0
+        peer.message_opcode = 0
+        peer.utf8 = 0
+        if peer.state == OPEN:
+            self.handler.message(peer, whole, text)
+        return 0
+
+    cdef int got_close(self, Peer peer) except -1:
+        cdef int code = 0
+        cdef Py_ssize_t size = <Py_ssize_t>peer.frame_size
+        if size == 1:
+            return self.fail(peer, 1002, b"half a close code")
+        if size:
+            code = (peer.control[0] << 8) | peer.control[1]
+            if not good_code(code):
+                return self.fail(peer, 1002, b"not a close code")
+            if utf8_check(0, peer.control + 2, size - 2) != 0:
+                return self.fail(peer, 1007, b"the reason is not UTF-8")
+        if peer.state == OPEN:
+            peer.append(close_frame(code, b""))
+        peer.state = ENDING
+        peer.deadline = self.now + self.close_seconds
+        if peer.out_head == peer.out_end:
+            self.shut(peer)
+        return self.tell_closed(peer, code or 1005)
+
+    cdef int fail(self, Peer peer, int code, bytes reason) except -1:
+        """Ends a connection that breaks the protocol."""
+        if peer.state == OPEN:
+            peer.append(close_frame(code, reason))
+        peer.state = ENDING
+        peer.deadline = self.now + self.close_seconds
+        if peer.out_head == peer.out_end:
+            self.shut(peer)
+        return self.tell_closed(peer, code)
+
+
+cdef inline void clear(msghdr *message) noexcept:
+    cdef char *at = <char *>message
+    cdef size_t i
+    for i in range(sizeof(msghdr)):
+        at[i] = 0

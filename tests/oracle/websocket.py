@@ -1,0 +1,113 @@
+"""RFC 6455 framing, plainly: a client's frames out, a server's frames in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
+
+
+def frame(opcode, payload=b"", *, fin=True, rsv=0, mask=True, form=None, key=None):
+    """A client's frame. form: bytes of the extended length (0, 2, 8), the shortest by default."""
+    size = len(payload)
+    if form is None:
+        form = 0 if size < 126 else 2 if size < 65536 else 8
+    head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
+    bit = 0x80 if mask else 0
+    if form == 0:
+        head += bytes([bit | size])
+    elif form == 2:
+        head += bytes([bit | 126]) + struct.pack(">H", size)
+    else:
+        head += bytes([bit | 127]) + struct.pack(">Q", size)
+    if not mask:
+        return head + payload
+    key = os.urandom(4) if key is None else key
+    return head + key + bytes(b ^ key[i % 4] for i, b in enumerate(payload))
+
+
+def parse(data):
+    """[(opcode, fin, payload)] and the rest of a server's stream."""
+    found = []
+    while len(data) >= 2:
+        size, at = data[1] & 127, 2
+        assert not data[1] & 0x80, "a server does not mask"
+        assert not data[0] & 0x70
+        if size == 126:
+            if len(data) < 4:
+                break
+            size, at = struct.unpack(">H", data[2:4])[0], 4
+            assert size >= 126
+        elif size == 127:
+            if len(data) < 10:
+                break
+            size, at = struct.unpack(">Q", data[2:10])[0], 10
+            assert size >= 65536
+        if len(data) < at + size:
+            break
+        found.append((data[0] & 15, data[0] >> 7, bytes(data[at : at + size])))
+        data = data[at + size :]
+    return found, data
+
+
+class Client:
+    """A blocking connection after its handshake."""
+
+    def __init__(self, sock: socket.socket, rest: bytes = b"") -> None:
+        self.sock = sock
+        self.rest = rest
+        self.frames: list[tuple[int, int, bytes]] = []
+
+    @classmethod
+    def connect(cls, host, port, path, headers=()):
+        """Upgrades; ConnectionRefusedError(status, head) when that is refused."""
+        if host is None:
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(port)
+        else:
+            sock = socket.create_connection((host, port))
+        lines = [
+            f"GET {path} HTTP/1.1", "Host: localhost", "Upgrade: websocket", "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ]  # fmt: skip
+        names = {name.lower() for name, _ in headers}
+        lines = [line for line in lines if line.split(":")[0].lower() not in names]
+        lines += [f"{name}: {value}" for name, value in headers if value is not None]
+        sock.settimeout(10)
+        sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = sock.recv(4096)
+            if not more:
+                break
+            head += more
+        head, _, rest = head.partition(b"\r\n\r\n")
+        status = int(head.split(b" ")[1]) if head else 0
+        if status != 101:
+            sock.close()
+            raise ConnectionRefusedError(status, head + b"\r\n\r\n" + rest)
+        return cls(sock, rest)
+
+    def send(self, opcode, payload=b"", **how):
+        self.sock.sendall(frame(opcode, payload, **how))
+
+    def receive(self, timeout=10.0):
+        """The next frame, or None at the end of the stream."""
+        self.sock.settimeout(timeout)
+        while not self.frames:
+            self.frames, self.rest = parse(self.rest)
+            if self.frames:
+                break
+            try:
+                more = self.sock.recv(1 << 20)
+            except ConnectionResetError:
+                return None
+            if not more:
+                return None
+            self.rest += more
+        return self.frames.pop(0)
+
+    def close(self):
+        self.sock.close()
