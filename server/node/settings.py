@@ -23,8 +23,9 @@ class SettingsError(ValueError):
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """data_dir: everything the node keeps. host, port, workers: of the public listener.
-    admin_host, admin_port: of the admin listener. public_url: how clients reach the node, without
-    a trailing slash; from host and port when not given. base_domain: projects are served at
+    admin_host, admin_port: of the admin listener. realtime_host, realtime_port: where a proxy may
+    send WebSockets; port 0 chooses one and keeps it. public_url: how clients reach the node,
+    without a trailing slash; from host and port when not given. base_domain: projects are served at
     <project>.<base_domain>. database_url: an existing PostgreSQL server instead of the embedded
     one; its login must be able to create databases and roles. storage_url: an object store
     instead of files in data_dir. postgres_port: of the embedded server, on loopback; 0 chooses
@@ -40,6 +41,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     workers: int = 1
     admin_host: str = "127.0.0.1"
     admin_port: int = 8001
+    realtime_host: str = "127.0.0.1"
+    realtime_port: int = 0
     public_url: str | None = None
     cdn_url: str | None = None
     base_domain: str = "localhost"
@@ -111,6 +114,8 @@ def _check(settings: NodeSettings) -> None:
     for name in ("port", "admin_port"):
         if not 1 <= getattr(settings, name) <= 65535:
             raise SettingsError(f"{name} must be 1 to 65535")
+    if not 0 <= settings.realtime_port <= 65535:
+        raise SettingsError("realtime_port must be 0 to 65535")
     if settings.port == settings.admin_port and settings.host == settings.admin_host:
         raise SettingsError("port and admin_port must differ")
     if not 1 <= settings.workers <= 256:

@@ -1,0 +1,476 @@
+"""Who receives what in one project: channels with their members and presence, and the groups of
+subscriptions to tables and collections.
+
+Subscriptions that one decision settles form one group: the same rule for an identity for which it
+means the same, and the same filter. A change is tested once for each group that it may concern,
+and those are found by the values of the fields that their rules or filters compare for equality,
+so that its cost follows the receivers. Everything here runs in the thread of the event loop.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Next
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_Check
+
+from collections import deque
+
+import orjson
+
+from ichicore.live.change cimport Change
+from ichicore.live.wire cimport encode_bytes
+
+cdef dict BITS = {"INSERT": 1, "UPDATE": 2, "DELETE": 4, "insert": 1, "update": 2, "delete": 4}
+cdef str NUMERIC = "0123456789+-.eE"
+
+
+def event_bits(events):
+    """The mask of some names of events, e.g. INSERT and UPDATE."""
+    cdef int bits = 0
+    for event in events:
+        bits |= <int>BITS[event]
+    return bits
+
+
+cdef bytes framed(list parts):
+    cdef bytes text = b"".join(parts)
+    return encode_bytes(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), 1)
+
+
+cdef object index_key(object value):
+    """What values that may be equal have in common: numbers and texts of numbers are one, as loose
+    rules compare them. None for what is not indexed."""
+    cdef type kind = type(value)
+    cdef Py_UCS4 c
+    if kind is str:
+        if 0 < len(<str>value) <= 40:
+            for c in <str>value:
+                if not (48 <= c <= 57 or c == 43 or c == 45 or c == 46 or c == 69 or c == 101):
+                    return value
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        return value
+    if kind is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return "inf"
+    if kind is float:
+        return value if value == value else None
+    if kind is bool:
+        return (value,)
+    return None
+
+
+def broadcast_frame(Channel channel not None, bytes event, bytes payload not None,
+                    bytes sender not None, bytes position=None):
+    """event, payload, sender, position: as JSON; event and position may be None."""
+    cdef list parts = [b'{"type":"broadcast","channel":', channel.quoted]
+    if event is not None:
+        parts += (b',"event":', event)
+    parts += (b',"payload":', payload, b',"from":', sender)
+    if position is not None:
+        parts += (b',"position":', position)
+    parts.append(b"}")
+    return framed(parts)
+
+
+@cython.final
+cdef class Channel:
+    """One channel of a project and the connections that have subscribed to it."""
+
+    def __init__(self, str name not None):
+        self.name = name
+        self.quoted = orjson.dumps(name)
+        self.members = {}
+        self.present = {}
+
+    cdef Py_ssize_t fan(self, bytes frame, Peer sender) except -1:
+        """Queues a frame for all members; for the sender when it wants its own."""
+        cdef PyObject *peer
+        cdef PyObject *own
+        cdef Py_ssize_t at = 0, count = 0
+        while PyDict_Next(self.members, &at, &peer, &own):
+            if <Peer>peer is sender and <object>own is False:
+                continue
+            count += (<Peer>peer).push(frame)
+        return count
+
+    cdef Py_ssize_t tell(self, bytes frame, Peer sender) except -1:
+        """Queues a frame for all that are present, but for one."""
+        cdef PyObject *peer
+        cdef PyObject *value
+        cdef Py_ssize_t at = 0, count = 0
+        while PyDict_Next(self.present, &at, &peer, &value):
+            if <Peer>peer is not sender:
+                count += (<Peer>peer).push(frame)
+        return count
+
+    def snapshot(self):
+        """The frame presence_state."""
+        cdef list parts = [b'{"type":"presence_state","channel":', self.quoted, b',"presences":{']
+        cdef bint first = True
+        for key, value in self.present.values():
+            parts += (b'"' if first else b',"', key, b'":', value)
+            first = False
+        parts.append(b"}}")
+        return framed(parts)
+
+    def _diff(self, key, joins, leaves):
+        cdef list parts = [b'{"type":"presence_diff","channel":', self.quoted, b',"joins":{']
+        if joins is not None:
+            parts += (b'"', key, b'":', joins)
+        parts.append(b'},"leaves":{')
+        if leaves is not None:
+            parts += (b'"', key, b'":', leaves)
+        parts.append(b"}}")
+        return framed(parts)
+
+
+@cython.final
+cdef class Group:
+    """Subscriptions that one decision settles. events: mask. rule: has test(record, old), None for
+    no restriction. filter: the same, of the client. whole: gets all fields."""
+
+    def __init__(self, Source source not None, key, int events, rule, filter, bint whole,
+                 tuple terms, reads):
+        self.source = source
+        self.key = key
+        self.events = events
+        self.rule = rule
+        self.filter = filter
+        self.whole = whole
+        self.terms = terms
+        self.reads = reads
+        self.members = {}
+
+
+@cython.final
+cdef class Source:
+    """A table or a collection. fields: None, or has strip(document)."""
+
+    def __init__(self, str kind not None, str name not None, fields=None):
+        self.kind = kind
+        self.name = name
+        self.fields = fields
+        self.groups = {}
+        self.index = {}
+        self.parts = {}
+        self.scan = []
+        member = b',"table":' if kind == "postgres" else b',"collection":'
+        self.head = member + orjson.dumps(name)
+
+    def add(self, Peer peer not None, key, int events, rule=None, filter=None, bint whole=False,
+            tuple terms=None, reads=frozenset()):
+        """Subscribes a connection; gives the group, for remove(). key: equal for subscriptions that
+        every change concerns alike. terms: ((path, value), ...) of which at least one is in every
+        document that rule and filter pass, None when unknown. reads: a set, names of the
+        top-level fields that rule and filter look at."""
+        cdef Group group = self.groups.get(key)
+        if group is None:
+            group = Group(self, key, events, rule, filter, whole, self._usable(terms), reads)
+            self.groups[key] = group
+            if group.terms is None:
+                group.slot = len(self.scan)
+                self.scan.append(group)
+            else:
+                for path, value in group.terms:
+                    if path not in self.parts:
+                        self.parts[path] = tuple(path.split("."))
+                    self.index.setdefault(path, {}).setdefault(value, []).append(group)
+        group.members[peer] = group.members.get(peer, 0) + 1
+        return group
+
+    def remove(self, Peer peer not None, Group group not None):
+        """Takes back one subscription."""
+        cdef Group last
+        left = group.members.get(peer, 0) - 1
+        if left > 0:
+            group.members[peer] = left
+            return
+        group.members.pop(peer, None)
+        if group.members or self.groups.get(group.key) is not group:
+            return
+        del self.groups[group.key]
+        if group.terms is None:
+            last = self.scan.pop()
+            if last is not group:
+                self.scan[group.slot] = last
+                last.slot = group.slot
+            return
+        for path, value in group.terms:
+            table = self.index[path]
+            table[value].remove(group)
+            if not table[value]:
+                del table[value]
+            if not table:
+                del self.index[path]
+                del self.parts[path]
+
+    def _usable(self, tuple terms):
+        """The terms as keys of the index; None when one of them cannot be one."""
+        cdef set found = set()
+        if not terms:
+            return None
+        for path, value in terms:
+            key = index_key(value)
+            if key is None or any(part.isdigit() for part in path.split(".")):
+                return None
+            found.add((path, key))
+        return tuple(found)
+
+    cdef list candidates(self, dict subject, int bit, uint64_t stamp):
+        """The groups that a change of this document may concern."""
+        cdef list found = []
+        cdef Group group
+        for group in self.scan:
+            if group.events & bit:
+                found.append(group)
+        if subject is not None:
+            for path, table in self.index.items():
+                self.gather(found, <dict>table, subject, <tuple>self.parts[path], 0, bit, stamp)
+        return found
+
+    cdef int gather(self, list found, dict table, object value, tuple names, Py_ssize_t at, int bit,
+                    uint64_t stamp) except -1:
+        cdef Group group
+        if type(value) is list:
+            for element in <list>value:
+                if type(element) is not list:
+                    self.gather(found, table, element, names, at, bit, stamp)
+            return 0
+        if at < len(names):
+            if type(value) is dict:
+                value = (<dict>value).get(names[at])
+                if value is not None:
+                    self.gather(found, table, value, names, at + 1, bit, stamp)
+            return 0
+        key = index_key(value)
+        if key is None:
+            return 0
+        groups = table.get(key)
+        if groups is not None:
+            for group in <list>groups:
+                if group.events & bit and group.stamp != stamp:
+                    group.stamp = stamp
+                    found.append(group)
+        return 0
+
+
+@cython.final
+cdef class Hub:
+    """One project."""
+
+    def __init__(self):
+        self.channels = {}
+        self.sources = {}
+        self.waiting = deque()
+
+    @property
+    def behind(self):
+        """How many changes wait."""
+        return len(self.waiting)
+
+    # channels
+
+    def channel(self, str name not None):
+        """The channel of this name, or None when nobody has subscribed to it."""
+        return self.channels.get(name)
+
+    def join(self, Peer peer not None, str name not None, bint own=False):
+        """Subscribes a connection to a channel; gives the channel."""
+        cdef Channel channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name)
+        channel.members[peer] = own
+        return channel
+
+    def leave(self, Peer peer not None, Channel channel not None):
+        """Takes it back, presence included."""
+        self.absent(peer, channel)
+        channel.members.pop(peer, None)
+        if not channel.members and self.channels.get(channel.name) is channel:
+            del self.channels[channel.name]
+
+    def send(self, Channel channel not None, bytes frame not None, Peer sender=None):
+        """Queues a frame for the members; gives for how many."""
+        cdef Py_ssize_t count = channel.fan(frame, sender)
+        self.delivered += count
+        return count
+
+    def appear(self, Peer peer not None, Channel channel not None, bytes key not None,
+               bytes value not None):
+        """Joins the presence of a channel or changes the value there. key: without quotes. value:
+        JSON. The one who joins gets presence_state, the others presence_diff."""
+        cdef Py_ssize_t count = 0
+        before = channel.present.get(peer)
+        channel.present[peer] = (key, value)
+        if before is None:
+            count += peer.push(channel.snapshot())
+            if len(channel.present) > 1:
+                count += channel.tell(channel._diff(key, value, None), peer)
+        else:
+            # its own members see the new value too: several tabs of one user, one of them this
+            count += channel.tell(channel._diff(key, value, before[1]), None)
+        self.delivered += count
+        return count
+
+    def absent(self, Peer peer not None, Channel channel not None):
+        """Leaves the presence of a channel."""
+        before = channel.present.pop(peer, None)
+        if before is not None and channel.present:
+            self.delivered += channel.tell(channel._diff(before[0], None, before[1]), None)
+
+    # changes
+
+    def source(self, str kind not None, str name not None, fields=None):
+        """The source of this name, made when there is none."""
+        found = self.sources.get((kind, name))
+        if found is None:
+            found = self.sources[kind, name] = Source(kind, name, fields)
+        return found
+
+    def drop(self, Source source not None):
+        """Forgets a source that has no groups any more."""
+        if not source.groups:
+            self.sources.pop((source.kind, source.name), None)
+
+    def put(self, change not None):
+        """Takes a change to be delivered by pump(), after those before it. Gives how many wait."""
+        if (change.kind, change.source) not in self.sources:
+            return len(self.waiting)
+        self.waiting.append(change)
+        return len(self.waiting)
+
+    def pump(self, Py_ssize_t most=2000):
+        """Delivers what waits, with about `most` decisions and frames at a time; True when more is
+        left."""
+        cdef Py_ssize_t budget = most
+        cdef Group group
+        while True:
+            if self.groups is None:
+                if not self.waiting:
+                    return False
+                self.begin(self.waiting.popleft())
+                budget -= 1
+            while self.at < len(self.groups):
+                if budget <= 0:
+                    return True
+                group = <Group>self.groups[self.at]
+                self.at += 1
+                budget -= 1 + self.deliver(group)
+            self.groups = None
+            self.source = None
+            self.change = None
+            self.subject = None
+            self.old = None
+            self.frames = None
+            if budget <= 0 and self.waiting:
+                return True
+
+    cdef bint begin(self, change) except -1:
+        cdef int bit = <int>BITS.get(change.event, 0)
+        self.changes += 1
+        self.stamp += 1
+        self.at = 0
+        self.groups = []
+        self.source = self.sources.get((change.kind, change.source))
+        if self.source is None or not bit:
+            return False
+        self.change = change
+        self.old = self.subject = None
+        self.read = self.old_read = False
+        self.frames = [None, None, None, None]
+        if self.source.index:
+            self.look()
+        self.groups = self.source.candidates(self.subject, bit, self.stamp)
+        return True
+
+    cdef int look(self) except -1:
+        """Reads the values that rules look at. Where nobody asks, nothing is parsed."""
+        if not self.read:
+            self.read = True
+            if BITS[self.change.event] == 4:
+                self.look_back()
+                self.subject = self.old
+            else:
+                self.subject = self.change.record
+        return 0
+
+    cdef int look_back(self) except -1:
+        if not self.old_read:
+            self.old_read = True
+            self.old = self.change.old
+        return 0
+
+    cdef int deliver(self, Group group) except -1:
+        """Decides for one group and queues the frame for its members; gives for how many."""
+        cdef PyObject *member
+        cdef PyObject *number
+        cdef Py_ssize_t at = 0
+        cdef int count = 0
+        cdef Peer peer
+        cdef bytes frame
+        cdef bint with_old
+        if not group.members:
+            return 0
+        with_old = self.change.old_json is not None or self.change.old is not None
+        if group.rule is not None or group.filter is not None:
+            self.tests += 1
+            try:
+                self.look()
+                self.look_back()
+                if self.subject is None:
+                    return 0
+                if self.change.unchanged and not group.reads.isdisjoint(self.change.unchanged):
+                    return 0
+                if group.rule is not None:
+                    if not group.rule.test(self.subject, self.old):
+                        return 0
+                    if with_old and self.subject is not self.old:
+                        with_old = self.old is not None and group.rule.test(self.old, self.old)
+                if group.filter is not None and not group.filter.test(self.subject, self.old):
+                    return 0
+            except Exception as error:  # what cannot be decided is not delivered
+                self.faults += 1
+                self.last_fault = error
+                return 0
+        frame = self.frame_for(with_old, group.whole)
+        while PyDict_Next(group.members, &at, &member, &number):
+            peer = <Peer>member
+            if peer.stamp != self.stamp:
+                peer.stamp = self.stamp
+                count += peer.push(frame)
+        self.delivered += count
+        return count
+
+    cdef bytes frame_for(self, bint with_old, bint whole):
+        """The frame of the change, encoded when it is first needed."""
+        cdef int which = with_old + 2 * whole
+        cdef bytes frame = self.frames[which]
+        cdef list parts
+        if frame is None:
+            change = self.change
+            fields = None if whole else self.source.fields
+            parts = [b'{"type":"change","event":"', (<str>change.event).encode(), b'"',
+                     self.source.head]
+            if change.record_json is not None or change.record is not None:
+                parts += (b',"record":', as_json(change.record, change.record_json, fields))
+            if with_old:
+                parts += (b',"old":', as_json(change.old, change.old_json, fields))
+            if change.position:
+                parts += (b',"position":"', (<str>change.position).encode(), b'"')
+            parts.append(b"}")
+            frame = framed(parts)
+            self.frames[which] = frame
+        return frame
+
+
+cdef bytes as_json(object value, bytes text, object fields):
+    if fields is None and text is not None:
+        return text
+    if fields is not None:
+        value = fields.strip(value) if value is not None else {}
+    return orjson.dumps(value)

@@ -1,0 +1,408 @@
+"""The realtime process of a node: its connections, its projects, and what others tell it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ichicore.errors import ApiError
+from ichicore.live.change import Change
+from ichicore.live.wire import Peer, Wire
+from server.base.context import Directory
+from server.base.events import Events, Failed, Noted
+from server.base.hosts import HostRule, unknown
+from server.base.keys import revoke
+from server.base.project import Identity, Project
+from server.base.usage import Usage
+from server.realtime import handshake, messages
+from server.realtime.session import EXPIRED, REVOKED, Session, Subscription
+from server.realtime.tenant import Tenant
+
+FLUSH = 160  # connections written to before the loop may do something else, about a millisecond
+PUMP = 1_000  # decisions and frames before the loop may do something else
+SWEEP_SECONDS = 1.0
+FULL_SECONDS = 0.5  # without accepting, when there is no room for another connection
+SHUTDOWN = 4000
+BACKLOG = 4096
+
+
+class Process:
+    """The handler of a Wire. feeds: starts and stops what brings changes (server.realtime.feeds).
+    ready: tells whether the projects have been read."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        hosts: HostRule,
+        events: Events,
+        usage: Usage | None,
+        ready: Callable[[], bool],
+        feeds: Any = None,
+        **options: int,
+    ) -> None:
+        self.directory = directory
+        self.hosts = hosts
+        self.events = events
+        self.usage = usage
+        self.ready = ready
+        self.feeds = feeds
+        self.wire = Wire(self, max_frames=500, **options)
+        self.tenants: dict[str, Tenant] = {}  # by project id
+        self.now = time.monotonic
+        self.accepted = 0
+        self.refused = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[socket.socket] = []
+        self._sweeper: asyncio.Task[None] | None = None
+        self._pumping: set[str] = set()
+        directory.on_change(self._changed)
+
+    # listening
+
+    def start(self) -> None:
+        """Begins, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self.wire.fileno(), self._ready)
+        self.wire.sweep(int(self.now()), time.time())
+        self._sweeper = self._loop.create_task(self._sweep(), name="sweep")
+
+    def listen(self, listener: socket.socket) -> None:
+        """Takes the connections of a socket that listens; it is closed with the process."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        self._watch(listener)
+
+    def _watch(self, listener: socket.socket) -> None:
+        assert self._loop is not None
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            self.wire.accept(listener.fileno())
+        except OSError as error:
+            assert self._loop is not None
+            self.events.emit(
+                Noted("no room for more connections", errno.errorcode[error.errno or 0])
+            )
+            self._loop.remove_reader(listener.fileno())
+            self._loop.call_later(FULL_SECONDS, self._watch, listener)
+
+    async def stop(self, seconds: float = 2.0) -> None:
+        """Tells all clients, gives them a moment to take it in, ends."""
+        assert self._loop is not None
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        for number, peer in enumerate(list(self.wire.peers)):
+            if isinstance(peer.owner, Session):
+                peer.owner.close("shutdown", SHUTDOWN)
+            if number % 500 == 499:
+                await asyncio.sleep(0)
+        deadline = self.now() + seconds
+        while self.wire.peers and self.now() < deadline:
+            await asyncio.sleep(0.02)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait([self._sweeper])
+        if self.feeds is not None:
+            await self.feeds.stop()
+        self._loop.remove_reader(self.wire.fileno())
+        self.wire.close_all()
+
+    # the handler of the Wire
+
+    def _ready(self) -> None:
+        self.wire.ready()
+
+    def wake(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self.wire.flush(FLUSH):
+            assert self._loop is not None
+            self._loop.call_soon(self._flush)
+
+    def request(self, peer: Peer, head: bytes) -> None:
+        try:
+            upgrade = handshake.Upgrade(head)
+            if upgrade.path in ("/healthz", "/readyz"):
+                ready = upgrade.path == "/healthz" or self.ready()
+                peer.refuse(
+                    handshake.answer(
+                        200 if ready else 503, {"status": "ok" if ready else "starting"}
+                    )
+                )
+                return
+            self._open(peer, upgrade)
+        except ApiError as error:
+            self.refused += 1
+            peer.refuse(handshake.refusal(error))
+        except Exception:
+            self._fault("opening a socket")
+            peer.refuse(
+                handshake.answer(
+                    500, {"code": "internal", "detail": "The server could not serve this request."}
+                )
+            )
+
+    def _open(self, peer: Peer, upgrade: handshake.Upgrade) -> None:
+        if upgrade.method != "GET":
+            raise ApiError(405, "method_not_allowed", "Sockets are opened with GET.")
+        if upgrade.path != "/realtime":
+            raise ApiError(404, "not_found", "There is nothing at this path.")
+        if not self.ready():
+            raise ApiError(
+                503, "unavailable", "The server is starting.", headers=(("retry-after", "1"),)
+            )
+        slug = self.hosts.slug(upgrade.headers.get("host", ""))
+        project = None if slug is None else self.directory.get(slug)
+        if project is None:
+            raise unknown()
+        tenant = self.tenant(project)
+        origin = upgrade.headers.get("origin")
+        if origin is not None and not tenant.cors.allows(origin):
+            raise ApiError(403, "forbidden", "This origin is not in the project's list.")
+        identity, kid = self.verify(tenant, upgrade.token)
+        response = upgrade.accept()
+        if len(tenant.sessions) >= tenant.most:
+            raise ApiError(
+                429, "quota_exceeded", "The project has too many sockets.",
+                headers=(("retry-after", "5"),),
+            )  # fmt: skip
+        session = Session(self, tenant, peer, identity, kid)
+        peer.upgrade(response, session)
+        tenant.add(session)
+        self.accepted += 1
+        if self.feeds is not None:
+            self.feeds.wanted(tenant)
+
+    def message(self, peer: Peer, data: bytes, text: bool) -> None:
+        session: Session = peer.owner
+        try:
+            session.receive(data, text)
+        except Exception:
+            self._fault("handling a frame")
+            peer.send(messages.error("internal", "The server could not handle this frame."))
+
+    def closed(self, peer: Peer, code: int) -> None:
+        session = peer.owner
+        if isinstance(session, Session):
+            try:
+                session.ended()
+            except Exception:
+                self._fault("ending a connection")
+
+    def slow(self, peer: Peer) -> None:
+        if isinstance(peer.owner, Session):
+            peer.owner.close("slow_consumer", 1013)
+
+    def _fault(self, doing: str) -> None:
+        self.events.emit(Failed(doing, traceback.format_exc()))
+
+    # projects and identities
+
+    def tenant(self, project: Project) -> Tenant:
+        """What is kept for a project, made on first use."""
+        found = self.tenants.get(project.id)
+        if found is None:
+            found = self.tenants[project.id] = Tenant(project, self.now())
+            if found.problem:
+                self._problem(found)
+        return found
+
+    def _problem(self, tenant: Tenant) -> None:
+        self.events.emit(
+            Noted(f"the realtime settings of {tenant.project.slug} cannot be used", tenant.problem)
+        )
+
+    def verify(self, tenant: Tenant, token: str) -> tuple[Identity, str | None]:
+        """The identity of a key or token, which may have expired within the project's grace, and
+        the id of the key that signed it. ApiError 401."""
+        now = time.time()
+        bare = token.removeprefix("ich_pub_").removeprefix("ich_admin_")
+        try:
+            identity = tenant.ring.token(token, now)
+        except ApiError as error:
+            if error.code != "token_expired":
+                raise
+            exp = _part(bare, 1).get("exp")
+            if not isinstance(exp, int | float) or exp + tenant.settings.token_grace_seconds < now:
+                raise
+            identity = tenant.ring.token(token, float(exp))
+        kid = _part(bare, 0).get("kid")
+        return identity, kid if isinstance(kid, str) else None
+
+    def _changed(self, project: Project | None, slug: str) -> None:
+        if project is None:
+            for tenant in [t for t in self.tenants.values() if t.project.slug == slug]:
+                for session in list(tenant.sessions):
+                    session.close("project_removed", SHUTDOWN)
+                del self.tenants[tenant.project.id]
+                if self.feeds is not None:
+                    self.feeds.unwanted(tenant)
+            return
+        known = self.tenants.get(project.id)
+        if known is None:
+            return
+        known.use(project)
+        if known.problem:
+            self._problem(known)
+        for session in list(known.sessions):
+            if session.kid is not None and session.kid not in known.kids:
+                session.close("token_revoked", REVOKED)
+            else:
+                session.set_expiry()
+                session.review()
+        if self.feeds is not None:
+            self.feeds.changed(known)
+
+    def revoked(self, message: dict[str, Any]) -> None:
+        """A message of the topic TOKEN_REVOKED: its sockets are cut without grace."""
+        project = message.get("project")
+        tenant = self.tenants.get(project) if isinstance(project, str) else None
+        if tenant is None:
+            return
+        revoke(tenant.denied, message)
+        for session in tenant.revoked(message):
+            session.close("token_revoked", REVOKED)
+
+    # changes and messages
+
+    def subscribed(
+        self, session: Session, subscription: Subscription, told: dict[str, Any]
+    ) -> None:
+        """Acknowledges a subscription of rows or documents, once changes are being read."""
+        reply = messages.frame(told)
+        if self.feeds is not None and subscription.given.kind == "postgres":
+            self.feeds.acknowledge(session.tenant, session.peer, reply)
+        else:
+            session.peer.send(reply)
+
+    def change(self, project_id: str, change: Any) -> int:
+        """One change of a row or document, to be delivered after those before it. Gives how many
+        wait: who feeds faster than is delivered should pause."""
+        tenant = self.tenants.get(project_id)
+        if tenant is None:
+            return 0
+        waiting = tenant.hub.put(change)
+        if waiting and project_id not in self._pumping:
+            self._pumping.add(project_id)
+            assert self._loop is not None
+            self._loop.call_soon(self._pump, project_id)
+        return waiting
+
+    def _pump(self, project_id: str) -> None:
+        tenant = self.tenants.get(project_id)
+        if tenant is not None and tenant.hub.pump(PUMP):
+            assert self._loop is not None
+            self._loop.call_soon(self._pump, project_id)
+        else:
+            self._pumping.discard(project_id)
+
+    def publish(
+        self,
+        project_id: str,
+        channels: list[str],
+        event: bytes | None,
+        payload: bytes,
+        position: bytes | None = None,
+    ) -> int:
+        """A message of the server to channels; event, payload, position: JSON. Gives how many
+        connections it reached."""
+        tenant = self.tenants.get(project_id)
+        if tenant is None:
+            return 0
+        tenant.received += 1
+        return tenant.publish(channels, event, payload, position)
+
+    def documents(self, message: dict[str, Any]) -> None:
+        """Changed documents that a worker tells of."""
+        name, project = message["collection"], message["project"]
+        for event in message["events"]:
+            record, old = event.get("record"), event.get("old")
+            self.change(
+                project,
+                Change(
+                    "mongo", name, event["event"], record=record, old=old,
+                    position=event.get("position") or "",
+                ),
+            )  # fmt: skip
+
+    # once a second
+
+    async def _sweep(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            ticks += 1
+            try:
+                for peer in self.wire.sweep(int(self.now()), time.time()):
+                    if isinstance(peer.owner, Session):
+                        peer.owner.close("token_expired", EXPIRED)
+                self._count()
+            except Exception:
+                self._fault("the sweep")
+
+    def _count(self) -> None:
+        for project_id, tenant in list(self.tenants.items()):
+            delivered = tenant.hub.delivered
+            total = delivered - tenant.counted + tenant.received
+            tenant.counted, tenant.received = delivered, 0
+            if total and self.usage is not None:
+                self.usage.add(project_id, "realtime_messages", total)
+            if tenant.hub.last_fault is not None:
+                fault, tenant.hub.last_fault = tenant.hub.last_fault, None
+                self.events.emit(
+                    Noted(f"a rule of {tenant.project.slug} could not be decided", str(fault))
+                )
+
+    def gauges(self) -> list[tuple[str, tuple[tuple[str, str], ...], float]]:
+        """For server.base.metrics."""
+        hubs = [tenant.hub for tenant in self.tenants.values()]
+        return [
+            ("ichibase_realtime_connections", (), len(self.wire.peers)),
+            ("ichibase_realtime_channels", (), sum(len(hub.channels) for hub in hubs)),
+            ("ichibase_realtime_waiting_changes", (), sum(hub.behind for hub in hubs)),
+        ]
+
+
+def _part(token: str, number: int) -> dict[str, Any]:
+    """A part of a JWT, not verified."""
+    with contextlib.suppress(ValueError, IndexError):
+        text = token.split(".")[number]
+        found = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind((host, port))
+    made.listen(BACKLOG)
+    return made
+
+
+def listening_unix(path: Path) -> socket.socket:
+    """A unix socket that only this account may connect to; takes the place of an old one."""
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.bind(str(path))
+    path.chmod(0o600)
+    made.listen(BACKLOG)
+    return made

@@ -1,0 +1,151 @@
+"""WebSockets of the public port, handed on to the realtime process.
+
+A worker takes the socket as it took the request, opens one of its own to the realtime process over
+a unix socket and passes messages both ways. Who may connect is decided there. A proxy that sends
+/realtime straight to the realtime process saves this step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+from typing import Any
+
+from server.base.http import Request
+
+SLACK = 1 << 20  # bytes the worker may hold for a client that reads slowly
+KEY = "aWNoaWJhc2UtcmVsYXktMQ=="
+MASK = b"\x00\x00\x00\x00"  # a mask that changes nothing
+PASSED = ("host", "origin")
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+OPEN_SECONDS = 10.0
+
+
+def socket_for_workers(data_dir: Path) -> Path:
+    """Where the realtime process takes the sockets that workers hand on."""
+    return data_dir / "run" / "realtime-ws.sock"
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A client's frame."""
+    size = len(payload)
+    if size < 126:
+        head = struct.pack(">BB", 0x80 | opcode, 0x80 | size)
+    elif size < 65536:
+        head = struct.pack(">BBH", 0x80 | opcode, 0xFE, size)
+    else:
+        head = struct.pack(">BBQ", 0x80 | opcode, 0xFF, size)
+    return head + MASK + payload
+
+
+class Frames:
+    """Cuts what the realtime process sends into frames: always whole messages, unmasked."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """(opcode, payload) of each frame that is complete with these bytes."""
+        rest = self._rest
+        rest += data
+        found = []
+        at = 0
+        while len(rest) - at >= 2:
+            size, head = rest[at + 1] & 127, 2
+            if size == 126:
+                if len(rest) - at < 4:
+                    break
+                size, head = struct.unpack_from(">H", rest, at + 2)[0], 4
+            elif size == 127:
+                if len(rest) - at < 10:
+                    break
+                size, head = struct.unpack_from(">Q", rest, at + 2)[0], 10
+            if len(rest) - at < head + size:
+                break
+            found.append((rest[at] & 15, bytes(rest[at + head : at + head + size])))
+            at += head + size
+        if at:
+            del rest[:at]
+        return found
+
+
+async def relay(path: Path, request: Request, protocol: Any) -> None:
+    """Serves one socket of a worker to its end."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        protocol.close(503)
+        return
+    try:
+        status, rest = await asyncio.wait_for(_ask(request, reader, writer), OPEN_SECONDS)
+        if status != 101:
+            protocol.close(status)
+            return
+        transport = await protocol.accept()
+        inwards = asyncio.ensure_future(_from_client(transport, writer))
+        outwards = asyncio.ensure_future(_to_client(transport, reader, writer, rest))
+        try:
+            await asyncio.wait({inwards, outwards}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (inwards, outwards):
+                task.cancel()
+            await asyncio.wait({inwards, outwards})
+            protocol.close(None)
+    except (TimeoutError, OSError):
+        protocol.close(503)
+    finally:
+        writer.close()
+
+
+async def _ask(
+    request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> tuple[int, bytes]:
+    """The status that the realtime process answers, and what it sent after that."""
+    headers = request.headers
+    lines = [
+        f"GET /realtime?{request.query} HTTP/1.1",
+        *(f"{name}: {headers[name]}" for name in PASSED if name in headers),
+        "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13",
+        f"sec-websocket-key: {KEY}", "", "",
+    ]  # fmt: skip
+    writer.write("\r\n".join(lines).encode("ascii", "replace"))
+    head = b""
+    while b"\r\n\r\n" not in head:
+        more = await reader.read(4096)
+        if not more:
+            return 503, b""
+        head += more
+    head, _, rest = head.partition(b"\r\n\r\n")
+    return int(head[9:12]), rest
+
+
+async def _from_client(transport: Any, writer: asyncio.StreamWriter) -> None:
+    while True:
+        message = await transport.receive()
+        if message.kind == 0:
+            writer.write(masked(CLOSE, b""))
+            return
+        if message.kind == 2:
+            writer.write(masked(TEXT, message.data.encode()))
+        else:
+            writer.write(masked(BINARY, message.data))
+        await writer.drain()
+
+
+async def _to_client(
+    transport: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
+) -> None:
+    frames = Frames()
+    data = rest
+    while True:
+        for opcode, payload in frames.feed(data):
+            if opcode == TEXT:
+                await transport.send_str(payload.decode())
+            elif opcode == PING:
+                writer.write(masked(PONG, payload))
+            elif opcode == CLOSE:
+                return
+        data = await reader.read(1 << 16)
+        if not data:
+            return
