@@ -26,7 +26,7 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
             name="realtime",
             command=[sys.executable, "-m", "server.realtime.main"],
             environment={NODE_FILE: str(data.node_file), LISTEN: f"{host} {port}"},
-            order=20,
+            order=30,
             ready=lambda: _answers(host, port),
             stop_seconds=10,
         )
