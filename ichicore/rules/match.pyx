@@ -239,6 +239,7 @@ cdef enum:
     ROOT_AUTH = 1
     ROOT_OLD = 2
     ROOT_REQUEST = 3
+    ROOT_SELF = 4  # the value itself, of the elements of an array
 
 
 @cython.final
@@ -394,28 +395,19 @@ cdef class Regular(Test):
 
 @cython.final
 cdef class Element(Test):
-    """$elemMatch: of objects by an expression (`node`), of plain values by tests."""
+    """$elemMatch. `plain`: the node tests the elements themselves, else objects."""
 
     cdef Node node
-    cdef list tests  # (Test, negated)
+    cdef bint plain
 
     cdef bint holds(self, object v, Frame f) except -1:
-        cdef Frame inner
-        cdef Test test
-        cdef bint negated
         if not PyList_CheckExact(v):
             return False
         for item in <list> v:
-            if self.node is not None:
-                if PyDict_CheckExact(item) and self.node.test(item, f):
+            if self.plain or PyDict_CheckExact(item):
+                if self.node.test(item, f):
                     return True
-                if PyList_CheckExact(item) and self.node.test(_as_object(<list> item), f):
-                    return True
-                continue
-            for test, negated in self.tests:
-                if _leaf(item, test, f) == negated:
-                    break
-            else:
+            elif PyList_CheckExact(item) and self.node.test(_as_object(<list> item), f):
                 return True
         return False
 
@@ -518,6 +510,8 @@ cdef bint _find(Path path, Test test, object document, Frame f) except -1:
         document = f.old
     elif path.root == ROOT_REQUEST:
         document = f.request
+    elif path.root == ROOT_SELF:
+        return _leaf(document, test, f)
     if not PyDict_CheckExact(document):
         return test.holds(MISSING, f)
     return _inside(path, test, <dict> document, 0, f)
@@ -1075,13 +1069,11 @@ cdef class _Compiler:
         logical = ("$and", "$or", "$nor")
         if self.is_operators(operand) and not any(key in logical for key in operand):
             # of plain values: each test is one of the element itself
-            test.tests = []
-            before = len(self.errors)
             node, part = self.operators(_SELF, operand, where, depth + 1)
-            if len(self.errors) > before or not self.unfold(node, test.tests, False):
-                if len(self.errors) == before:
-                    self.wrong(where, "these operators cannot be used for plain elements")
+            if node is None:
                 return None, None
+            test.node = node
+            test.plain = True
             return test, part
         roots, default = self.roots, self.default
         paths, self.paths = self.paths, set()
@@ -1093,20 +1085,6 @@ cdef class _Compiler:
             return None, None
         test.node = node
         return test, part
-
-    cdef bint unfold(self, object node, list tests, bint negated) except -1:
-        """Field tests of a node as (test, negated); False when it is more than a conjunction."""
-        if type(node) is Field:
-            tests.append(((<Field> node).check, (<Field> node).negated != negated))
-            return True
-        if type(node) is All and not negated:
-            for member in (<All> node).nodes:
-                if not self.unfold(member, tests, False):
-                    return False
-            return True
-        if type(node) is Not and type((<Not> node).node) is Field:
-            return self.unfold((<Not> node).node, tests, not negated)
-        return False
 
     cdef tuple regular(self, Path path, object operand, object options, str where):
         cdef Regular test = Regular()
@@ -1200,7 +1178,7 @@ cdef class _Compiler:
         return source, False
 
 
-cdef Path _SELF = Path("", ("",), ROOT_DOCUMENT)
+cdef Path _SELF = Path("", ("",), ROOT_SELF)
 
 
 @cython.final
