@@ -7,7 +7,8 @@ from typing import Any
 
 from ichicore.errors import ApiError
 
-NOT_PRIMARY = frozenset({10107, 13435, 11602, 189, 91, 7, 6, 89, 9001, 11600, 13436, 317})
+# The server takes no writes, or is about to end: another one does, or will.
+NOT_PRIMARY = frozenset({10107, 13435, 13436, 11602, 11600, 189, 91})
 TIMED_OUT = frozenset({50, 262})
 DUPLICATE = frozenset({11000, 11001, 12582})
 TRANSIENT = frozenset({112, 251, 246, 267})  # of transactions that met another one
@@ -69,7 +70,7 @@ def of_code(code: int, text: str) -> ApiError:
         )  # fmt: skip
     if code in (292, 146, 39):
         return ApiError(400, "memory_limit", "The operation needs more memory than it may use.")
-    if code in (14031, 28):
+    if code == 14031:
         return ApiError(507, "quota_exceeded", "The server has no room for more data.")
     return ApiError(400, BAD.get(code, "bad_request"), _cut(text))
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 import time
+import uuid
 from collections import deque
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import bson
+from bson.binary import Binary
 from bson.codec_options import CodecOptions
+from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
@@ -26,6 +30,7 @@ from server.mongo.faults import DriverError
 from server.mongo.scram import Keys
 
 SELECTION_SECONDS = 5.0  # a request waits for a server that is starting or electing
+SESSION_SECONDS = 1200.0
 GRACE_SECONDS = 2.0  # beyond the time the server itself was given
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 # Options with which connections need more than the short way knows.
@@ -75,14 +80,50 @@ def _tls(options: dict[str, str], default: bool) -> ssl.SSLContext | None:
 
 class Profile:
     """What kind of server answers. quick_find_and_modify: it finds the document by an index.
-    transactions: it has them."""
+    transactions: it has them. repeatable: a numbered write may be sent twice."""
 
-    __slots__ = ("embedded", "quick_find_and_modify", "transactions")
+    __slots__ = ("embedded", "quick_find_and_modify", "repeatable", "transactions")
 
     def __init__(self, build: dict[str, Any], hello: dict[str, Any]) -> None:
         self.embedded = "secantusVersion" in build
         self.quick_find_and_modify = not self.embedded
-        self.transactions = "setName" in hello or hello.get("msg") == "isdbgrid"
+        self.repeatable = "setName" in hello or hello.get("msg") == "isdbgrid"
+        self.transactions = self.repeatable
+
+
+class Unanswered(ApiError):
+    """The connection broke while a command was on its way."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "unavailable",
+            "The connection to the project's documents broke; a write may have been done.",
+            headers=(("retry-after", "1"),),
+        )  # fmt: skip
+
+
+class Session:
+    """Numbers the writes of one sender, so that the server knows one that is sent again."""
+
+    __slots__ = ("_made", "_number", "id")
+
+    def __init__(self) -> None:
+        self.id = {"id": Binary(uuid.uuid4().bytes, 4)}
+        self._number = 0
+        self._made = time.monotonic()
+
+    def next(self) -> Int64:
+        self._number += 1
+        return Int64(self._number)
+
+    @property
+    def is_fresh(self) -> bool:
+        """The server forgets one that is not used for half an hour."""
+        return time.monotonic() - self._made < SESSION_SECONDS
+
+    def doubt(self) -> None:
+        """It is not used again."""
+        self._made = -SESSION_SECONDS
 
 
 class Store:
@@ -101,6 +142,7 @@ class Store:
         self._open = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._server: tuple[str, int] | None = None
+        self._sessions: list[Session] = []
         self.busy = 0
 
     @property
@@ -139,9 +181,7 @@ class Store:
                 self._server = None
                 if attempt == 1 and not error.sent:  # it was closed while it lay idle
                     continue
-                raise faults.away(
-                    "The connection to the project's documents broke; a write may have been done."
-                ) from None
+                raise Unanswered() from None
             except BaseException:
                 connection.close()  # ends the operation on the server
                 raise
@@ -149,6 +189,31 @@ class Store:
                 self._give_back(connection)
             return answer
         raise faults.away()
+
+    async def write(self, body: dict[str, Any], seconds: float) -> bytes:
+        """The answer to a write. Where the servers are a replica set they do it once, however often
+        it is sent, and one whose answer is lost is sent again."""
+        profile = self._profile or await self.profile()
+        if not profile.repeatable or not self.address.short:
+            return await self.run(bson.encode(body), seconds)
+        session = self._sessions.pop() if self._sessions else Session()
+        body["lsid"], body["txnNumber"] = session.id, session.next()
+        command = bson.encode(body)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                answer = await self.run(command, max(0.1, deadline - time.monotonic()))
+            except Unanswered:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                if not _is_elsewhere(answer) or time.monotonic() >= deadline:
+                    if session.is_fresh:
+                        self._sessions.append(session)
+                    return answer
+                self.forget_server()
+            session.doubt()
+            await asyncio.sleep(0.1)
 
     async def _by_driver(self, command: bytes, seconds: float) -> bytes:
         body = bson.decode(command)
@@ -236,6 +301,18 @@ class Store:
                 waiting.set_result(None)
                 return
 
+    def succeeded(self, answer: bytes) -> None:
+        """DriverError unless the answer says that its command succeeded."""
+        if not _is_ok(answer):
+            check(answer, self)
+
+    def failure(self, document: dict[str, Any]) -> DriverError:
+        """The error of an answer that says that its command failed."""
+        error = DriverError(document)
+        if error.code in faults.NOT_PRIMARY:
+            self.forget_server()
+        return error
+
     def forget_server(self) -> None:
         """It says that it takes no writes: another one is found for the next command."""
         self._server = None
@@ -255,12 +332,42 @@ class Store:
             await client.close()
 
 
+ONE = struct.pack("<d", 1.0)
+# Sizes of values by BSON's types; those with a length of their own are below.
+SIZES = {1: 8, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8}
+
+
+def _is_elsewhere(answer: bytes) -> bool:
+    """Whether a server says that it takes no writes."""
+    if _is_ok(answer):
+        return False
+    return int(bson.decode(answer).get("code", 0) or 0) in faults.NOT_PRIMARY
+
+
+def _is_ok(answer: bytes) -> bool:
+    """Whether the member `ok` at the top is 1. False may also mean: read the document to know."""
+    place = 4
+    while (kind := answer[place]) != 0:
+        end = answer.index(0, place + 1)
+        value = end + 1
+        if end - place == 3 and answer[place + 1 : end] == b"ok":
+            return kind == 1 and answer[value : value + 8] == ONE
+        size = SIZES.get(kind)
+        if size is None:
+            if kind not in (2, 3, 4, 5):
+                return False
+            size = int.from_bytes(answer[value : value + 4], "little")
+            if kind == 2:
+                size += 4
+            elif kind == 5:
+                size += 5
+        place = value + size
+    return False
+
+
 def check(answer: bytes, store: Store) -> dict[str, Any]:
     """A small answer as a document. DriverError when it says that the command failed."""
     document: dict[str, Any] = bson.decode(answer)
     if document.get("ok") != 1:
-        error = DriverError(document)
-        if error.code in faults.NOT_PRIMARY:
-            store.forget_server()
-        raise error
+        raise store.failure(document)
     return document

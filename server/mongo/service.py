@@ -1,0 +1,213 @@
+"""The document service: a request, its decision, its operations, its answer."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+from pymongo.errors import PyMongoError
+
+from ichicore.errors import ApiError
+from ichicore.mongo import Command, Plan, apply, check_collection, parse, reply
+from ichicore.mongo.grammar import INSERTS, OPERATIONS, UPDATES
+from ichicore.rules import ALLOW, Context, Decision
+from server.base.context import WorkerContext
+from server.base.http import JSON, Request, Response, error_response
+from server.base.project import Identity
+from server.mongo import bulk, faults
+from server.mongo.execute import Event, Executor, Written
+from server.mongo.faults import DriverError
+from server.mongo.policy import ask_function
+from server.mongo.room import Room
+from server.mongo.rulebook import Book, Rulebook
+from server.mongo.stores import Stores
+
+HEADERS = [JSON]
+SERVICE = "service_role"
+WRITES = frozenset((*INSERTS, *UPDATES, "deleteOne", "deleteMany", "findOneAndDelete", "bulkWrite"))
+GROWING = frozenset((*INSERTS, *UPDATES, "bulkWrite"))
+ALLOWED = (("allow", "POST"),)
+
+
+def role_of(identity: Identity) -> str:
+    """A secret key stays one with a user's token beside it."""
+    if SERVICE in (identity.role, identity.key_role):
+        return SERVICE
+    return identity.role
+
+
+class MongoService:
+    """Mounted under /mongo."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+
+    async def handle(self, request: Request) -> Response:
+        try:
+            return Response(200, HEADERS, await self._answer(request))
+        except ApiError as error:
+            return error_response(error)
+        except (DriverError, PyMongoError, OSError) as error:
+            known = faults.refusal(error)
+            if known is None:
+                raise
+            if known.status >= 500:
+                self.room.note(request.project, error)
+            return error_response(known)
+        except TimeoutError:
+            return error_response(faults.timed_out())
+
+    async def _answer(self, request: Request) -> bytes:
+        operation, collection = _route(request.path)
+        if operation not in OPERATIONS:
+            raise ApiError(404, "unknown_operation", f"unknown operation: {operation[:40]}")
+        if request.method != "POST":
+            raise ApiError(405, "method_not_allowed", "This path takes POST.", headers=ALLOWED)
+        check_collection(collection)
+        room, project, identity = self.room, request.project, request.identity
+        store = room.stores.get(project)
+        book = room.rulebook.of(project)
+        role = role_of(identity)
+        service = role == SERVICE
+        limits = project.limits
+        body = await request.read_body(limits.document_body)
+        caps = room.caps(book, service)
+        command = parse(operation, body, caps)
+        decision = await self._decide(request, book, command, collection, role)
+        plans = apply(command, decision)
+        if operation in GROWING:
+            await room.quota.check(project, store)
+        executor = Executor(
+            store, collection, book.operation_ms / 1000, caps.max_docs, project.tier != "free"
+        )
+        if operation not in WRITES:
+            return await read(executor, plans[0])
+        told = collection in book.realtime and not (service and _is_quiet(request.query))
+        answer, events = await write(executor, command, plans, told)
+        room.quota.written(project.id)
+        if told and events:
+            room.tell(project.id, collection, events)
+        return answer
+
+    async def _decide(
+        self, request: Request, book: Book, command: Command, collection: str, role: str
+    ) -> Decision | dict[tuple[str, bool], Decision]:
+        """What the rules or the function say."""
+        if role == SERVICE and not book.enforce_service_role and not book.by_function:
+            return ALLOW
+        identity = request.identity
+        if book.by_function:
+            return await ask_function(
+                self.room.context, request.project, command, collection, role, identity
+            )
+        claims = identity.claims
+        email = claims.get("email")
+        who = Context(
+            role, identity.uid, email if isinstance(email, str) else None, claims, time.time()
+        )
+        if command.operation == "bulkWrite":
+            found = book.policy.decide_bulk(command.pairs, collection, who)
+            if isinstance(found, Decision) and not found.allow:
+                raise ApiError(403, "policy_denied", found.reason)
+            return found
+        return book.policy.decide(
+            command.operation, collection, who, upsert=command.parts[0].upsert
+        )
+
+
+def _route(path: str) -> tuple[str, str]:
+    parts = path.split("/")
+    if len(parts) != 4 or parts[1] != "v1":
+        raise ApiError(
+            404, "not_found", "The path of a document operation is /mongo/v1/<op>/<collection>."
+        )
+    return parts[2], parts[3]
+
+
+def _is_quiet(query: str) -> bool:
+    return "realtime=false" in query.split("&")
+
+
+async def read(executor: Executor, plan: Plan) -> bytes:
+    """The answer to find, findOne, count, distinct and aggregate."""
+    operation = plan.operation
+    if operation == "findOne":
+        answers = await executor.find(
+            plan.filter, projection=plan.projection, sort=plan.sort, limit=1, skip=plan.skip
+        )
+        return reply.doc_reply(answers[0], plan.read)
+    if operation == "find":
+        answers = await executor.find(
+            plan.filter, projection=plan.projection, sort=plan.sort, limit=plan.ask, skip=plan.skip
+        )
+        return reply.find_reply(answers, plan.limit, plan.read)
+    if operation == "aggregate":
+        answers = await executor.aggregate(plan.pipeline, plan.ask)
+        return reply.find_reply(answers, plan.limit)
+    if operation == "count":
+        return b'{"count":%d}' % await executor.count(plan.filter)
+    return reply.distinct_reply(await executor.distinct(plan.field, plan.filter), plan.limit)
+
+
+async def write(
+    executor: Executor, command: Command, plans: tuple[Plan, ...], told: bool
+) -> tuple[bytes, list[Event]]:
+    """The answer to a write, and what it changed where that is told."""
+    operation, plan = command.operation, plans[0]
+    if operation == "bulkWrite":
+        return await bulk.write(executor, plans, command.ordered, told)
+    if operation in INSERTS:
+        return await _insert(executor, command, plan, told)
+    if operation in ("deleteOne", "deleteMany"):
+        done = await executor.delete(plan.filter, multi=operation == "deleteMany", look=told)
+        return b'{"deleted":%d}' % done.matched, list(done.events)
+    if operation == "findOneAndDelete":
+        done = await executor.find_one_and_delete(
+            plan.filter, sort=plan.sort, projection=plan.projection
+        )
+        return reply.one_reply(done.found, plan.read), list(done.events)
+    change = bulk.change_of(plan, told)
+    if operation == "findOneAndUpdate":
+        done = await executor.find_one_and_update(
+            change, after=plan.after, projection=plan.projection
+        )
+        return reply.one_reply(done.found, plan.read), list(done.events)
+    done = await executor.update(change)
+    return _updated(done, operation), list(done.events)
+
+
+async def _insert(
+    executor: Executor, command: Command, plan: Plan, told: bool
+) -> tuple[bytes, list[Event]]:
+    failed = await executor.insert(plan.documents, command.ordered)
+    if failed:
+        place, error = failed[0]
+        if plan.operation == "insertOne":
+            raise error
+        refused = {number for number, _ in failed}
+        stored = place if command.ordered else len(plan.documents) - len(refused)
+        error.message = f"docs[{place}]: {error.message} {stored} documents were inserted."
+        raise error
+    events = [Event("insert", document, None) for document in plan.documents] if told else []
+    if plan.operation == "insertOne":
+        return orjson.dumps({"insertedId": plan.ids[0]}), events
+    return orjson.dumps({"insertedIds": plan.ids}), events
+
+
+def _updated(done: Written, operation: str) -> bytes:
+    answer: dict[str, object] = {"matched": done.matched, "modified": done.modified}
+    answer["upserted"] = 0 if done.upserted is None else 1
+    if done.upserted is not None:
+        answer["upserted_id"] = done.upserted
+        if operation != "replaceOne":
+            answer["upsertedId"] = done.upserted
+    return orjson.dumps(answer)
+
+
+async def create(context: WorkerContext) -> MongoService:
+    """The service of one worker."""
+    stores = Stores(context.config.max_connections, context.directory)
+    room = Room(context, stores, Rulebook(context.directory))
+    context.on_start.append(room.start)
+    context.on_stop.append(room.stop)
+    return MongoService(room)

@@ -1,0 +1,106 @@
+"""Several commands that become visible together or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import bson
+from bson.binary import Binary
+from bson.int64 import Int64
+
+from ichicore.errors import ApiError
+from server.mongo import faults
+from server.mongo.faults import DriverError
+from server.mongo.store import Store, check
+
+T = TypeVar("T")
+
+PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds; the last one repeats
+LABEL = "TransientTransactionError"
+UNKNOWN = "UnknownTransactionCommitResult"
+MAJORITY = {"w": "majority", "j": True}
+
+
+class Transaction:
+    """One try. Its commands go to the store's server, each on any of its connections."""
+
+    def __init__(self, store: Store, deadline: float) -> None:
+        self.store = store
+        self.deadline = deadline
+        self._id = {"id": Binary(uuid.uuid4().bytes, 4)}
+        self._begun = False
+
+    async def raw(self, body: dict[str, Any]) -> bytes:
+        """The answer's document; DriverError when it says that the command failed."""
+        body |= {"lsid": self._id, "txnNumber": Int64(1), "autocommit": False}
+        if not self._begun:
+            body["startTransaction"] = True
+            self._begun = True
+        body["$db"] = self.store.database
+        answer = await self.store.run(bson.encode(body), self.deadline - time.monotonic())
+        self.store.succeeded(answer)
+        return answer
+
+    async def run(self, body: dict[str, Any]) -> dict[str, Any]:
+        return bson.decode(await self.raw(body))
+
+    async def commit(self) -> None:
+        if not self._begun:
+            return
+        body = self._end("commitTransaction") | {"writeConcern": MAJORITY}
+        for attempt in (1, 2, 3):
+            try:
+                check(await self.store.run(bson.encode(body), 10.0), self.store)
+                return
+            except DriverError as error:
+                if UNKNOWN not in error.labels or attempt == 3:
+                    raise
+            except ApiError:
+                if attempt == 3:
+                    raise
+
+    async def abort(self) -> None:
+        """What cannot be told to the server it finds out by itself."""
+        if self._begun:
+            try:
+                await self.store.run(bson.encode(self._end("abortTransaction")), 2.0)
+            except (ApiError, DriverError, OSError):
+                pass
+
+    def _end(self, name: str) -> dict[str, Any]:
+        return {
+            name: 1, "lsid": self._id, "txnNumber": Int64(1), "autocommit": False, "$db": "admin",
+        }  # fmt: skip
+
+
+async def atomically(
+    store: Store, work: Callable[[Transaction], Awaitable[T]], seconds: float
+) -> T:
+    """Runs `work` in a transaction, again when another one got in its way. What it raises takes
+    everything back. ApiError 504 when the time is over."""
+    deadline = time.monotonic() + seconds
+    attempt = 0
+    while True:
+        transaction = Transaction(store, deadline)
+        try:
+            result = await work(transaction)
+            await transaction.commit()
+            return result
+        except DriverError as error:
+            await transaction.abort()
+            transient = LABEL in error.labels or error.code in faults.TRANSIENT
+            if not transient:
+                raise
+            if time.monotonic() >= deadline:
+                raise faults.timed_out() from None
+        except BaseException:
+            await asyncio.shield(transaction.abort())
+            raise
+        pause = PAUSES[min(attempt, len(PAUSES) - 1)]
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+        attempt += 1
