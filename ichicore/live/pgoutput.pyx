@@ -1,0 +1,712 @@
+# distutils: sources = csrc/pgtext.c csrc/pgjson.c csrc/pgjson_number.c csrc/pgjson_time.c csrc/pgjson_net.c
+# distutils: libraries = pq
+"""Postgres' logical replication stream (plugin pgoutput, protocol 1, text values) to changes.
+
+The decoder is handed the messages of a COPY BOTH, or the connection to take them from; it never
+waits. Rows become JSON objects as to_json writes them, in C.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr
+
+import orjson
+
+from ichicore.live.change cimport new_change, new_publish
+from ichicore.pg.libpq cimport (
+    PGconn, PQerrorMessage, jb_buf, jb_byte, jb_free, jb_init, jb_put, pj_string,
+)
+
+
+cdef extern from "libpq-fe.h" nogil:
+    int PQgetCopyData(PGconn *conn, char **buffer, int asynchronous)
+    void PQfreemem(void *p)
+
+
+cdef extern from "pgtext.h" nogil:
+    int PT_TEXT, PT_NUMBER, PT_BOOL, PT_JSON, PT_STAMP, PT_STAMPTZ, PT_ARRAY, PT_VECTOR
+    int PT_RECORD, PT_HSTORE, PT_OK, PT_NO_MEMORY, PT_MALFORMED
+    ctypedef struct pt_type:
+        int kind
+        char delimiter
+        const pt_type *element
+        int nfields
+        const pt_field *fields
+    ctypedef struct pt_field:
+        const char *key
+        int key_len
+        const pt_type *type
+    int pt_value(jb_buf *out, const pt_type *type, const unsigned char *p, size_t len, int depth)
+
+
+TEXT = PT_TEXT
+HSTORE = PT_HSTORE
+PUBLISHED = "ichibase"                    # prefix of the messages of realtime.publish
+ALTERED = "ichibase_ddl"                  # and of those that tell of DDL
+
+cdef enum:
+    MOST_COLUMNS = 1664
+
+# Built-in types by what to_json makes of their text; their arrays in brackets.
+NUMBERS = {21: 1005, 23: 1007, 20: 1016, 700: 1021, 701: 1022, 1700: 1231}
+OTHERS = {
+    PT_BOOL: {16: 1000},
+    PT_JSON: {114: 199, 3802: 3807},
+    PT_STAMP: {1114: 1115},
+    PT_STAMPTZ: {1184: 1185},
+    PT_TEXT: {
+        17: 1001, 18: 1002, 19: 1003, 25: 1009, 26: 1028, 1042: 1014, 1043: 1015, 2950: 2951,
+        1082: 1182, 1083: 1183, 1266: 1270, 1186: 1187, 869: 1041, 650: 651, 829: 1040, 774: 775,
+        1560: 1561, 1562: 1563, 3614: 3643, 3615: 3645, 790: 791, 600: 1017, 4072: 4073,
+        3904: 3905, 3906: 3907, 3908: 3909, 3910: 3911, 3912: 3913, 3926: 3927,
+    },
+}  # fmt: skip
+
+
+class DecodeError(ValueError):
+    """The stream is not what the protocol says."""
+
+
+@cython.final
+@cython.no_gc
+cdef class _Type:
+    cdef pt_type type
+    cdef _Type element
+    cdef tuple keep                       # owners of the fields' keys and types
+    cdef pt_field *fields
+
+    def __dealloc__(self):
+        free(self.fields)
+
+
+cdef _Type simple(int kind):
+    cdef _Type made = _Type()
+    made.type.kind = kind
+    return made
+
+
+cdef _Type listed(int kind, _Type element, char delimiter):
+    cdef _Type made = _Type()
+    made.type.kind = kind
+    made.type.delimiter = delimiter
+    made.type.element = &element.type
+    made.element = element
+    return made
+
+
+cdef bytes json_key(str name):
+    """`"name":`, escaped."""
+    cdef bytes raw = name.encode()
+    cdef jb_buf out
+    jb_init(&out)
+    try:
+        if pj_string(&out, <const unsigned char *> PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+            raise MemoryError
+        if jb_byte(&out, b":"):
+            raise MemoryError
+        return PyBytes_FromStringAndSize(out.data, out.len)
+    finally:
+        jb_free(&out)
+
+
+cdef dict built_in():
+    found = {}
+    kinds = {PT_NUMBER: NUMBERS, **OTHERS}
+    for kind, types in kinds.items():
+        scalar = simple(kind)
+        array = listed(PT_ARRAY, scalar, b",")
+        for oid, array_oid in types.items():
+            found[oid] = scalar
+            found[array_oid] = array
+    found[22] = listed(PT_VECTOR, found[21], b" ")
+    found[30] = listed(PT_VECTOR, found[26], b" ")
+    return found
+
+
+cdef dict BUILT_IN = built_in()
+
+
+@cython.final
+cdef class Types:
+    """What to_json makes of one database's types. Not for threads.
+
+    A type is added after those it consists of; LookupError otherwise.
+    """
+
+    cdef dict _known
+
+    def __cinit__(self):
+        self._known = {}
+
+    cdef _Type find(self, uint32_t oid):
+        found = BUILT_IN.get(oid)
+        return found if found is not None else self._known.get(oid)
+
+    cdef _Type need(self, uint32_t oid):
+        found = self.find(oid)
+        if found is None:
+            raise LookupError(f"type {oid} is not known")
+        return found
+
+    def knows(self, uint32_t oid) -> bool:
+        return self.find(oid) is not None
+
+    def add_simple(self, uint32_t oid, int kind=PT_TEXT):
+        """A type that becomes a JSON string of its text, or an hstore."""
+        self._known[oid] = simple(kind)
+
+    def add_alias(self, uint32_t oid, uint32_t base):
+        """A domain: shown as its base type."""
+        self._known[oid] = self.need(base)
+
+    def add_array(self, uint32_t oid, uint32_t element, str delimiter not None=","):
+        self._known[oid] = listed(PT_ARRAY, self.need(element), ord(delimiter))
+
+    def add_record(self, uint32_t oid, tuple names not None, tuple oids not None):
+        """A composite type: its attributes' names and types, in order."""
+        cdef _Type made = _Type()
+        cdef Py_ssize_t i, n = len(names)
+        cdef bytes key
+        cdef _Type part
+        keep = []
+        made.type.kind = PT_RECORD
+        made.fields = <pt_field *> calloc(max(n, 1), sizeof(pt_field))
+        if made.fields is NULL:
+            raise MemoryError
+        for i in range(n):
+            part = self.need(oids[i])
+            key = json_key(names[i])
+            keep += [part, key]
+            made.fields[i].key = PyBytes_AS_STRING(key)
+            made.fields[i].key_len = <int> PyBytes_GET_SIZE(key)
+            made.fields[i].type = &part.type
+        made.keep = tuple(keep)
+        made.type.nfields = <int> n
+        made.type.fields = made.fields
+        self._known[oid] = made
+
+    def forget(self):
+        """After a change of the schema: all but the built-in types are asked for again."""
+        self._known = {}
+
+
+ctypedef struct Slot:
+    char kind                             # n null, t text, u unchanged
+    const unsigned char *data
+    int32_t len
+
+
+cdef struct Reader:
+    const unsigned char *p
+    const unsigned char *end
+
+
+cdef inline int need(Reader *r, Py_ssize_t n) except -1:
+    if r.end - r.p < n:
+        raise DecodeError("a message ends early")
+    return 0
+
+
+cdef inline uint64_t u64(Reader *r) except? 0:
+    cdef uint64_t v = 0
+    cdef int i
+    need(r, 8)
+    for i in range(8):
+        v = (v << 8) | r.p[i]
+    r.p += 8
+    return v
+
+
+cdef inline uint32_t u32(Reader *r) except? 0:
+    cdef uint32_t v
+    need(r, 4)
+    v = (<uint32_t> r.p[0] << 24) | (<uint32_t> r.p[1] << 16) | (<uint32_t> r.p[2] << 8) | r.p[3]
+    r.p += 4
+    return v
+
+
+cdef inline int u16(Reader *r) except? 0:
+    cdef int v
+    need(r, 2)
+    v = (r.p[0] << 8) | r.p[1]
+    r.p += 2
+    return v
+
+
+cdef inline int u8(Reader *r) except? 0:
+    cdef int v
+    need(r, 1)
+    v = r.p[0]
+    r.p += 1
+    return v
+
+
+cdef str name_of(Reader *r):
+    """A text that ends with a zero byte."""
+    cdef const unsigned char *end = <const unsigned char *> memchr(r.p, 0, r.end - r.p)
+    cdef str found
+    if end is NULL:
+        raise DecodeError("a name does not end")
+    found = PyUnicode_DecodeUTF8(<const char *> r.p, end - r.p, NULL)
+    r.p = end + 1
+    return found
+
+
+cdef bint readable(bytes text):
+    """Whether it is JSON: frames are put together from it as it is."""
+    try:
+        orjson.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+@cython.final
+@cython.no_gc
+cdef class _Relation:
+    cdef str source                       # schema.table
+    cdef bint wanted
+    cdef int count
+    cdef pt_field *columns
+    cdef char *in_key                     # 1 for columns of the replica identity
+    cdef bint has_key
+    cdef char identity                    # d default, n nothing, f full, i index
+    cdef tuple names
+    cdef list keep                        # owners of the columns' keys and types
+    cdef bytes described                  # the message, where it names types of the database's own
+    cdef bint stale                       # those types may have changed
+
+    def __dealloc__(self):
+        free(self.columns)
+        free(self.in_key)
+
+
+@cython.final
+cdef class Decoder:
+    """One stream. types: shared by the streams of one database.
+
+    `wanted` names the tables (schema.table) whose changes are given; None for all. Changes are
+    numbered within their transaction whether they are wanted or not, so that a number does not
+    depend on it. `missing` names types to be added before decoding goes on.
+    """
+
+    cdef readonly Types types
+    cdef readonly object wanted           # set of names, or None
+    cdef readonly tuple missing
+    cdef readonly bint in_transaction
+    cdef readonly uint64_t end_lsn        # behind the last transaction that was given whole
+    cdef readonly uint64_t server_lsn     # how far the server has read its log
+    cdef public bint reply_wanted         # the server asks for a status
+    cdef public bint schema_changed       # since the caller last set it to False
+    cdef readonly uint64_t rows           # changes decoded, of wanted tables
+    cdef readonly uint64_t received       # bytes
+    cdef readonly str error               # why drain() gave -1
+    cdef dict _relations
+    cdef list _items
+    cdef uint64_t _lsn                    # of the open transaction's commit
+    cdef uint32_t _sequence
+    cdef bint _skip
+    cdef uint64_t _floor_lsn
+    cdef uint32_t _floor_sequence
+    cdef bytes _kept                      # the message that waits for missing types
+    cdef jb_buf _out
+    cdef Slot *_new
+    cdef Slot *_old
+
+    def __cinit__(self, Types types not None, wanted=None):
+        self.types = types
+        self.wanted = wanted
+        self._items = []
+        self._new = <Slot *> calloc(2 * MOST_COLUMNS, sizeof(Slot))
+        if self._new is NULL:
+            raise MemoryError
+        self._old = self._new + MOST_COLUMNS
+        jb_init(&self._out)
+        self.reset()
+
+    def __dealloc__(self):
+        jb_free(&self._out)
+        free(self._new)
+
+    def reset(self):
+        """For a new connection: the server sends relations and an open transaction again. What was
+        given before is not given a second time."""
+        self._relations = {}
+        self.missing = ()
+        self._kept = None
+        self.in_transaction = False
+        self.reply_wanted = False
+        self._lsn = 0
+        self._sequence = 0
+        self._skip = False
+        self.error = None
+
+    def begin_at(self, uint64_t lsn):
+        """Gives nothing of transactions whose commit lies before this position."""
+        self._floor_lsn = lsn
+        self._floor_sequence = 0
+        self.end_lsn = lsn
+
+    def take(self) -> list:
+        """The changes and messages decoded since the last call."""
+        cdef list taken = self._items
+        self._items = []
+        return taken
+
+    def want(self, tables):
+        """Changes which tables' changes are given: names, or None for all."""
+        self.wanted = tables
+        for relation in self._relations.values():
+            (<_Relation> relation).wanted = tables is None or (<_Relation> relation).source in tables
+
+    cdef _altered(self):
+        """After DDL: types are asked for again before the next row that holds one."""
+        self.schema_changed = True
+        self.types.forget()
+        for relation in self._relations.values():
+            (<_Relation> relation).stale = (<_Relation> relation).described is not None
+
+    def feed(self, bytes message not None):
+        """One message of the stream. DecodeError when it is broken. When `missing` is set the
+        message was not taken: add the types and call resume()."""
+        self._take(<const unsigned char *> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message))
+
+    def resume(self):
+        """Takes the message that waited for types."""
+        cdef bytes kept = self._kept
+        self._kept = None
+        self.missing = ()
+        if kept is not None:
+            self.feed(kept)
+
+    def drain(self, uintptr_t connection, int most) -> int:
+        """Takes up to `most` messages that the connection holds already. Gives how many it took;
+        fewer means that more must be read first (or that types are missing), -1 that the stream
+        has ended: `error` says why."""
+        cdef PGconn *conn = <PGconn *> connection
+        cdef char *buffer
+        cdef int n, taken = 0
+        while taken < most and not self.missing:
+            n = PQgetCopyData(conn, &buffer, 1)
+            if n == 0:
+                break
+            if n < 0:
+                self.error = PQerrorMessage(conn).decode("utf-8", "replace").strip()
+                return -1
+            try:
+                self._take(<const unsigned char *> buffer, n)
+            finally:
+                PQfreemem(buffer)
+            taken += 1
+        return taken
+
+    cdef int _take(self, const unsigned char *data, Py_ssize_t size) except -1:
+        cdef Reader r
+        cdef int kind
+        r.p = data
+        r.end = data + size
+        self.received += size
+        kind = u8(&r)
+        if kind == b"k":
+            self.server_lsn = u64(&r)
+            u64(&r)
+            if u8(&r):
+                self.reply_wanted = True
+            return 0
+        if kind != b"w":
+            raise DecodeError(f"a message of kind {kind} is not known")
+        u64(&r)
+        self.server_lsn = max(self.server_lsn, u64(&r))
+        u64(&r)
+        kind = u8(&r)
+        if kind == b"I":
+            self._insert(&r, data, size)
+        elif kind == b"U":
+            self._update(&r, data, size)
+        elif kind == b"D":
+            self._delete(&r, data, size)
+        elif kind == b"B":
+            self._begin(&r)
+        elif kind == b"C":
+            self._commit(&r)
+        elif kind == b"R":
+            self._relation(&r, data, size)
+        elif kind == b"T":
+            self._truncate(&r)
+        elif kind == b"M":
+            self._message(&r)
+        elif kind != b"Y" and kind != b"O":
+            raise DecodeError(f"a message of kind {kind} is not known")
+        return 0
+
+    cdef int _begin(self, Reader *r) except -1:
+        if self.in_transaction:
+            raise DecodeError("a transaction begins inside another")
+        self._lsn = u64(r)
+        self._sequence = 0
+        self._skip = self._lsn < self._floor_lsn
+        self.in_transaction = True
+        return 0
+
+    cdef int _commit(self, Reader *r) except -1:
+        if not self.in_transaction:
+            raise DecodeError("a commit without its beginning")
+        u8(r)
+        u64(r)
+        self.end_lsn = max(self.end_lsn, u64(r))
+        self.in_transaction = False
+        if not self._skip:
+            self._floor_lsn = self._lsn + 1
+            self._floor_sequence = 0
+        return 0
+
+    cdef bint _next(self) except -1:
+        """Numbers a change; whether it is a new one."""
+        if not self.in_transaction:
+            raise DecodeError("a change outside of a transaction")
+        self._sequence += 1
+        if self._skip:
+            return False
+        if self._lsn == self._floor_lsn and self._sequence <= self._floor_sequence:
+            return False
+        self._floor_lsn = self._lsn
+        self._floor_sequence = self._sequence
+        return True
+
+    cdef int _relation(self, Reader *r, const unsigned char *data, Py_ssize_t size) except -1:
+        if not self._describe(r):
+            self._kept = PyBytes_FromStringAndSize(<const char *> data, size)
+        return 0
+
+    cdef bint _describe(self, Reader *r) except -1:
+        """Notes a relation; False when types are missing."""
+        cdef const unsigned char *start = r.p
+        cdef uint32_t oid = u32(r)
+        cdef uint32_t column_type
+        cdef str schema = name_of(r)
+        cdef str table = name_of(r)
+        cdef _Relation made = _Relation()
+        cdef int i
+        cdef bint own = False
+        cdef bytes key
+        cdef _Type found
+        made.source = f"{schema or 'pg_catalog'}.{table}"
+        made.identity = <char> u8(r)
+        made.count = u16(r)
+        if made.count > MOST_COLUMNS:
+            raise DecodeError("a relation has too many columns")
+        made.columns = <pt_field *> calloc(max(made.count, 1), sizeof(pt_field))
+        made.in_key = <char *> calloc(max(made.count, 1), 1)
+        if made.columns is NULL or made.in_key is NULL:
+            raise MemoryError
+        made.keep = []
+        names, missing = [], []
+        for i in range(made.count):
+            made.in_key[i] = u8(r) & 1
+            if made.in_key[i]:
+                made.has_key = True
+            name = name_of(r)
+            column_type = u32(r)
+            u32(r)
+            names.append(name)
+            found = self.types.find(column_type)
+            if found is None:
+                missing.append(column_type)
+                continue
+            own = own or column_type not in BUILT_IN
+            key = json_key(name)
+            made.keep += [found, key]
+            made.columns[i].key = PyBytes_AS_STRING(key)
+            made.columns[i].key_len = <int> PyBytes_GET_SIZE(key)
+            made.columns[i].type = &found.type
+        if missing:
+            self.missing = tuple(missing)
+            return False
+        made.names = tuple(names)
+        made.wanted = self.wanted is None or made.source in self.wanted
+        if own:
+            made.described = PyBytes_FromStringAndSize(<const char *> start, r.p - start)
+        self._relations[oid] = made
+        return True
+
+    cdef _Relation _of(self, Reader *r, const unsigned char *data, Py_ssize_t size):
+        """The relation that a row belongs to; None when the row has to wait for types."""
+        cdef uint32_t oid = u32(r)
+        cdef Reader again
+        cdef bytes described
+        found = self._relations.get(oid)
+        if found is None:
+            raise DecodeError(f"relation {oid} was not described")
+        if not (<_Relation> found).stale:
+            return <_Relation> found
+        described = (<_Relation> found).described
+        again.p = <const unsigned char *> PyBytes_AS_STRING(described)
+        again.end = again.p + PyBytes_GET_SIZE(described)
+        if self._describe(&again):
+            return <_Relation> self._relations[oid]
+        self._kept = PyBytes_FromStringAndSize(<const char *> data, size)
+        return None
+
+    cdef int _tuple(self, Reader *r, _Relation relation, Slot *slots) except -1:
+        cdef int i
+        cdef int32_t length
+        if u16(r) != relation.count:
+            raise DecodeError(f"a row of {relation.source} has another number of columns")
+        for i in range(relation.count):
+            slots[i].kind = <char> u8(r)
+            if slots[i].kind == b"t":
+                length = <int32_t> u32(r)
+                if length < 0:
+                    raise DecodeError("a value has a negative length")
+                need(r, length)
+                slots[i].data = r.p
+                slots[i].len = length
+                r.p += length
+            elif slots[i].kind != b"n" and slots[i].kind != b"u":
+                raise DecodeError(f"a value of kind {slots[i].kind} is not known")
+        return 0
+
+    cdef bytes _write(self, _Relation relation, Slot *slots, bint only_key):
+        """The row as a JSON object. Values that did not change and are not known are left out."""
+        cdef jb_buf *out = &self._out
+        cdef int i, rc
+        cdef size_t mark
+        cdef char separator = b"{"
+        cdef const pt_field *column
+        out.len = 0
+        for i in range(relation.count):
+            if slots[i].kind == b"u" or (only_key and not relation.in_key[i]):
+                continue
+            column = &relation.columns[i]
+            if jb_byte(out, separator) or jb_put(out, column.key, column.key_len):
+                raise MemoryError
+            separator = b","
+            if slots[i].kind == b"n":
+                if jb_put(out, b"null", 4):
+                    raise MemoryError
+                continue
+            mark = out.len
+            rc = pt_value(out, column.type, slots[i].data, slots[i].len, 0)
+            if rc == PT_MALFORMED:
+                # A composite type has other attributes than we know: its text is still the truth.
+                relation.stale = relation.described is not None
+                self.types.forget()
+                out.len = mark
+                rc = pj_string(out, slots[i].data, slots[i].len)
+            if rc:
+                raise MemoryError
+        if separator == b"{" and jb_byte(out, b"{"):
+            raise MemoryError
+        if jb_byte(out, b"}"):
+            raise MemoryError
+        return PyBytes_FromStringAndSize(out.data, out.len)
+
+    cdef tuple _unchanged(self, _Relation relation):
+        """Names of the new row's columns whose value is not known."""
+        cdef int i
+        cdef list names = None
+        for i in range(relation.count):
+            if self._new[i].kind == b"u":
+                if names is None:
+                    names = []
+                names.append(relation.names[i])
+        return () if names is None else tuple(names)
+
+    cdef int _insert(self, Reader *r, const unsigned char *data, Py_ssize_t size) except -1:
+        cdef _Relation relation = self._of(r, data, size)
+        if relation is None or not self._next() or not relation.wanted:
+            return 0
+        if u8(r) != b"N":
+            raise DecodeError("an insert without its row")
+        self._tuple(r, relation, self._new)
+        self._items.append(new_change(relation.source, "INSERT",
+                                      self._write(relation, self._new, False), None,
+                                      self._unchanged(relation), self._lsn, self._sequence))
+        self.rows += 1
+        return 0
+
+    cdef int _update(self, Reader *r, const unsigned char *data, Py_ssize_t size) except -1:
+        cdef _Relation relation = self._of(r, data, size)
+        cdef int kind, i
+        cdef bytes old = None
+        if relation is None or not self._next() or not relation.wanted:
+            return 0
+        kind = u8(r)
+        if kind == b"K" or kind == b"O":
+            self._tuple(r, relation, self._old)
+            old = self._write(relation, self._old, kind == b"K")
+            i = u8(r)
+        else:
+            i = kind
+        if i != b"N":
+            raise DecodeError("an update without its new row")
+        self._tuple(r, relation, self._new)
+        if kind == b"O":
+            for i in range(relation.count):
+                if self._new[i].kind == b"u":
+                    self._new[i] = self._old[i]
+        elif kind == b"N" and relation.has_key and relation.identity != b"f":
+            old = self._write(relation, self._new, True)  # the key did not change
+        self._items.append(new_change(relation.source, "UPDATE",
+                                      self._write(relation, self._new, False), old,
+                                      self._unchanged(relation), self._lsn, self._sequence))
+        self.rows += 1
+        return 0
+
+    cdef int _delete(self, Reader *r, const unsigned char *data, Py_ssize_t size) except -1:
+        cdef _Relation relation = self._of(r, data, size)
+        cdef int kind
+        if relation is None or not self._next() or not relation.wanted:
+            return 0
+        kind = u8(r)
+        if kind != b"K" and kind != b"O":
+            raise DecodeError("a delete without its old row")
+        self._tuple(r, relation, self._old)
+        self._items.append(new_change(relation.source, "DELETE", None,
+                                      self._write(relation, self._old, kind == b"K"), (),
+                                      self._lsn, self._sequence))
+        self.rows += 1
+        return 0
+
+    cdef int _truncate(self, Reader *r) except -1:
+        cdef uint32_t i, count = u32(r)
+        cdef bint fresh = self._next()
+        u8(r)
+        for i in range(count):
+            relation = self._relations.get(u32(r))
+            if relation is None:
+                raise DecodeError("a truncated relation was not described")
+            if fresh and (<_Relation> relation).wanted:
+                self._items.append(new_change((<_Relation> relation).source, "TRUNCATE", None,
+                                              None, (), self._lsn, self._sequence))
+                self.rows += 1
+        return 0
+
+    cdef int _message(self, Reader *r) except -1:
+        """Ours hold the channel, the event and the payload as JSON, on a line each."""
+        cdef bint transactional = u8(r) & 1
+        cdef str prefix
+        cdef Py_ssize_t length
+        cdef bytes content
+        u64(r)
+        prefix = name_of(r)
+        length = <int32_t> u32(r)
+        if length < 0:
+            raise DecodeError("a message has a negative length")
+        need(r, length)
+        # What is not part of a transaction may tell of something that is rolled back.
+        if not transactional or not self._next():
+            return 0
+        if prefix == ALTERED:
+            self._altered()
+        elif prefix == PUBLISHED:
+            content = PyBytes_FromStringAndSize(<const char *> r.p, length)
+            parts = content.split(b"\n", 2)
+            if len(parts) == 3 and readable(parts[2]):
+                self._items.append(new_publish(
+                    parts[0].decode("utf-8", "replace"), parts[1].decode("utf-8", "replace"),
+                    parts[2], self._lsn, self._sequence))
+        return 0
