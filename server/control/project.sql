@@ -3,7 +3,7 @@
 -- quoted role names.
 
 grant temporary on database {database} to public;
-grant connect on database {database} to {owner}, {authenticator}, {system};
+grant connect on database {database} to {owner}, {authenticator}, {system}, {feed};
 grant create on database {database} to {system};
 
 alter schema public owner to {owner};

@@ -22,6 +22,7 @@ from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 from server.base.limits import TIERS, Limits
 from server.base.limits import of as limits_of
+from server.base.migrations import MigrationError, apply_async
 from server.base.project import Flavor, Project
 from server.control import owners, provision, records, secrets
 from server.control.database import Cluster, Connection, connect, fetch
@@ -194,6 +195,33 @@ class Projects:
         kept = [r.mongo_url for r in await self.all() if r.mongo_url and r.flavor != "postgres"]
         await self.documents.ensure(kept)
 
+    async def modernize(self) -> dict[str, str | None]:
+        """Make what projects of an older program lack. Gives what stands in the way, by name."""
+        outcome: dict[str, str | None] = {}
+        async with self.control() as control:
+            await control.execute(
+                """update projects set feed_password = encode(sha256(uuid_send(gen_random_uuid())
+                  || uuid_send(gen_random_uuid())), 'hex') where feed_password = ''"""
+            )
+            rows = await fetch(control, records.SELECT_ACTIVE)
+            for record in [records.read(row[0]) for row in rows]:
+                cluster = self.clusters.get(record.cluster_id)
+                if cluster is None or record.provisioned >= provision.VERSION:
+                    continue
+                outcome[record.slug] = None
+                async with locked(control, record.id):
+                    try:
+                        await provision.provision(cluster, record, self.limits(record))
+                        await _migrate(records.to_project(record, self.config))
+                    except (psycopg.Error, MigrationError) as error:
+                        outcome[record.slug] = str(error).strip()
+                        continue
+                    await control.execute(
+                        "update projects set provisioned = $2 where id = $1",
+                        (record.id, provision.VERSION),
+                    )
+        return outcome
+
     async def put_settings(
         self, slug: str, section: str, value: dict[str, Any], actor: str = "node"
     ) -> None:
@@ -225,7 +253,7 @@ class Projects:
     ) -> None:
         key = secrets.new_signing_key()
         url = records.project_url(slug, self.config)
-        passwords = [secrets.new_password() for _ in range(4)]
+        passwords = [secrets.new_password() for _ in range(5)]
         keys = [secrets.project_key(slug, url, role, key) for role in ("anon", "service_role")]
         values = (project_id, slug, owner, cluster_id, flavor, tier, f"ichi_{project_id}")
         mongo = new_address(project_id, secrets.new_password()) if flavor != "postgres" else None
@@ -234,9 +262,9 @@ class Projects:
             await control.execute(
                 """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
                   database, owner_password, authenticator_password, system_password,
-                  storage_secret, anon_key, service_key, mongo_url)
+                  storage_secret, feed_password, anon_key, service_key, mongo_url)
                 values ($1, $2, (select id from owners where name = $3), $4, $5, $6, 'creating',
-                  $7, $8, $9, $10, $11, $12, $13, $14)""",
+                  $7, $8, $9, $10, $11, $12, $13, $14, $15)""",
                 (*values, *passwords, *keys, mongo),
             )
             await control.execute(
@@ -297,12 +325,14 @@ class Projects:
         project = records.to_project(record, self.config)
         if record.state == "creating":
             await provision.provision(cluster, record, self.limits(record))
+            await _migrate(project)
             if self.documents is not None:
                 await self.documents.provision(record.mongo_url)
             for hook in self.on_create:
                 await hook(project)
             await control.execute(
-                "update projects set state = 'active' where id = $1", (project_id,)
+                "update projects set state = 'active', provisioned = $2 where id = $1",
+                (project_id, provision.VERSION),
             )
         elif record.state == "removing":
             for hook in self.on_delete:
@@ -311,6 +341,12 @@ class Projects:
                 await self.documents.remove(record.mongo_url)
             await provision.remove(cluster, record)
             await control.execute("delete from projects where id = $1", (project_id,))
+
+
+async def _migrate(project: Project) -> None:
+    """What an app's own SQL may call before anybody has made a request."""
+    if project.feed_dsn is not None and project.system_dsn is not None:
+        await apply_async(project.system_dsn, "server.realtime", "realtime")
 
 
 @asynccontextmanager

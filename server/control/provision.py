@@ -8,6 +8,7 @@ cluster-wide is ever granted to the shared roles, because any member could drop 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from server.control.records import Record
 
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
-LOGINS = ("owner", "authenticator", "system")
+LOGINS = ("owner", "authenticator", "system", "feed")
 OWNER_TIMES = 12  # a statement of the owner's may take so much longer than one of a request
+VERSION = 1  # raised when projects made before lack something that provision() makes
 
 
 async def ensure_shared_roles(admin: Connection) -> None:
@@ -59,24 +61,28 @@ async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> N
     async with await connect(cluster.admin_dsn) as admin:
         await ensure_shared_roles(admin)
         passwords = (record.owner_password, record.authenticator_password, record.system_password)
-        for kind, password in zip(LOGINS, passwords, strict=True):
+        for kind, password in zip(LOGINS, passwords, strict=False):
             role = record.role(kind)
             inherit = "noinherit" if kind == "authenticator" else "inherit"
             await ensure_login(admin, role, password, inherit)
             await allow_ownership(admin, role)
             await _grant_switching(admin, role)
+        await _ensure_feed(admin, record)
         # No comment names the project: every login of the cluster may read the list of databases.
         await ensure_database(admin, record.database, record.role("owner"))
         superuser = (
             await fetch(admin, "select rolsuper from pg_roles where rolname = current_user")
         )[0][0]
-    names = {kind: sql.Identifier(record.role(kind)) for kind in LOGINS}
+    names: dict[str, sql.Composable] = {kind: sql.Identifier(record.role(kind)) for kind in LOGINS}
+    names["system_name"] = sql.Literal(record.role("system"))
+    names["owner_name"] = sql.Literal(record.role("owner"))
     names["database"] = sql.Identifier(record.database)
     async with await connect(cluster.dsn(record.database)) as database, database.transaction():
         await fetch(database, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
         await run(database, _template("project.sql").format(**names))
+        await run(database, _template("feed.sql").format(**names))
         if superuser:
-            await run(database, (HERE / "watch.sql").read_text())
+            await run(database, _template("watch.sql").format(**names))
     await settle(cluster, record, limits)
 
 
@@ -146,10 +152,36 @@ async def _grant_switching(admin: Connection, role: str) -> None:
     await run(admin, grant.format(sql.Identifier(role)))
 
 
+async def _ensure_feed(admin: Connection, record: Record) -> None:
+    """The login that reads the change stream. It switches to no other role and connects to no
+    other database, but replication shows all of a cluster's log, so its password never leaves the
+    node. On a server whose administrator may not grant replication there is no feed."""
+    role = record.role("feed")
+    await ensure_login(admin, role, record.feed_password, "noinherit connection limit 8")
+    await allow_ownership(admin, role)
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        await run(admin, sql.SQL("alter role {} replication").format(sql.Identifier(role)))
+
+
+async def _end_replication(admin: Connection, database: str) -> None:
+    """A database cannot be dropped while its log is being read."""
+    for _ in range(50):
+        ended = await fetch(
+            admin,
+            """select pg_terminate_backend(active_pid) from pg_replication_slots
+            where database = $1 and active""",
+            (database,),
+        )
+        if not ended:
+            return
+        await asyncio.sleep(0.1)
+
+
 async def remove(cluster: Cluster, record: Record) -> None:
     """Drop the project's database, ending its sessions, and its roles. May be repeated."""
     async with await connect(cluster.admin_dsn) as admin:
         drop = sql.SQL("drop database if exists {} with (force)")
+        await _end_replication(admin, record.database)
         await run(admin, drop.format(sql.Identifier(record.database)))
         for kind in LOGINS:
             await run(admin, sql.SQL("drop role if exists {}").format(

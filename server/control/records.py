@@ -28,6 +28,7 @@ _RECORD = """json_build_object(
     'cluster_id', p.cluster_id, 'created_at', p.created_at,
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
+    'feed_password', p.feed_password, 'provisioned', p.provisioned,
     'storage_secret', p.storage_secret, 'anon_key', p.anon_key, 'service_key', p.service_key,
     'mongo_url', p.mongo_url, 'revision', p.revision, 'limits', p.limits,
     'host', c.host, 'port', c.port, 'socket_dir', c.socket_dir, 'options', c.options,
@@ -88,9 +89,11 @@ class Record(msgspec.Struct, frozen=True):
     state_at: str = ""
     delete_at: str | None = None
     owner: str = ""
+    feed_password: str = ""
+    provisioned: int = 0
 
     def role(self, kind: str) -> str:
-        """Login role of the project: kind is owner, authenticator or system."""
+        """Login role of the project: kind is owner, authenticator, system or feed."""
         return f"{self.database}_{kind}"
 
     def dsn(self, kind: str, password: str, *, tcp: bool = False) -> str:
@@ -152,4 +155,5 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         limits=limits_of(config.tiers, record.tier, record.limits),
         state=record.state,  # type: ignore[arg-type]
         read_only=record.read_only,
+        feed_dsn=record.dsn("feed", record.feed_password) if relational else None,
     )

@@ -154,6 +154,9 @@ class EmbeddedPostgres:
             "wal_level": "logical",
             "max_connections": "200",
             "max_slot_wal_keep_size": "1GB",
+            "max_wal_senders": "128",  # one for each project with open sockets
+            "max_replication_slots": "128",
+            "logical_decoding_work_mem": "16MB",
             "log_timezone": "UTC",
             "timezone": "UTC",
             "unix_socket_permissions": "0700",

@@ -129,7 +129,8 @@ class Node:
     ) -> None:
         documents = None if server is None else Documents(server, wait=False)
         projects = Projects(dsn, {cluster.id: cluster}, config, documents)
-        for slug, problem in (await projects.recover()).items():
+        problems = {**await projects.recover(), **await projects.modernize()}
+        for slug, problem in problems.items():
             if problem:
                 print(f"project {slug} is unfinished: {problem}", file=sys.stderr, flush=True)
         flavor = "postgres" if documents is None else self.settings.default_flavor
