@@ -1,6 +1,6 @@
 #include "pgtext.h"
 
-#include "pgjson.h"
+#include "jsontext.h"
 
 typedef const unsigned char *text;
 
@@ -9,7 +9,7 @@ static int put_number(jb_buf *out, text p, size_t len)
     size_t at = len > 0 && p[0] == '-';
     if (at < len && p[at] >= '0' && p[at] <= '9')
         return jb_put(out, p, len);
-    return pj_string(out, p, len); /* NaN, Infinity */
+    return jt_string(out, p, len); /* NaN, Infinity */
 }
 
 /* "2024-07-01 12:00:00.5+00 BC", "infinity" */
@@ -245,7 +245,7 @@ static int put_hstore(jb_buf *out, text p, size_t len)
         if (p == end || *p++ != '"' ||
             (p = unquote(p, end, 0, &scratch, &value, &size)) == NULL)
             goto done;
-        if (pj_string(out, value, size) || jb_put(out, ": ", 2))
+        if (jt_string(out, value, size) || jb_put(out, ": ", 2))
             goto no_memory;
         if (end - p < 2 || *p++ != '=' || *p++ != '>')
             goto done;
@@ -258,7 +258,7 @@ static int put_hstore(jb_buf *out, text p, size_t len)
         if (p == end || *p++ != '"' ||
             (p = unquote(p, end, 0, &scratch, &value, &size)) == NULL)
             goto done;
-        if (pj_string(out, value, size))
+        if (jt_string(out, value, size))
             goto no_memory;
     }
     rc = jb_byte(out, '}');
@@ -293,6 +293,6 @@ int pt_value(jb_buf *out, const pt_type *type, text p, size_t len, int depth)
     case PT_HSTORE:
         return put_hstore(out, p, len);
     default:
-        return pj_string(out, p, len);
+        return jt_string(out, p, len);
     }
 }

@@ -1,4 +1,4 @@
-# distutils: sources = csrc/pgtext.c csrc/pgjson.c csrc/pgjson_number.c csrc/pgjson_time.c csrc/pgjson_net.c
+# distutils: sources = csrc/pgtext.c csrc/jsontext.c
 # distutils: libraries = pq
 """Postgres' logical replication stream (plugin pgoutput, protocol 1, text values) to changes.
 
@@ -17,13 +17,17 @@ import orjson
 
 from ichicore.live.change cimport new_change, new_publish
 from ichicore.pg.libpq cimport (
-    PGconn, PQerrorMessage, jb_buf, jb_byte, jb_free, jb_init, jb_put, pj_string,
+    PGconn, PQerrorMessage, jb_buf, jb_byte, jb_free, jb_init, jb_put,
 )
 
 
 cdef extern from "libpq-fe.h" nogil:
     int PQgetCopyData(PGconn *conn, char **buffer, int asynchronous)
     void PQfreemem(void *p)
+
+
+cdef extern from "jsontext.h" nogil:
+    int jt_string(jb_buf *out, const unsigned char *p, size_t len)
 
 
 cdef extern from "pgtext.h" nogil:
@@ -103,7 +107,7 @@ cdef bytes json_key(str name):
     cdef jb_buf out
     jb_init(&out)
     try:
-        if pj_string(&out, <const unsigned char *> PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
+        if jt_string(&out, <const unsigned char *> PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
             raise MemoryError
         if jb_byte(&out, b":"):
             raise MemoryError
@@ -595,7 +599,7 @@ cdef class Decoder:
                 relation.stale = relation.described is not None
                 self.types.forget()
                 out.len = mark
-                rc = pj_string(out, slots[i].data, slots[i].len)
+                rc = jt_string(out, slots[i].data, slots[i].len)
             if rc:
                 raise MemoryError
         if separator == b"{" and jb_byte(out, b"{"):
