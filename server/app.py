@@ -23,6 +23,7 @@ from server.base.metrics import Metrics, MetricsFile
 from server.base.revocations import Revocations
 from server.base.usage import Usage
 from server.control import records
+from server.base.serving import ServingLoop
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
 from server.gateway.pools import ProjectPools
@@ -205,6 +206,8 @@ class Application:
         gc.set_threshold(20_000, 20, 50)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if isinstance(loop, ServingLoop):
+            loop.handover.way = None
         if self.worker is not None:
             loop.run_until_complete(self.worker.stop())
 
@@ -220,6 +223,8 @@ class Application:
         way = self.worker.open_express().way
         way.loop = loop
         self.express = way.handle
+        if isinstance(loop, ServingLoop):
+            loop.handover.way = way
 
 
 application = Application()

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from ichicore.pg.placing import Placing
+
 class Tally:
     count: int
     rate: float
@@ -17,6 +19,7 @@ class Lane:
     preface: Callable[[Any, str], Any]
     submit: Callable[[Any, Any, bool], None]
     leave: Callable[[Any], None]
+    placing: Placing
     base_path: str
     extra: tuple[tuple[str, str], ...]
     rest: Any
@@ -45,3 +48,8 @@ class Express:
     prefix: str
     def __init__(self, prefix: str) -> None: ...
     def handle(self, scope: Any, protocol: Any) -> Ticket | None: ...
+
+class Handover:
+    way: Express | None
+    def __init__(self, soon: Callable[..., Any], kind: str) -> None: ...
+    def __call__(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any: ...

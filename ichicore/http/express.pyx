@@ -6,7 +6,8 @@ then take the general way. Both give the same answers.
 """
 cimport cython
 
-from ichicore.pg.executor import Group
+from ichicore.pg.group cimport Group, Statement
+from ichicore.pg.placing cimport Placing
 from ichicore.rest import shape as _shape
 from ichicore.rest.sql cimport bind
 
@@ -56,6 +57,13 @@ cdef class Tally:
         self.count += 1
         return True
 
+    cdef int give_back(self) except -1:
+        """A request that was taken is to be asked for again."""
+        self.count -= 1
+        if self.rate:
+            self.tokens += 1
+        return 0
+
     def wait(self):
         """Seconds until the next request may go on."""
         return 0.0 if not self.rate or self.tokens >= 1 else (1 - self.tokens) / self.rate
@@ -80,6 +88,7 @@ cdef class Lane:
     cdef public object plans
     cdef public object preface      # (plan, role) -> (statement, before, after), None: general way
     cdef public object submit       # (group, waiter, slow) hands a group to the pool
+    cdef public Placing placing     # the same from another thread, for quick groups
     cdef public object leave        # (group) gives a group up
     cdef public str base_path
     cdef public tuple extra         # headers that every answer without an Origin carries
@@ -97,7 +106,7 @@ cdef class Ticket:
     cdef object protocol
     cdef object scope
     cdef object callback
-    cdef object group
+    cdef Group group
     cdef object plan
     cdef object headers
     cdef str query
@@ -226,13 +235,55 @@ cdef class Express:
 
     def handle(self, scope, protocol):
         """A ticket to await, or None when the request has to take the general way."""
+        cdef Ticket ticket = self.ticket(scope, protocol)
+        if ticket is None or not self.enter(ticket):
+            return None
+        try:
+            ticket.lane.submit(ticket.group, ticket, not ticket.plan.quick)
+        except Exception as error:
+            ticket.set_exception(error)
+        return ticket
+
+    cdef bint direct(self, scope, protocol) except -1:
+        """Serves a request from another thread than the loop's; false when it has to come to the
+        loop, with nothing done."""
+        cdef Ticket ticket = self.ticket(scope, protocol)
+        if ticket is None or not ticket.plan.quick:
+            return False
+        if not self.enter(ticket):
+            return False
+        ticket.group._waiter = ticket
+        try:
+            if ticket.lane.placing.put(ticket.group, ticket.started):
+                return True
+        except Exception as error:
+            ticket.set_exception(error)
+            return True
+        self.in_flight.pop(-<long long> ticket.number, None)
+        ticket.lane.tally.give_back()
+        return False
+
+    cdef bint enter(self, Ticket ticket) except -1:
+        """Counts a request in; false when the project has had its share, which the general way
+        says."""
+        ticket.started = self.clock()
+        if not ticket.lane.tally.take(ticket.started):
+            return False
+        self.count += 1
+        ticket.number = self.count
+        self.in_flight[-<long long> ticket.number] = (ticket.started, ticket, ticket.protocol)
+        ticket.lane.rest.used = ticket.started
+        return True
+
+    cdef Ticket ticket(self, scope, protocol):
+        """What a request asks, or None when it is not for the short way."""
         cdef Lane lane
         cdef Ticket ticket
+        cdef Group group
         cdef str path, query
         cdef dict headers
         cdef list items
-        cdef object known, plan, made, role, identity, group
-        cdef double now
+        cdef object known, plan, made, role, identity
         if scope.method != "GET":
             return None
         path = scope.path
@@ -241,10 +292,10 @@ cdef class Express:
         raw = scope.headers
         items = raw.items()
         headers = dict(items)
-        if len(headers) != len(items) or len(items) > MAX_HEADERS:
+        # as many names as pairs: none comes twice, and none has a value that is not ASCII, which
+        # the server leaves out
+        if len(headers) != len(items) or len(headers) != len(raw) or len(items) > MAX_HEADERS:
             return None
-        if len(<list> raw.keys()) != len(headers):
-            return None  # a value that is not ASCII, which the server leaves out
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.denied or lane.engine.generation is not lane.generation:
             return None
@@ -271,21 +322,19 @@ cdef class Express:
             return None
         identity = known.identity
         role = identity.role
-        made = lane.preface(plan, role)
+        made = (<dict> plan.openings).get(role, False)
+        if made is False:
+            made = lane.preface(plan, role)
+            (<dict> plan.openings)[role] = made
         if made is None:
             return None
-        now = self.clock()
-        if not lane.tally.take(now):
-            return None  # the general way refuses it
         group = Group(role)
-        group.add(made[0], (
+        group.add(<Statement> made[0], (
             *made[1], role.encode(), identity.claims_json, b"GET", path.encode(),
             self.dumps(headers), b"{}", *made[2],
         ))
         group.add(plan.main, bind(plan.layout, scanned[1], None, None, 0))
         ticket = Ticket.__new__(Ticket)
-        self.count += 1
-        ticket.number = self.count
         ticket.protocol = protocol
         ticket.scope = scope
         ticket.group = group
@@ -295,11 +344,35 @@ cdef class Express:
         ticket.path = path
         ticket.express = self
         ticket.lane = lane
-        ticket.started = now
-        self.in_flight[-<long long> ticket.number] = (ticket.started, ticket, protocol)
-        lane.rest.used = ticket.started
-        try:
-            lane.submit(group, ticket, not plan.quick)
-        except Exception as error:
-            ticket.set_exception(error)
         return ticket
+
+
+@cython.final
+cdef class Handover:
+    """Stands in for the call_soon_threadsafe of a loop, by which the HTTP server tells it of each
+    request from a thread of its own: what the short way can serve is served there and then, without
+    waking the loop.
+
+    soon: the loop's own. way: None until the application serves. kind: name of the type of the
+    HTTP server's object with a request's scope and proto.
+    """
+
+    cdef object soon
+    cdef public Express way
+    cdef str kind
+    cdef type watcher               # the type, once seen
+
+    def __init__(self, soon, str kind):
+        self.soon = soon
+        self.kind = kind
+
+    def __call__(self, callback, *args, context=None):
+        cdef object told
+        if self.way is not None and len(args) == 2:
+            told = args[1]
+            if self.watcher is None and type(told).__name__ == self.kind:
+                self.watcher = type(told)
+            if type(told) is self.watcher and self.way.direct(told.scope, told.proto):
+                args[0].close()  # the coroutine that would have served it
+                return None
+        return self.soon(callback, *args, context=context)

@@ -66,6 +66,7 @@ class Executor:
     slow_depth: int
     cancels: int
     wants_write: bool
+    writing: bool
     retry: list[Group]
     exclusive: bool
     reserved: bool
@@ -106,5 +107,3 @@ class Executor:
     def cancel(self) -> Cancel: ...
     def forget_statements(self) -> None: ...
     def detach(self) -> None: ...
-
-def pick(executors: list[Executor], max_depth: int, slow: bool) -> Executor | None: ...

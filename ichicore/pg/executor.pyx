@@ -34,22 +34,22 @@ from ichicore.pg.libpq cimport (
     PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus, ichi_has_chunks, ichi_incremental,
     ichi_sync, jb_byte, jb_free, jb_init, jb_put, pj_codec,
 )
+from ichicore.pg.group cimport (
+    MODE_JSON, MODE_NONE, MODE_VALUES, Described, Group, Result, Shared, Statement,
+)
 from ichicore.rest.rows cimport RowFormat, TypeTable
 
 from collections import deque
 
 from ichicore.pg.errors import PgError, PgUnavailable
+from ichicore.pg import group as _group
 from ichicore.pg.wrap import wrap
 
-NONE = 0
-JSON = 1
-VALUES = 2
+# Users of the executor find what they hand to it here too.
+for _name in ("NONE", "JSON", "VALUES", "Statement", "Group", "Result", "Shared"):
+    globals()[_name] = getattr(_group, _name)
 
 cdef enum:
-    MODE_NONE = 0
-    MODE_JSON = 1
-    MODE_VALUES = 2
-
     CMD_PREPARE = 0
     CMD_DESCRIBE = 1
     CMD_TYPES = 2
@@ -60,25 +60,11 @@ cdef enum:
     CHUNK_ROWS = 256
     INLINE_PARAMS = 32
 
-cdef struct Command:
-    int kind
-    int index
-    void *group                     # borrowed from Executor._groups; NULL for our own commands
-    void *prepared                  # borrowed from Group._prepared
-
 # Bodies stay in memory up to SPILL_AT; beyond it they go to a file in pieces of SPILL_PIECE.
 cdef size_t SPILL_AT = 4 << 20
 cdef size_t SPILL_PIECE = 256 << 10
 # A statement whose bodies have stayed below this is read as a whole result, which is cheaper.
 cdef Py_ssize_t WHOLE_BELOW = 1 << 20
-
-# Settings that encoders depend on; a group that may change one is encoded by Postgres instead.
-cdef dict FORMAT_SETTINGS = {
-    b"timezone": True, b"intervalstyle": True, b"bytea_output": True, b"extra_float_digits": True,
-}
-cdef tuple FORMAT_WORDS = (
-    "timezone", "time zone", "intervalstyle", "bytea_output", "extra_float_digits",
-)
 
 TYPE_QUERY = b"""\
 select t.oid,
@@ -116,223 +102,14 @@ def check_library(int version):
 
 
 @cython.final
-cdef class Statement:
-    """SQL with $1, $2, ... and what is wanted of its result.
-
-    result: NONE (only the tag), JSON (rows as a JSON array) or VALUES (tuples of text). per_role:
-    its plan may depend on row security, so each role has its own prepared form. strip_nulls: leave
-    null members out, as json_strip_nulls does (JSON only).
-    """
-
-    cdef readonly str sql
-    cdef readonly int result
-    cdef readonly bint per_role
-    cdef readonly bint strip_nulls
-    cdef bytes _text
-    cdef bint _sets_format          # its text names a setting that changes how values are written
-
-    def __init__(self, str sql not None, *, int result, bint per_role=True,
-                 bint strip_nulls=False):
-        if not 0 <= result <= 2:
-            raise ValueError("result must be NONE, JSON or VALUES")
-        self.sql = sql
-        self._text = sql.encode()
-        if b"\0" in self._text:
-            raise ValueError("SQL cannot contain a NUL character")
-        self.result = result
-        self.per_role = per_role
-        self.strip_nulls = strip_nulls and result == MODE_JSON
-        low = sql.lower()
-        self._sets_format = False
-        if "set" in low:
-            for word in FORMAT_WORDS:
-                if word in low:
-                    self._sets_format = True
-
-    def __repr__(self):
-        return f"Statement({self.sql!r})"
-
-
-@cython.final
-@cython.freelist(64)
-cdef class Group:
-    """Statements that run as one implicit transaction, in the name of `role` (a key of the
-    prepared statements; switching to it is one of the statements' work)."""
-
-    cdef readonly str role
-    cdef readonly list statements   # of Statement
-    cdef list _params               # of tuple, one per statement
-    cdef list _results
-    cdef list _prepared             # keeps entries alive while commands refer to them
-    cdef object _waiter
-    cdef object _error
-    cdef int _next                  # first statement that has not been sent
-    cdef bint _plain                # no setting is changed that encoders depend on
-    cdef bint _mismatch
-    cdef readonly bint abandoned
-    cdef public bint slow
-    cdef public bint in_session
-    cdef public bint expired
-    cdef public int retries
-    cdef public double deadline     # clock of the pool; 0 is none
-    cdef public double sent_at
-    cdef readonly int cancels_seen
-
-    def __cinit__(self, str role=""):
-        self.role = role
-        self.statements = []
-        self._params = []
-        self._results = []
-        self._prepared = []
-        self._plain = True
-
-    cpdef add(self, Statement statement, tuple params=()):
-        """Appends a statement; its parameters are text (bytes, UTF-8) or None."""
-        cdef bytes value
-        cdef Py_ssize_t n
-        if statement is None or params is None:
-            raise TypeError("a statement and a tuple are needed")
-        if statement._sets_format:
-            self._plain = False
-        if statement.result == MODE_NONE and self._plain:
-            for param in params:
-                if PyBytes_CheckExact(param):
-                    n = PyBytes_GET_SIZE(param)
-                    # lengths of the names in FORMAT_SETTINGS
-                    if (n == 8 or n == 13 or n == 12 or n == 18) and \
-                            (<bytes> param).lower() in FORMAT_SETTINGS:
-                        self._plain = False
-                        break
-        self.statements.append(statement)
-        self._params.append(params)
-
-    def __len__(self):
-        return len(self.statements)
-
-    def abandon(self):
-        """Nobody waits any more: what comes back is dropped without being encoded."""
-        self.abandoned = True
-        self._waiter = None
-
-    @property
-    def waiter(self):
-        return self._waiter
-
-    @waiter.setter
-    def waiter(self, waiter):
-        """Anything with done(), set_result(list) and set_exception(error)."""
-        self._waiter = waiter
-
-    cdef _reset(self):
-        self._results = []
-        self._prepared = []
-        self._error = None
-        self._mismatch = False
-        self._next = 0
-
-    def restart(self):
-        """Makes the group ready to be sent once more."""
-        self._reset()
-        self.retries += 1
-
-    @property
-    def main_sql(self):
-        """Text of the last statement, '' without one."""
-        cdef Py_ssize_t count = len(self.statements)
-        return (<Statement> self.statements[count - 1]).sql if count else ""
-
-
-@cython.final
-@cython.freelist(64)
-cdef class Result:
-    """What one statement gave.
-
-    rows: tuples returned. affected: number in the command tag, -1 without one. tag: the command
-    tag. body: JSON array of row objects (bytes, or a spool when it is large) in JSON mode, else
-    b"". values: tuples of bytes (text format) or None in VALUES mode. columns: names.
-    """
-
-    cdef readonly Py_ssize_t rows
-    cdef readonly Py_ssize_t affected
-    cdef readonly str tag
-    cdef readonly object body
-    cdef readonly list values
-    cdef readonly tuple columns
-
-    def __repr__(self):
-        return f"Result({self.tag!r}, rows={self.rows})"
-
-
-@cython.final
-cdef class Described:
-    """What a pool knows of one SQL text with a JSON result. Immutable but for its statistics."""
-
-    cdef readonly str sql
-    cdef readonly bytes text        # what is prepared: the statement or its wrapped form
-    cdef readonly RowFormat format
-    cdef readonly Py_ssize_t largest   # bytes of the largest body so far
-    cdef readonly bint wrapped
-    cdef int runs
-
-
-@cython.final
-cdef class Shared:
-    """Knowledge that all connections of a pool share: types and described statements."""
-
-    cdef readonly TypeTable types
-    cdef readonly dict described
-    cdef readonly dict slow_sql     # sql -> score
-    cdef readonly int limit
-
-    def __cinit__(self, int limit=4096):
-        self.types = TypeTable()
-        self.described = {}
-        self.slow_sql = {}
-        self.limit = limit
-
-    def forget(self):
-        """Drops everything learned: after the schema has changed."""
-        self.types = TypeTable()
-        self.described.clear()
-        self.slow_sql.clear()
-
-    cdef observe(self, Group group, double seconds):
-        """Learns which statements are slow: two slow runs more than quick ones make one so."""
-        cdef int score
-        if seconds > 0.010:
-            sql = group.main_sql
-            score = self.slow_sql.get(sql, 0) + 1
-            if len(self.slow_sql) > 1024:
-                self.slow_sql.clear()
-            self.slow_sql[sql] = min(score, 8)
-        elif self.slow_sql and seconds < 0.003:
-            sql = group.main_sql
-            score = self.slow_sql.get(sql, 0)
-            if score == 1:
-                del self.slow_sql[sql]
-            elif score:
-                self.slow_sql[sql] = score - 1
-
-    def is_slow(self, Group group):
-        return <int> self.slow_sql.get(group.main_sql, 0) >= 2
-
-
-@cython.final
 @cython.freelist(64)
 cdef class Prepared:
     """A statement prepared on one connection."""
-
-    cdef bytes name
-    cdef tuple key
-    cdef unsigned long long used
-    cdef Described described
 
 
 @cython.final
 cdef class Cancel:
     """A cancel request for whatever the connection's server process is running."""
-
-    cdef PGcancel *_cancel
 
     def __dealloc__(self):
         if self._cancel is not NULL:
@@ -364,44 +141,6 @@ cdef class Executor:
     plain_settings: bytea_output and extra_float_digits have their defaults.
     """
 
-    cdef PGconn *_conn
-    cdef readonly Shared shared
-    cdef object _spool_factory
-    cdef dict _statements           # key -> Prepared
-    cdef int _limit
-    cdef unsigned long long _tick
-    cdef unsigned long long _serial
-    cdef Command *_ring
-    cdef unsigned int _ring_size    # a power of two
-    cdef unsigned int _head
-    cdef unsigned int _tail
-    cdef object _groups             # deque of Group, in the order sent
-    cdef list _garbage              # names of statements to deallocate
-    cdef jb_buf _buf
-    cdef object _spool
-    cdef Py_ssize_t _spilled
-    cdef Py_ssize_t _rows
-    cdef RowFormat _format
-    cdef bint _armed
-    cdef bint _failed_encoding
-    cdef bint _commit_failed
-    cdef unsigned int _defaults     # settings with their default in this session
-    cdef Group _paused
-    cdef Described _probe_described
-    cdef list _probe_columns
-    cdef double _last_done
-    cdef readonly bint lost
-    cdef readonly str lost_reason
-    cdef readonly int depth
-    cdef readonly int slow_depth
-    cdef readonly int cancels       # cancel requests made on this connection so far
-    cdef readonly bint wants_write
-    cdef readonly list retry        # groups that may be run again: nothing of them was kept
-    cdef public bint exclusive
-    cdef public bint reserved
-    cdef public bint cancelling
-    cdef public bint closing
-    cdef public double idle_since
 
     def __cinit__(self, uintptr_t address, Shared shared not None, object spool, *,
                   int limit=500, bint plain_settings=True):
@@ -473,7 +212,7 @@ cdef class Executor:
         """Whether a group of anyone may be submitted now."""
         return self._takes()
 
-    cdef inline bint _takes(self):
+    cdef bint _takes(self):
         return not (self.lost or self.exclusive or self.cancelling or self.closing
                     or self._paused is not None)
 
@@ -496,14 +235,18 @@ cdef class Executor:
         self._check(group)
         group.sent_at = now
         group.cancels_seen = self.cancels
-        if self._garbage:
-            self._drop_garbage()
-        self._groups.append(group)
-        self.depth += 1
-        if group.slow:
-            self.slow_depth += 1
-        if not self._send(group):
-            self._fail(self._message())
+        self._inside = True
+        try:
+            if self._garbage:
+                self._drop_garbage()
+            self._groups.append(group)
+            self.depth += 1
+            if group.slow:
+                self.slow_depth += 1
+            if not self._send(group):
+                self._fail(self._message())
+        finally:
+            self._inside = False
 
     cdef int _check(self, Group group) except -1:
         cdef Py_ssize_t i
@@ -672,8 +415,12 @@ cdef class Executor:
 
     def on_writable(self):
         """Sends what the socket would not take before."""
-        if not self.lost and not self._flush():
-            self._fail(self._message())
+        self._inside = True
+        try:
+            if not self.lost and not self._flush():
+                self._fail(self._message())
+        finally:
+            self._inside = False
 
     cpdef int on_readable(self, double now) except -1:
         """Reads what has arrived and delivers what is complete. Returns the number of groups that
@@ -682,12 +429,15 @@ cdef class Executor:
         cdef bint alive
         if self.lost:
             return 0
-        alive = PQconsumeInput(self._conn) != 0
+        self._inside = True
         try:
+            alive = PQconsumeInput(self._conn) != 0
             self._pump(now)
         except BaseException:
             self._fail("a result could not be read")
             raise
+        finally:
+            self._inside = False
         if self.lost:
             return before
         if not alive:
@@ -792,7 +542,7 @@ cdef class Executor:
             self._learn_types(res)
         return True
 
-    cdef inline void _pop(self) noexcept:
+    cdef void _pop(self) noexcept:
         self._head += 1
         self._armed = False
 
@@ -1191,27 +941,3 @@ cdef Py_ssize_t _number(const char *digits) noexcept:
         value = value * 10 + (digits[0] - 48)
         digits += 1
     return value
-
-
-def pick(list executors not None, int max_depth, bint slow):
-    """The connection for the next group, or None.
-
-    Slow groups get an idle one. Quick ones get the least loaded that has no slow group, the
-    earliest of equals: later ones can fall idle and be closed. Ones reserved for a waiting slow
-    group are taken only when no other is open.
-    """
-    cdef Executor one, best = None
-    for one in executors:
-        if not one._takes():
-            continue
-        if slow:
-            if one.depth == 0:
-                return one
-            continue
-        if one.slow_depth or one.reserved or one.depth >= max_depth:
-            continue
-        if one.depth == 0:
-            return one
-        if best is None or one.depth < best.depth:
-            best = one
-    return best

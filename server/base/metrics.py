@@ -8,11 +8,12 @@ files up. A file outlives its worker, so a counter never goes backwards while th
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import orjson
+
+from ichicore.timer import Timer
 
 Labels = tuple[tuple[str, str], ...]
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -30,22 +31,6 @@ HELP = {
 }
 
 
-class Timer:
-    """Requests of one route: counts by status class and a latency histogram."""
-
-    __slots__ = ("buckets", "classes", "seconds")
-
-    def __init__(self) -> None:
-        self.classes = [0] * 6
-        self.buckets = [0] * (len(BUCKETS) + 1)
-        self.seconds = 0.0
-
-    def observe(self, status: int, seconds: float) -> None:
-        self.classes[status // 100] += 1
-        self.buckets[bisect_left(BUCKETS, seconds)] += 1
-        self.seconds += seconds
-
-
 class Metrics:
     """What one worker counts. gauges: callables asked when a snapshot is taken, each giving
     (name, labels, value) triples."""
@@ -59,7 +44,7 @@ class Metrics:
         """The timer of a route, made on first use."""
         timer = self.routes.get(name)
         if timer is None:
-            timer = self.routes[name] = Timer()
+            timer = self.routes[name] = Timer(BUCKETS)
         return timer
 
     def count(self, name: str, labels: Labels = (), by: float = 1) -> None:
@@ -135,10 +120,10 @@ def render(folder: Path) -> bytes:
         except (OSError, ValueError):
             continue  # replaced while being read, or from a machine that lost power
         for name, (classes, buckets, seconds) in data["routes"].items():
-            timer = routes.setdefault(name, Timer())
-            timer.classes = [a + b for a, b in zip(timer.classes, classes, strict=True)]
-            timer.buckets = [a + b for a, b in zip(timer.buckets, buckets, strict=True)]
-            timer.seconds += seconds
+            timer = routes.get(name)
+            if timer is None:
+                timer = routes[name] = Timer(BUCKETS)
+            timer.add(classes, buckets, seconds)
         rows = list(data["counters"])
         if _alive(path.stem):
             rows += data["gauges"]

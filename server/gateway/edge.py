@@ -354,7 +354,7 @@ class Edge:
             if not self._in_flight:
                 continue
             limit = perf_counter() - WATCH_AFTER
-            for number, (started, task, protocol) in self._in_flight.items():
+            for number, (started, task, protocol) in list(self._in_flight.items()):
                 if started > limit:
                     break  # in order of arrival: the rest are younger
                 watch = getattr(protocol, "client_disconnect", None)

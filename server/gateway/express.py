@@ -37,7 +37,7 @@ class ExpressWay:
         self.way.failed = self.failed
         self.way.spooled = self.spooled
         self.way.canonical = canonical
-        self.way.clock = perf_counter
+        self.way.clock = perf_counter  # the event loop's and the pool's
         self.way.now = time
         self.way.dumps = orjson.dumps
 
@@ -59,6 +59,7 @@ class ExpressWay:
         lane.preface = generation.short_preface
         lane.submit = rest.pool.submit
         lane.leave = rest.pool.leave
+        lane.placing = rest.pool.placing
         lane.base_path = rest.settings.base_path
         lane.extra = site.cors.silent
         lane.rest = rest

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from server.base.context import NodeConfig
+from server.base.serving import register
 from server.node.lifeline import bind_to_parent, name_process
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
@@ -46,6 +47,7 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, TaskImpl
 
+    register()
     Granian(
         target,
         address=host,

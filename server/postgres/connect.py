@@ -29,7 +29,6 @@ class Link:
     connection: psycopg.AsyncConnection
     executor: Executor
     fileno: int
-    writing: bool = False
     cancelled: object = None  # the group a cancel request was sent for
     cancelled_at: float = 0.0
     cancel_pending: bool = False

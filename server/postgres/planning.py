@@ -4,7 +4,7 @@ make of their results. Plans hold no values of a request, so equal shapes share 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import quote as percent_encode
 
@@ -96,6 +96,7 @@ class Plan:
     cacheable: bool = True
     express: bool = False
     path: str = ""
+    openings: dict[str, object] = field(default_factory=dict)
     quick_runs: int = 0
 
     @property

@@ -13,10 +13,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
 from typing import Any
 
 from ichicore.pg.errors import PgError, PgUnavailable, PoolTimeout, StatementTimeout
-from ichicore.pg.executor import JSON, NONE, VALUES, Group, Result, Shared, Statement, pick
+from ichicore.pg.executor import JSON, NONE, VALUES, Group, Result, Shared, Statement
+from ichicore.pg.placing import AFTER, GROW, WAKE, Placing, Reader, pick
 from server.postgres.budget import ConnectionBudget
 from server.postgres.connect import Link, open_link
 from server.postgres.session import Session
@@ -97,9 +100,13 @@ class Pool:
         self._slow: deque[tuple[Group, float]] = deque()
         self._sessions: deque[tuple[asyncio.Future[Link], float]] = deque()
         self._fetches: dict[str, Statement] = {}
+        self.placing = Placing(
+            self._executors, self._shared, depth, max_size, statement_timeout or 0.0
+        )
+        self.placing.waiting = (self._quick, self._slow, self._sessions)
+        self.placing.told = self._told
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._busy = False
         self._failures = 0
         self._retry_at = 0.0
         self._last_failure = ""
@@ -128,7 +135,7 @@ class Pool:
         """As run, for a waiter of one's own with done(), set_result(list) and
         set_exception(error), which are called from the loop. Raises what run would at once."""
         loop = self._loop or self._begin()
-        now = loop.time()
+        now = monotonic()
         self._enter(group, waiter, now, timeout)
         if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
             group.slow = True
@@ -142,7 +149,7 @@ class Pool:
         if timeout is not None:
             group.deadline = now + timeout
         self._counts["groups"] += 1
-        if not self._busy:
+        if not self.placing.busy:
             self._wake()
 
     async def _outcome(self, group: Group, future: asyncio.Future[list[Result]]) -> list[Result]:
@@ -178,8 +185,8 @@ class Pool:
         if timeout is None:
             timeout = self._acquire_timeout
         waiter: asyncio.Future[Link] = loop.create_future()
-        self._refuse_when_away(loop.time())
-        self._sessions.append((waiter, loop.time() + timeout))
+        self._refuse_when_away(monotonic())
+        self._sessions.append((waiter, monotonic() + timeout))
         self._wake()
         self._dispatch()
         try:
@@ -201,7 +208,7 @@ class Pool:
         """A group of a session on its own connection."""
         assert self._loop is not None
         future: asyncio.Future[list[Result]] = self._loop.create_future()
-        now = self._loop.time()
+        now = monotonic()
         self._enter(group, future, now, timeout)
         self._submit(link.executor, group, now)
         return await self._outcome(group, future)
@@ -215,6 +222,7 @@ class Pool:
         state (connections, busy, in_flight, waiting, opening, prepared)."""
         return {
             **self._counts,
+            "groups": self._counts["groups"] + self.placing.groups,
             "connections": len(self._links),
             "busy": sum(1 for one in self._executors if one.depth or one.exclusive),
             "in_flight": sum(one.depth for one in self._executors),
@@ -225,11 +233,11 @@ class Pool:
 
     async def close(self, grace: float = 5.0) -> None:
         """Waits up to `grace` seconds for what is in flight, then closes every connection."""
-        self._closed = True
+        self._closed = self.placing.closed = True
         self._fail_waiting(PgUnavailable("the connection pool is closed"))
         if self._loop is not None:
-            until = self._loop.time() + grace
-            while any(one.depth for one in self._executors) and self._loop.time() < until:
+            until = monotonic() + grace
+            while any(one.depth for one in self._executors) and monotonic() < until:
                 await asyncio.sleep(0.01)
         for task in list(self._opening):
             task.cancel()
@@ -274,7 +282,7 @@ class Pool:
             executor = pick(self._executors, self._depth, False)
             if executor is not None:
                 self._submit(executor, group, now)
-                if executor.depth > 3 and len(self._links) < self._max_size:
+                if executor.depth > 6 and len(self._links) < self._max_size:
                     self._grow(1)
                 return
         self._refuse_when_away(now)
@@ -291,7 +299,7 @@ class Pool:
         """Gives waiting groups the connections that can take them, slow ones and sessions first:
         they need an idle connection, which quick ones would soon take again."""
         assert self._loop is not None
-        now = self._loop.time()
+        now = monotonic()
         while (self._sessions or self._slow) and self._slow_room():
             executor = pick(self._executors, self._depth, True)
             if executor is None:
@@ -381,11 +389,25 @@ class Pool:
             self._free(link)
 
         done.add_done_callback(ended)
-        self._submit(link.executor, group, self._loop.time())
+        self._submit(link.executor, group, monotonic())
 
     def _free(self, link: Link) -> None:
         link.executor.exclusive = False
         self._dispatch()
+
+    def _told(self, what: str, executor: Any) -> None:
+        """What a placement from another thread leaves for the loop to do."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._do, what, executor)
+
+    def _do(self, what: str, executor: Any) -> None:
+        if what == WAKE:
+            self._quicken()
+        elif what == GROW:
+            self._grow(1)
+            self.placing.grown()
+        elif what == AFTER and executor in self._executors:
+            self._after(self._links[self._executors.index(executor)])
 
     # --- connections ----------------------------------------------------------------------------
 
@@ -394,7 +416,7 @@ class Pool:
         assert self._loop is not None
         if self._closed:
             return
-        pause = self._retry_at - self._loop.time()
+        pause = self._retry_at - monotonic()
         if pause > 0:
             if not self._links and not self._opening:  # the last one broke while others waited
                 self._fail_waiting(PgUnavailable(self._last_failure, max(pause, 0.1)))
@@ -427,10 +449,12 @@ class Pool:
         self._failures = 0
         self._retry_at = 0.0
         self._counts["opened"] += 1
-        link.executor.idle_since = self._loop.time()
+        link.executor.idle_since = monotonic()
         self._links.append(link)
         self._executors.append(link.executor)
-        self._loop.add_reader(link.fileno, self._readable, link)
+        more = partial(self._more, link)
+        reader = Reader(link.executor, self.placing, monotonic, more)
+        self._loop.add_reader(link.fileno, reader)
         self._dispatch()
 
     def _refused(self, error: PgUnavailable) -> None:
@@ -439,7 +463,7 @@ class Pool:
         assert self._loop is not None
         pause = min(0.1 * 2**self._failures, MAX_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures = min(self._failures + 1, 10)
-        self._retry_at = self._loop.time() + pause
+        self._retry_at = monotonic() + pause
         self._last_failure = str(error)
         log.warning("%s; next attempt in %.1f s", error, pause)
         if not self._links:
@@ -455,13 +479,12 @@ class Pool:
             if waiter is not None and not waiter.done():
                 waiter.set_exception(error)
 
-    def _readable(self, link: Link) -> None:
+    def _more(self, link: Link, error: Exception | None) -> None:
+        """After results have been handed out."""
+        if error is not None:
+            log.error("a result could not be read", exc_info=error)
         executor = link.executor
-        try:
-            executor.on_readable(self._loop.time())  # type: ignore[union-attr]
-        except Exception:  # the executor has given up its connection, which must not stay here
-            log.exception("a result could not be read")
-        if executor.retry or executor.lost or executor.wants_write != link.writing:
+        if executor.retry or executor.lost or executor.wants_write != executor.writing:
             self._after(link)
         if executor.cancelling:
             self._settle_cancel(link)
@@ -478,9 +501,9 @@ class Pool:
         executor = link.executor
         if executor.lost:
             self._drop(link)
-        elif executor.wants_write != link.writing:
-            link.writing = executor.wants_write
-            if link.writing:
+        elif executor.wants_write != executor.writing:
+            executor.writing = executor.wants_write
+            if executor.writing:
                 self._loop.add_writer(link.fileno, self._writable, link)
             else:
                 self._loop.remove_writer(link.fileno)
@@ -489,7 +512,7 @@ class Pool:
             self._counts["retried"] += 1
             group.restart()
             try:
-                self._start(group, self._loop.time())
+                self._start(group, monotonic())
             except (PgError, PgUnavailable) as error:
                 if group.waiter is not None and not group.waiter.done():
                     group.waiter.set_exception(error)
@@ -503,7 +526,7 @@ class Pool:
         del self._links[index]
         del self._executors[index]
         self._loop.remove_reader(link.fileno)
-        if link.writing:
+        if link.executor.writing:
             self._loop.remove_writer(link.fileno)
         link.close()
         if link.executor.retry:
@@ -528,17 +551,19 @@ class Pool:
 
     def _wake(self) -> None:
         """From the slow to the quick tick."""
-        if self._busy:
-            return
+        if not self.placing.busy:
+            self.placing.busy = True
+            self._quicken()
+
+    def _quicken(self) -> None:
         assert self._loop is not None
-        self._busy = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(BUSY_TICK, self._tick)
 
     def _tick(self) -> None:
         assert self._loop is not None
-        now = self._loop.time()
+        now = monotonic()
         self._expire_waiting(now)
         for link in list(self._links):
             self._check(link, now)
@@ -546,11 +571,12 @@ class Pool:
             self._dispatch()
         elif len(self._links) + len(self._opening) < self._min_size:
             self._grow(self._min_size - len(self._links))
-        self._busy = bool(
+        self.placing.busy = bool(
             self._quick or self._slow or self._sessions or any(one.depth for one in self._executors)
         )
-        if self._busy or self._links or self._min_size:
-            self._timer = self._loop.call_later(BUSY_TICK if self._busy else IDLE_TICK, self._tick)
+        if self.placing.busy or self._links or self._min_size:
+            pause = BUSY_TICK if self.placing.busy else IDLE_TICK
+            self._timer = self._loop.call_later(pause, self._tick)
         else:
             self._timer = None
 
@@ -601,7 +627,7 @@ class Pool:
             return
         executor.cancelling = True
         link.cancelled = executor.head
-        link.cancelled_at = self._loop.time()
+        link.cancelled_at = monotonic()
         link.cancel_pending = True
         self._counts["cancelled"] += 1
         self._wake()

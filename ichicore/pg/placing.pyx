@@ -1,0 +1,123 @@
+"""Where the quick groups of a pool go, for callers in any thread.
+
+The loop's thread owns a pool. Another thread may hand it a group while it holds the interpreter's
+lock, which keeps the two apart but for one case: Python code that a connection calls while it is
+at work may let go of the lock. Such a connection says so, and is left alone.
+"""
+cimport cython
+
+from ichicore.pg.executor cimport Executor
+from ichicore.pg.group cimport Group, Shared
+
+# What `told` is asked to do, in the loop's thread.
+WAKE = "wake"       # mind the time: something is in flight
+GROW = "grow"       # open another connection
+AFTER = "after"     # see to a connection: it is lost, or has more to write
+
+cdef enum:
+    CROWDED = 6     # groups in flight on a connection from which another one is worth having
+
+
+@cython.final
+cdef class Placing:
+    """executors: shared with the pool, which adds and removes. depth: quick groups in flight on
+    one connection."""
+
+    def __init__(self, list executors not None, Shared shared not None, int depth, int most,
+                 double timeout):
+        self.executors = executors
+        self.shared = shared
+        self.depth = depth
+        self.most = most
+        self.timeout = timeout
+        self.waiting = ()
+
+    cdef bint held(self) except -1:
+        """Whether anybody waits for a connection."""
+        for queue in self.waiting:
+            if queue:
+                return True
+        return False
+
+    cpdef bint put(self, Group group, double now) except -1:
+        """Sends a quick group that has its waiter. False when it has to go through the pool: it
+        may be slow, others wait already, or no connection can take it now."""
+        cdef Executor executor
+        if self.closed or self.held() or (
+                self.shared.slow_sql and self.shared.is_slow(group)):
+            return False
+        executor = pick(self.executors, self.depth, False)
+        if executor is None or executor._inside:
+            return False
+        if self.timeout:
+            group.deadline = now + self.timeout
+        executor.submit(group, now)
+        self.groups += 1
+        if not self.busy:
+            self.busy = True
+            self.told(WAKE, None)
+        if executor.wants_write or executor.lost:
+            self.told(AFTER, executor)
+        if executor.depth > CROWDED and len(self.executors) < self.most and not self.growing:
+            self.growing = True
+            self.told(GROW, None)
+        return True
+
+    def grown(self):
+        """The pool has looked at whether to open a connection."""
+        self.growing = False
+
+
+@cython.final
+cdef class Reader:
+    """What the loop calls when a connection has something to read.
+
+    clock: seconds, the pool's. more: called with an error or None when there is more to do than to
+    hand out results: groups that wait or are to be run again, a connection that is lost.
+    """
+
+    cdef Executor executor
+    cdef Placing placing
+    cdef object clock
+    cdef object more
+
+    def __init__(self, Executor executor not None, Placing placing not None, clock, more):
+        self.executor = executor
+        self.placing = placing
+        self.clock = clock
+        self.more = more
+
+    def __call__(self):
+        cdef Executor executor = self.executor
+        try:
+            executor.on_readable(self.clock())
+        except Exception as error:  # the executor has given its connection up
+            self.more(error)
+            return
+        if executor.retry or executor.lost or executor.cancelling or \
+                executor.wants_write != executor.writing or self.placing.held():
+            self.more(None)
+
+
+def pick(list executors not None, int max_depth, bint slow):
+    """The connection for the next group, or None.
+
+    Slow groups get an idle one. Quick ones get the least loaded that has no slow group, the
+    earliest of equals: later ones can fall idle and be closed. Ones reserved for a waiting slow
+    group are taken only when no other is open.
+    """
+    cdef Executor one, best = None
+    for one in executors:
+        if not one._takes():
+            continue
+        if slow:
+            if one.depth == 0:
+                return one
+            continue
+        if one.slow_depth or one.reserved or one.depth >= max_depth:
+            continue
+        if one.depth == 0:
+            return one
+        if best is None or one.depth < best.depth:
+            best = one
+    return best
