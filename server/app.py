@@ -21,9 +21,9 @@ from server.base.http import Service
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
 from server.base.revocations import Revocations
+from server.base.serving import ServingLoop
 from server.base.usage import Usage
 from server.control import records
-from server.base.serving import ServingLoop
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
 from server.gateway.pools import ProjectPools

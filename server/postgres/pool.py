@@ -134,7 +134,8 @@ class Pool:
     ) -> None:
         """As run, for a waiter of one's own with done(), set_result(list) and
         set_exception(error), which are called from the loop. Raises what run would at once."""
-        loop = self._loop or self._begin()
+        if self._loop is None:
+            self._begin()
         now = monotonic()
         self._enter(group, waiter, now, timeout)
         if slow or (self._shared.slow_sql and self._shared.is_slow(group)):
