@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from ichicore.errors import ApiError
+from server.base import unix
 
 log = logging.getLogger("ichibase.realtime")
 LENGTH = struct.Struct(">I")
@@ -172,7 +173,7 @@ class ChangeSink(asyncio.Protocol):
         attempt = 0
         while self._transport is None:
             try:
-                await loop.create_unix_connection(lambda: self, str(self.path))
+                await loop.create_unix_connection(lambda: self, sock=unix.connect(self.path))
             except OSError:
                 await asyncio.sleep(RETRY[min(attempt, len(RETRY) - 1)])
                 attempt += 1

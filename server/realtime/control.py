@@ -9,9 +9,10 @@ from typing import Any
 
 import orjson
 
+from server.base import unix
 from server.base.changes import Unframer, framed
 from server.base.events import Events, Failed
-from server.realtime.process import Process, listening_unix
+from server.realtime.process import Process
 
 
 class Control(asyncio.Protocol):
@@ -52,5 +53,5 @@ class Control(asyncio.Protocol):
 async def serve(process: Process, events: Events, path: Path) -> asyncio.AbstractServer:
     """Listens at `path`, readable by this account only."""
     return await asyncio.get_running_loop().create_unix_server(
-        lambda: Control(process, events), sock=listening_unix(path)
+        lambda: Control(process, events), sock=unix.listen(path)
     )

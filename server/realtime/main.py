@@ -10,6 +10,7 @@ import sys
 
 import uvloop
 
+from server.base import unix
 from server.base.bus import PgBus
 from server.base.changes import socket_path
 from server.base.context import TOKEN_REVOKED, NodeConfig
@@ -24,7 +25,7 @@ from server.node.gateway_main import read_listener
 from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
-from server.realtime.process import Process, listening, listening_unix
+from server.realtime.process import Process, listening
 from server.realtime.relay import socket_for_workers
 
 START_WAIT = 10.0  # seconds for the projects to be read before it answers without them
@@ -61,7 +62,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     usage.start()
     process.start()
     workers = await control.serve(process, events, socket_path(config.data_dir))
-    process.listen(listening_unix(socket_for_workers(config.data_dir)))
+    process.listen(unix.listen(socket_for_workers(config.data_dir)))
     try:
         await asyncio.wait_for(directory.ready.wait(), START_WAIT)
     except TimeoutError:

@@ -10,7 +10,6 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -394,15 +393,5 @@ def listening(host: str, port: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind((host, port))
-    made.listen(BACKLOG)
-    return made
-
-
-def listening_unix(path: Path) -> socket.socket:
-    """A unix socket that only this account may connect to; takes the place of an old one."""
-    path.unlink(missing_ok=True)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    made.bind(str(path))
-    path.chmod(0o600)
     made.listen(BACKLOG)
     return made

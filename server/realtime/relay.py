@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from server.base import unix
 from server.base.http import Request
 
 SLACK = 1 << 20  # bytes the worker may hold for a client that reads slowly
@@ -73,7 +74,7 @@ class Frames:
 async def relay(path: Path, request: Request, protocol: Any) -> None:
     """Serves one socket of a worker to its end."""
     try:
-        reader, writer = await asyncio.open_unix_connection(str(path))
+        reader, writer = await asyncio.open_unix_connection(sock=unix.connect(path))
     except OSError:
         protocol.close(503)
         return
