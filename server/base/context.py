@@ -15,6 +15,7 @@ from server.base.project import Identity, Project
 from server.base.usage import Usage
 
 if TYPE_CHECKING:
+    from server.base.functions import Functions
     from server.postgres.pool import Pool
 
 
@@ -144,5 +145,6 @@ class WorkerContext:
         self.usage = usage or Usage(config.control_dsn)
         self.revocations: Revoker = revocations or BusRevoker(bus)
         self.changes = ChangeSink(socket_path(config.data_dir))
+        self.functions: Functions | None = None  # made by server.base.functions.of
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = [self.changes.stop]

@@ -1,0 +1,358 @@
+"""From uploaded sources to one module: checked, bundled with its dependencies, its map kept.
+
+Deno resolves `npm:` and `jsr:` imports now and never at run time. The build runs nothing of the
+sources; it runs under an account of its own, with limits, and sees no other file of the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import os
+import re
+import resource
+import shutil
+import signal
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import orjson
+
+from ichicore.errors import ApiError
+from server.functions.confine import Confinement, private_folder
+from server.functions.store import Built
+
+SECONDS = 90.0
+CPU_SECONDS = 120
+MAX_FILES = 500
+MAX_SOURCE = 12 << 20  # bytes of all sources
+MAX_CACHE = 512 << 20  # bytes of downloaded dependencies kept per project
+FILE_SIZE = 256 << 20
+OUTPUT = 256 << 10  # bytes of messages read
+NICE = 10
+INSIDE = "/build"  # where a build in namespaces sees its folder
+ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
+PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+          "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT", "SSL_CERT_FILE")  # fmt: skip
+IMPORT_HOSTS = "jsr.io:443,esm.sh:443,deno.land:443,cdn.jsdelivr.net:443"
+CONFIG_KEPT = ("imports", "scopes", "compilerOptions")
+GLOBALS = """declare namespace EdgeRuntime {
+  /** Keeps the process until the promise has settled, also after the response has been sent. */
+  function waitUntil<T>(promise: Promise<T> | T): Promise<T>;
+}
+"""
+PATH = re.compile(r"[\w@+.()\[\]-]+(?:/[\w@+.()\[\]-]+)*\Z")
+TYPE_ERROR = re.compile(
+    r"^(TS\d+) \[ERROR\]: (.*?)$.*?^\s+at (file://\S+?):(\d+):(\d+)$", re.MULTILINE | re.DOTALL
+)
+PARSE_ERROR = re.compile(r"could not be parsed: (.*?) at (file://\S+?):(\d+):(\d+)", re.DOTALL)
+PLAIN_ERROR = re.compile(r"^error: (.*?)(?:\n\s*at (file://\S+?):(\d+):(\d+))?$", re.MULTILINE)
+MAP = b"//# sourceMappingURL=data:application/json;base64,"
+
+
+class Sources:
+    """What was uploaded. files: path to text or bytes; paths are relative and stay inside."""
+
+    def __init__(self, files: dict[str, Any], entrypoint: str | None) -> None:
+        if not files or len(files) > MAX_FILES:
+            raise _refused(f"A function has 1 to {MAX_FILES} files.")
+        self.files: dict[str, bytes] = {}
+        size = 0
+        for name, content in files.items():
+            check_path(name)
+            self.files[name] = raw = _content(name, content)
+            size += len(raw)
+        if size > MAX_SOURCE:
+            raise ApiError(413, "payload_too_large", f"Sources have at most {MAX_SOURCE} bytes.")
+        self.entrypoint = entrypoint or self._default()
+        if self.entrypoint not in self.files:
+            raise _refused(f"There is no file {self.entrypoint[:200]!r} to start with.")
+
+    def _default(self) -> str:
+        for name in ENTRYPOINTS:
+            if name in self.files:
+                return name
+        raise _refused(f"Name the entrypoint; none of {', '.join(ENTRYPOINTS)} is there.")
+
+    def config(self) -> dict[str, Any]:
+        """The parts of deno.json that matter to a build; the rest could reach outside."""
+        for name in ("deno.json", "deno.jsonc"):
+            raw = self.files.pop(name, None)
+            if raw is None:
+                continue
+            try:
+                found = orjson.loads(raw if name == "deno.json" else without_comments(raw))
+            except ValueError:
+                raise _refused(f"{name} is not valid JSON.") from None
+            if not isinstance(found, dict):
+                raise _refused(f"{name} is not an object.")
+            return {key: found[key] for key in CONFIG_KEPT if key in found}
+        return {}
+
+
+def check_path(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not PATH.match(name) or len(name) > 400 or ".." in parts or "." in parts:
+        raise _refused(f"{name[:200]!r} is no plain relative path.")
+    if any(part in (".npmrc", "package.json", "package-lock.json", ".ichibase") for part in parts):
+        raise _refused(f"{name[:200]!r} is not used: put dependencies into deno.json or imports.")
+
+
+def _content(name: str, content: Any) -> bytes:
+    if isinstance(content, str):
+        return content.encode("utf-8", "surrogatepass")
+    if isinstance(content, dict) and isinstance(content.get("base64"), str):
+        try:
+            return base64.b64decode(content["base64"], validate=True)
+        except binascii.Error:
+            pass
+    raise _refused(f'{name[:200]!r}: the content is text, or {{"base64": ...}}.')
+
+
+def without_comments(raw: bytes) -> bytes:
+    """JSONC to JSON: comments and trailing commas outside strings are taken out."""
+    text = raw.decode("utf-8", "replace")
+    token = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+    bare = token.sub(lambda m: m[0] if m[0].startswith('"') else " ", text)
+    comma = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])')
+    return comma.sub(lambda m: m[0] if m[0].startswith('"') else "", bare).encode()
+
+
+class Builder:
+    """One build at a time. folder: where each project's downloads are kept."""
+
+    def __init__(self, confinement: Confinement, folder: Path) -> None:
+        self.confinement = confinement
+        self.folder = folder
+        self._turn = asyncio.Lock()
+
+    async def build(self, project_id: str, sources: Sources, lock: str | None, limit: int) -> Built:
+        """ApiError 400 build_failed names files, lines and reasons; 413 when the module is larger
+        than `limit` bytes. lock: exact versions to keep to."""
+        async with self._turn:
+            uid = self.confinement.take_uid()
+            place = self.confinement.base / "build"
+            try:
+                return await self._build(place, uid, project_id, sources, lock, limit)
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+                self.confinement.give_back(uid)
+
+    async def _build(
+        self, place: Path, uid: int | None, project_id: str, sources: Sources, lock: str | None,
+        limit: int,
+    ) -> Built:  # fmt: skip
+        shutil.rmtree(place, ignore_errors=True)
+        private_folder(place, 0o711 if uid is not None else 0o700)
+        source, out, cache = place / "src", place / "out", place / "cache"
+        config = sources.config()
+        given = sources.files.pop("deno.lock", None)
+        names = sorted(sources.files)
+        _write(source, sources.files, config)
+        out.mkdir()
+        kept = self.folder / project_id
+        tools = self.folder / "tools"
+        if kept.exists():
+            await asyncio.to_thread(shutil.copytree, kept, cache, symlinks=True)
+        else:
+            cache.mkdir()
+        if tools.exists():
+            await asyncio.to_thread(shutil.copytree, tools, cache / "dl", symlinks=True)
+        text = given if given is not None else lock.encode() if lock else None
+        if text is not None:
+            (out / "deno.lock").write_bytes(text)
+        if uid is not None:
+            await asyncio.to_thread(_give, (out, cache), uid)
+        frozen = given is not None
+        seen = self.confinement.seen(place, place, INSIDE)
+        shared = ["--config", f"{seen}/src/deno.json", "--lock", f"{seen}/out/deno.lock",
+                  f"--frozen={'true' if frozen else 'false'}",
+                  "--allow-import=" + IMPORT_HOSTS, "--quiet"]  # fmt: skip
+        entry = f"{seen}/src/{sources.entrypoint}"
+        graph = await self._deno(
+            place, uid, ["info", "--json", *shared[:2], "--allow-import=" + IMPORT_HOSTS, entry]
+        )
+        _check_graph(graph, seen / "src")
+        await self._deno(place, uid, ["check", *shared, entry])
+        await self._deno(
+            place, uid,
+            ["bundle", *shared, "--sourcemap=inline", "--platform=deno", "--format=esm",
+             "-o", f"{seen}/out/index.js", entry],
+        )  # fmt: skip
+        code = compacted((out / "index.js").read_bytes(), seen / "out", seen / "src")
+        if len(code) > limit:
+            raise ApiError(
+                413, "payload_too_large",
+                f"The bundled function has {len(code)} bytes; at most {limit} are allowed.",
+            )  # fmt: skip
+        locked = out / "deno.lock"
+        found = locked.read_text("utf-8", "replace") if locked.is_file() else None
+        await asyncio.to_thread(_keep, cache, kept, tools)
+        return Built(code, found, names, sources.entrypoint)
+
+    async def _deno(self, place: Path, uid: int | None, arguments: list[str]) -> bytes:
+        """Standard output of a Deno command; its errors become an ApiError."""
+        confinement = self.confinement
+        seen = confinement.seen(place, place, INSIDE)
+        command = [confinement.program, *arguments]
+        account: dict[str, Any] = {}
+        if confinement.bwrap is not None:
+            extra = ["--tmpfs", "/tmp"]  # noqa: S108
+            command = confinement.wrapped(command, place, INSIDE, uid, extra)
+        elif uid is not None:
+            account = {"user": uid, "group": uid, "extra_groups": []}
+        environment = {
+            "DENO_DIR": str(seen / "cache"), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1",
+            "DENO_NO_PACKAGE_JSON": "1", "PATH": "/usr/bin:/bin", "HOME": str(seen / "out"),
+            "DENO_TLS_CA_STORE": "mozilla,system",
+            **{name: os.environ[name] for name in PASSED if name in os.environ},
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, cwd=place / "src", env=environment,
+            start_new_session=True, preexec_fn=_limited, **account,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(SECONDS):
+                output, errors = await process.communicate()
+        except TimeoutError:
+            raise _refused(f"The build took longer than {SECONDS:.0f} s.") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode != 0:
+            raise failure(errors[:OUTPUT].decode("utf-8", "replace"), seen / "src")
+        return output
+
+
+def _keep(cache: Path, kept: Path, tools: Path) -> None:
+    """Downloads for the next build of the project; too many are forgotten. tools: the bundler
+    that Deno fetches, kept once for all projects."""
+    if (cache / "dl").exists():
+        if not tools.exists():
+            tools.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            shutil.copytree(cache / "dl", tools, symlinks=True)
+        shutil.rmtree(cache / "dl")
+    size = sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file())
+    shutil.rmtree(kept, ignore_errors=True)
+    if size <= MAX_CACHE:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copytree(cache, kept, symlinks=True)
+
+
+def _limited() -> None:
+    os.nice(NICE)
+    for kind, value in ((resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_CORE, 0),
+                        (resource.RLIMIT_FSIZE, FILE_SIZE)):  # fmt: skip
+        resource.setrlimit(kind, (value, value))
+
+
+def _write(source: Path, files: dict[str, bytes], config: dict[str, Any]) -> None:
+    source.mkdir()
+    for name, raw in files.items():
+        path = source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.write_bytes(raw)
+        except OSError:  # a file where another path has a folder
+            raise _refused(f"{name[:200]!r} cannot be written beside the other files.") from None
+    (source / ".ichibase").mkdir()
+    (source / ".ichibase" / "globals.d.ts").write_text(GLOBALS)
+    options = config.get("compilerOptions")
+    options = dict(options) if isinstance(options, dict) else {}
+    types = options.get("types")
+    types = [kind for kind in types if isinstance(kind, str)] if isinstance(types, list) else []
+    options["types"] = [*types, "./.ichibase/globals.d.ts"]
+    (source / "deno.json").write_bytes(orjson.dumps({**config, "compilerOptions": options}))
+    for path in [source, *source.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _give(folders: tuple[Path, ...], uid: int) -> None:
+    for folder in folders:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, uid, uid, follow_symlinks=False)
+
+
+def _check_graph(raw: bytes, source: Path) -> None:
+    """No module may be a file outside of the sources, whatever Deno would read."""
+    try:
+        graph = orjson.loads(raw)
+    except ValueError:
+        raise _refused("The imports could not be resolved.") from None
+    for module in graph.get("modules", ()):
+        specifier = str(module.get("specifier", ""))
+        error = module.get("error")
+        inside = f"file://{source}/"
+        if specifier.startswith("file:") and not specifier.startswith(inside):
+            where = unquote(urlsplit(specifier).path)
+            raise _refused(f"An import leads out of the function's folder: {where[:200]}")
+        if error:
+            text = str(error).replace(inside, "")
+            place = re.search(r"(?:at )?([\w./@-]+\.[jt]sx?):(\d+):(\d+)", text)
+            found = {"message": text[:2000]}
+            if place is not None:
+                found |= {"file": place[1], "line": int(place[2]), "column": int(place[3])}  # type: ignore[dict-item]
+            raise _failed([found])
+
+
+def failure(text: str, source: Path) -> ApiError:
+    """Deno's messages as file, line, column and reason."""
+    inside = f"file://{source}/"
+
+    def at(file: str, line: str, column: str) -> dict[str, Any]:
+        return {"file": unquote(file.removeprefix(inside)), "line": int(line),
+                "column": int(column)}  # fmt: skip
+
+    found: list[dict[str, Any]] = []
+    for code, message, file, line, column in TYPE_ERROR.findall(text):
+        found.append({"code": code, "message": message.strip()[:2000], **at(file, line, column)})
+    if not found:
+        for message, file, line, column in PARSE_ERROR.findall(text):
+            found.append({"message": message.strip()[:2000], **at(file, line, column)})
+    if not found:
+        for message, file, line, column in PLAIN_ERROR.findall(text):
+            one: dict[str, Any] = {"message": message.replace(inside, "").strip()[:2000]}
+            found.append({**one, **at(file, line, column)} if file else one)
+    if not found:
+        found = [{"message": text.strip().replace(inside, "")[-2000:] or "Deno ended early."}]
+    return _failed(found[:50])
+
+
+def _failed(errors: list[dict[str, Any]]) -> ApiError:
+    first = errors[0]
+    place = "".join(f"{first[part]}:" for part in ("file", "line", "column") if part in first)
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    text = f"{place} {first['message']}".strip()
+    return ApiError(400, "build_failed", f"{text}{more}", details={"errors": errors})
+
+
+def compacted(code: bytes, out: Path, source: Path) -> bytes:
+    """The module with a source map that names the sources as they were uploaded, and without a
+    copy of their text."""
+    body, mark, encoded = code.rpartition(MAP)
+    if not mark:
+        return code
+    try:
+        found = orjson.loads(base64.b64decode(encoded.strip()))
+    except (ValueError, binascii.Error):
+        return body
+    found.pop("sourcesContent", None)
+    found["sources"] = [_source(str(name), out, source) for name in found.get("sources", ())]
+    return body + MAP + base64.b64encode(orjson.dumps(found)) + b"\n"
+
+
+def _source(name: str, out: Path, source: Path) -> str:
+    if "://" in name and not name.startswith("file://"):
+        return name
+    path = os.path.normpath(out / name.removeprefix("file://"))
+    if path.startswith(f"{source}/"):
+        return path.removeprefix(f"{source}/")
+    return path.rpartition("/npm/")[2] or path
+
+
+def _refused(text: str) -> ApiError:
+    return ApiError(400, "build_failed", text)

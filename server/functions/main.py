@@ -1,0 +1,57 @@
+"""The functions process of a node."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from server.base.functions import socket_path
+from server.base.listen import Listener as Listen
+from server.functions.build import Builder
+from server.functions.confine import ConfineError
+from server.functions.manager import Manager, say
+from server.functions.rpc import Rpc
+from server.functions.store import Store
+from server.functions.vault import Vault
+from server.node.gateway_main import Listener, read_listener
+from server.node.lifeline import name_process
+
+CHANNEL = "ichibase_functions"
+
+
+async def run(listener: Listener) -> None:
+    """Serves until SIGTERM."""
+    config = listener.config
+    vault = Vault(config.data_dir / "secrets" / "functions_key")
+    store = Store(config.control_dsn, vault)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104
+    manager = Manager(config.data_dir, store, (host, listener.port))
+    rpc = Rpc(manager, Builder(manager.confinement, config.data_dir / "functions" / "cache"))
+    await manager.start()
+    await rpc.start(socket_path(config.data_dir))
+    told = Listen(
+        config.control_dsn, CHANNEL, "ichibase functions", rpc.changed, lambda: None,
+        lambda reason: say(f"lost the control database: {reason}"),
+    )  # fmt: skip
+    told.start()
+    ending = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
+    await ending.wait()
+    await told.stop()
+    rpc.close()
+    await manager.stop()
+
+
+def main() -> int:
+    name_process("ichibase-fn")
+    try:
+        asyncio.run(run(read_listener()))
+    except ConfineError as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

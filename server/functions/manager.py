@@ -1,0 +1,556 @@
+"""The functions process: which Deno process serves what, from blank to ended.
+
+Two projects never share a process. A process serves one version of one function with one set of
+secrets; when any of that changes, another takes its place and it drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import msgspec
+import orjson
+
+from ichicore.errors import ApiError
+from server.functions.cells import Cell, clear
+from server.functions.confine import ConfineError, Confinement, private_folder
+from server.functions.logs import Logs
+from server.functions.origin import Origin
+from server.functions.store import Store, Version, not_found
+from server.functions.vault import VaultError
+from server.functions.watch import RECYCLE_CPU, Charge
+
+LOOK = 0.1  # seconds between looks at the processes
+SPARES = 2  # blank processes kept ready
+IDLE_SECONDS = 60.0  # without a lease until a process ends
+WARM_SECONDS = 600.0  # the same, of functions called from inside
+BLANK_SECONDS = 30.0  # for a process to come up
+CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
+LONGEST_BACKOFF = 60.0
+FREE_CRASHES = 3  # ends that are followed by a new start at once
+REMEMBERED = 512  # ended processes whose reason is kept
+STARTING = 8  # processes that come up at the same time
+
+REASONS = {
+    "wall": (504, "function_timeout", "The function took too long."),
+    "cpu": (504, "function_timeout", "The function used more processor time than it may."),
+    "memory": (500, "function_error", "The function used more memory than it may."),
+    "crash": (500, "function_error", "The function's process ended."),
+    "load": (502, "function_load_failed", "The function could not be started; its log says why."),
+    "stop": (503, "unavailable", "The functions process is stopping."),
+}
+
+
+class ToldProject(msgspec.Struct, frozen=True):
+    """A project as a worker tells of it with each lease."""
+
+    id: str
+    slug: str
+    url: str
+    anon_key: str
+    service_key: str
+    mongo: bool
+    wall_ms: int
+    cpu_ms: int
+    memory: int
+    concurrency: int
+    bundle: int
+    functions: int
+
+
+class Running:
+    """One assigned process. leases: how many workers may be calling it."""
+
+    def __init__(self, cell: Cell, version: Version, project: ToldProject, key: str) -> None:
+        self.cell = cell
+        self.version = version
+        self.project = project
+        self.key = key
+        self.leases: set[Any] = set()
+        self.background = False
+        self.idle_since = monotonic()
+        self.retired_at: float | None = None
+        self.charge = Charge(cell.usage()[0])
+        self.loaded: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.origin: Origin | None = None
+        self.keep = IDLE_SECONDS
+
+
+class Loop:
+    """How often a function's process has ended by itself of late."""
+
+    __slots__ = ("ends", "until")
+
+    def __init__(self) -> None:
+        self.ends: deque[float] = deque(maxlen=16)
+        self.until = 0.0
+
+    def ended(self) -> None:
+        now = monotonic()
+        self.ends.append(now)
+        recent = sum(1 for at in self.ends if now - at < CRASH_WINDOW)
+        if recent > FREE_CRASHES:
+            self.until = now + min(LONGEST_BACKOFF, 2.0 ** (recent - FREE_CRASHES - 1))
+
+
+class Manager:
+    """Of one node. listener: (host, port) of the public listener. gone(process): told to all
+    workers when a process takes no new calls."""
+
+    def __init__(
+        self, data_dir: Path, store: Store, listener: tuple[str, int], *, spares: int = SPARES,
+        idle_seconds: float = IDLE_SECONDS, namespaces: bool = True,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.listener = listener
+        self.spares_wanted = spares
+        self.idle_seconds = idle_seconds
+        self.logs = Logs(data_dir / "functions" / "logs")
+        self.confinement = Confinement(data_dir, namespaces=namespaces)
+        self.running: dict[str, Running] = {}  # by cell name
+        self.current: dict[tuple[str, str], Running] = {}
+        self.gone: Any = lambda process: None
+        self.cells: dict[str, Cell] = {}
+        self._spares: deque[Cell] = deque()
+        self._filling: asyncio.Task[None] | None = None
+        self._starting: dict[tuple[str, str], asyncio.Task[Running]] = {}
+        self._coming_up = asyncio.Semaphore(STARTING)
+        self._loops: dict[tuple[str, str], Loop] = {}
+        self._ended: dict[str, str] = {}  # cell name > reason
+        self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._versions: dict[tuple[str, str], Version | None] = {}
+        self._watcher: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.counts: dict[str, int] = {}
+        self._ticks = 0
+
+    # Life of the manager
+
+    async def start(self) -> None:
+        base = self.confinement.base
+        clear(base)
+        private_folder(base / "deno-dir", 0o755)
+        (base / "deno-dir").chmod(0o555)
+        shutil.copyfile(Path(__file__).parent / "runtime" / "boot.js", base / "boot.js")
+        (base / "boot.js").chmod(0o444)
+        for line in self.confinement.lines:
+            say(f"isolation: {line}")
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._watcher = loop.create_task(self._watch(), name="watch")
+        if await self.store.any():
+            self.fill()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        for task in (self._watcher, self._filling):
+            if task is not None:
+                task.cancel()
+        for cell in list(self.cells.values()):
+            cell.kill("stop")
+        deadline = monotonic() + 5
+        while self.cells and monotonic() < deadline:
+            await asyncio.sleep(0.01)
+            self._reap()
+        self.logs.close()
+        await self.store.close()
+        if self.confinement.cgroups is not None:
+            self.confinement.cgroups.close()
+        shutil.rmtree(self.confinement.base, ignore_errors=True)
+
+    def fill(self) -> None:
+        """Brings the blank processes back to their number, in the background."""
+        if self._filling is None or self._filling.done():
+            self._filling = asyncio.ensure_future(self._fill())
+
+    async def _fill(self) -> None:
+        while len(self._spares) < self.spares_wanted and not self._stopping:
+            try:
+                cell = await self._blank(None)
+            except (ApiError, ConfineError, OSError) as error:
+                say(f"a function process could not be started: {error}")
+                await asyncio.sleep(1.0)
+                continue
+            self._spares.append(cell)
+
+    async def _blank(self, outbound: tuple[str, ...] | None) -> Cell:
+        async with self._coming_up:
+            cell = Cell(self.confinement, outbound=outbound, told=self._told, wrote=self._wrote)
+            self.cells[cell.name] = cell
+            try:
+                async with asyncio.timeout(BLANK_SECONDS):
+                    await cell.blank
+            except (TimeoutError, asyncio.CancelledError) as error:
+                cell.kill("crash")
+                if isinstance(error, asyncio.CancelledError) and cell.poll() is None:
+                    raise
+                tail = cell.tail.decode("utf-8", "replace").strip()
+                raise ApiError(503, "unavailable", f"Deno did not start. {tail[-300:]}") from None
+        return cell
+
+    # Leases
+
+    async def lease(self, worker: Any, told: dict[str, Any], name: str) -> dict[str, Any]:
+        """Where the function listens."""
+        project = msgspec.convert(told, ToldProject)
+        version = await self._version(project.id, name)
+        if version is None:
+            raise not_found(name)
+        running = await self._running(project, version)
+        running.leases.add(worker)
+        return {
+            "process": running.cell.name, "socket": running.cell.socket,
+            "version": version.version, "auth": version.auth,
+        }  # fmt: skip
+
+    async def _version(self, project_id: str, name: str) -> Version | None:
+        key = (project_id, name)
+        if key in self._versions:
+            return self._versions[key]
+        found = await self.store.find(project_id, name)
+        if found is not None:  # names that are none are asked anew: there is no end of them
+            self._versions[key] = found
+        return found
+
+    async def _running(self, project: ToldProject, version: Version) -> Running:
+        place = (project.id, version.name)
+        environment = await self._environment(project)
+        key = hashlib.sha256(
+            orjson.dumps([version.version, version.digest, version.outbound, project.memory,
+                          project.cpu_ms, sorted(environment.items())])
+        ).hexdigest()  # fmt: skip
+        current = self.current.get(place)
+        if current is not None and current.key == key and current.cell.state == "ready":
+            return current
+        task = self._starting.get(place)
+        if task is None:
+            loop = self._loops.get(place)
+            if loop is not None and loop.until > monotonic():
+                seconds = max(1, round(loop.until - monotonic()))
+                raise ApiError(
+                    502, "function_load_failed",
+                    f"The function's process has ended again and again; the next attempt is in "
+                    f"{seconds} s.", headers=(("retry-after", str(seconds)),),
+                )  # fmt: skip
+            task = asyncio.ensure_future(self._start(project, version, environment, key))
+            self._starting[place] = task
+            task.add_done_callback(lambda _: self._starting.pop(place, None))
+        return await asyncio.shield(task)
+
+    async def _environment(self, project: ToldProject) -> dict[str, str]:
+        try:
+            secrets = await self.store.secrets(project.id)
+        except VaultError as error:
+            say(f"project {project.slug}: {error}")
+            raise ApiError(
+                502, "function_load_failed", "The project's secrets cannot be read."
+            ) from None
+        found = {
+            **secrets,
+            "ICHIBASE_PROJECT_URL": project.url,
+            "ICHIBASE_SERVICE_KEY": project.service_key,
+            "ICHIBASE_ANON_KEY": project.anon_key,
+        }
+        if project.mongo:
+            found["ICHIBASE_MONGO_URL"] = project.url
+        return found
+
+    async def _start(
+        self, project: ToldProject, version: Version, environment: dict[str, str], key: str
+    ) -> Running:
+        code = await self.store.code(version)
+        cell = await self._take(version.outbound)
+        running = Running(cell, version, project, key)
+        running.keep = WARM_SECONDS if version.name.startswith("_") else self.idle_seconds
+        self.running[cell.name] = running
+        running.origin = Origin(project.url, self.listener)
+        await running.origin.start(cell.origin)
+        try:
+            await cell.assign(code, environment, project.url, project.memory)
+            async with asyncio.timeout(project.wall_ms / 1000):
+                problem = await running.loaded
+        except TimeoutError:
+            cell.kill("wall")
+            problem = f"It took longer than {project.wall_ms / 1000:g} s to load."
+        except OSError:
+            cell.kill("crash")
+            problem = "Its process ended while it was loading."
+        if problem is not None:
+            self._log(running, "error", problem)
+            cell.kill("load")
+            self._loops.setdefault((project.id, version.name), Loop()).ended()
+            raise ApiError(*REASONS["load"])
+        cell.forget_code()
+        cell.state = "ready"
+        before = self.current.get((project.id, version.name))
+        self.current[project.id, version.name] = running
+        if before is not None:
+            self.retire(before)
+        return running
+
+    async def _take(self, outbound: tuple[str, ...] | None) -> Cell:
+        while outbound is None and self._spares:
+            cell = self._spares.popleft()
+            self.fill()
+            if cell.state == "blank" and cell.poll() is None:
+                return cell
+        if outbound is None:
+            self.fill()
+        return await self._blank(outbound)
+
+    # Ends
+
+    def retire(self, running: Running) -> None:
+        """No new calls; it ends with the last lease, or after the longest time of a call."""
+        if running.retired_at is not None:
+            return
+        running.retired_at = monotonic()
+        running.cell.state = "retired"
+        place = (running.project.id, running.version.name)
+        if self.current.get(place) is running:
+            del self.current[place]
+        self.gone(running.cell.name)
+
+    def release(self, worker: Any, process: str) -> None:
+        running = self.running.get(process)
+        if running is None:
+            return
+        running.leases.discard(worker)
+        if not running.leases:
+            running.idle_since = monotonic()
+
+    def worker_gone(self, worker: Any) -> None:
+        for running in self.running.values():
+            if worker in running.leases:
+                self.release(worker, running.cell.name)
+
+    def expired(self, process: str, call: str, seconds: float) -> None:
+        """A worker has given up waiting for a call."""
+        running = self.running.get(process)
+        if running is None or running.cell.state == "ended":
+            return
+        self._log(
+            running, "error",
+            f"stopped (wall): the invocation took longer than {running.project.wall_ms / 1000:g} s;"
+            " the process is replaced", call,
+        )  # fmt: skip
+        self._count("wall")
+        running.cell.reason, running.cell.detail = "wall", ""
+        self.retire(running)
+
+    async def why_ended(self, process: str) -> dict[str, Any]:
+        """Status, code and detail for the callers of a process that is gone."""
+        for _ in range(100):
+            if process in self._ended or process not in self.running:
+                break
+            if self.running[process].cell.reason is not None:
+                break
+            await asyncio.sleep(0.01)
+        reason = self._ended.get(process)
+        if reason is None and process in self.running:
+            reason = self.running[process].cell.reason
+        status, code, detail = REASONS.get(reason or "crash", REASONS["crash"])
+        return {"status": status, "code": code, "detail": detail}
+
+    def _reap(self) -> None:
+        for cell in list(self.cells.values()):
+            code = cell.poll()
+            if code is not None:
+                self._cell_ended(cell, code)
+
+    def _cell_ended(self, cell: Cell, code: int) -> None:
+        del self.cells[cell.name]
+        cell.ended()
+        running = self.running.pop(cell.name, None)
+        if running is None:
+            if cell in self._spares:
+                self._spares.remove(cell)
+                self.fill()
+            return
+        if running.origin is not None:
+            running.origin.close()
+        tail = cell.tail.decode("utf-8", "replace")
+        expected = running.retired_at is not None
+        if cell.reason is None:
+            cell.reason = "memory" if _out_of_memory(tail, code) else "crash"
+            if code == -signal.SIGXCPU or code == 128 + signal.SIGXCPU:
+                cell.reason = "cpu"
+            cell.detail = "" if cell.reason != "crash" else f"it ended with {_named(code)}"
+        self._ended[cell.name] = cell.reason
+        while len(self._ended) > REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+        place = (running.project.id, running.version.name)
+        if self.current.get(place) is running:
+            del self.current[place]
+        self.gone(cell.name)
+        if not running.loaded.done():
+            why = {"memory": "It used more memory than it may while loading.",
+                   "cpu": "It used more processor time than it may while loading."}  # fmt: skip
+            last = [line for line in tail.strip().splitlines() if line.strip()]
+            default = f"Its process ended with {_named(code)} while loading."
+            if last and cell.reason == "crash":
+                default += f" {last[-1][:500]}"
+            running.loaded.set_result(why.get(cell.reason, default))
+            return
+        if cell.reason in ("memory", "cpu", "crash") and not (expected and cell.reason == "crash"):
+            detail = f": {cell.detail}" if cell.detail else ""
+            self._log(running, "error", f"ended ({cell.reason}){detail}")
+            self._count(cell.reason)
+            self._loops.setdefault(place, Loop()).ended()
+
+    # What processes tell
+
+    def _told(self, cell: Cell, message: dict[str, Any]) -> None:
+        running = self.running.get(cell.name)
+        if running is None:
+            return
+        kind = message.get("t")
+        if kind == "log":
+            self._logged(running, message)
+        elif kind == "background":
+            running.background = bool(message.get("n"))
+            running.idle_since = monotonic()
+        elif running.loaded.done():
+            return
+        elif kind == "ready":
+            running.loaded.set_result(None)
+        elif kind == "failed":
+            running.loaded.set_result(str(message.get("x", ""))[:16_384] or "It failed to load.")
+
+    def _logged(self, running: Running, message: dict[str, Any]) -> None:
+        level, text, call = message.get("l"), message.get("x"), message.get("id")
+        if not isinstance(text, str):
+            return
+        if message.get("c"):
+            text += " … (cut)"
+        known = level if level in ("debug", "info", "warn", "error") else "info"
+        self._log(running, known, text, call if isinstance(call, str) else None, always=False)
+
+    def _wrote(self, cell: Cell, text: str) -> None:
+        running = self.running.get(cell.name)
+        if running is not None and text:
+            self._log(running, "info", text[:16_384], always=False)
+
+    def _log(self, running: Running, level: str, text: str, call: str | None = None,
+             always: bool = True) -> None:  # fmt: skip
+        line: dict[str, Any] = {
+            "function": running.version.name, "version": running.version.version,
+            "level": level, "text": text,
+        }  # fmt: skip
+        if call:
+            line["invocation"] = call[:128]
+        self.logs.of(running.project.id).add(line, always=always)
+
+    def _count(self, reason: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+    # The watchdog
+
+    def report(self, worker: Any, processes: dict[str, Any]) -> None:
+        """Calls that a worker has had in flight for a while."""
+        now = monotonic()
+        for name, told in processes.items():
+            running = self.running.get(name)
+            if running is not None:
+                running.charge.report(str(id(worker)), set(told["calls"]), told["done"], now)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            self._ticks += 1
+            try:
+                self._look()
+            except Exception as error:  # one process must not end the watch over all
+                say(f"the watchdog failed: {error!r}")
+
+    def _look(self) -> None:
+        now = monotonic()
+        for running in list(self.running.values()):
+            cell = running.cell
+            idle = not running.leases and not running.background
+            if idle and self._ticks % 5 and not running.charge.spent:
+                continue
+            cpu, memory = cell.usage()
+            verdict = running.charge.look(
+                cpu, memory, now=now, cpu_limit=running.project.cpu_ms / 1000,
+                memory_limit=running.project.memory, background=running.background,
+                leased=bool(running.leases),
+            )  # fmt: skip
+            if verdict is not None:
+                cell.kill(verdict.reason, verdict.detail)
+            elif running.retired_at is not None:
+                self._drain(running, now)
+            elif not running.loaded.done():
+                continue
+            elif cpu > RECYCLE_CPU or (idle and now - running.idle_since > running.keep):
+                self.retire(running)
+
+    def _drain(self, running: Running, now: float) -> None:
+        assert running.retired_at is not None
+        waited = now - running.retired_at
+        most = running.project.wall_ms / 1000 + 1
+        if (not running.leases and not running.background) or waited > most:
+            running.cell.kill(running.cell.reason or "replaced")
+
+    # Changes
+
+    def changed(self, project_id: str) -> None:
+        """Something of the project was deployed, deleted or set anew."""
+        for key in [key for key in self._versions if key[0] == project_id]:
+            del self._versions[key]
+        for key in [key for key in self._loops if key[0] == project_id]:
+            del self._loops[key]
+        if not self._spares:
+            self.fill()
+
+    def project_deleted(self, project_id: str) -> None:
+        self.changed(project_id)
+        for running in list(self.running.values()):
+            if running.project.id == project_id:
+                running.cell.kill("replaced")
+        self.logs.forget(project_id)
+
+    def state(self) -> dict[str, Any]:
+        """For people: what is in force, what runs."""
+        return {
+            "isolation": self.confinement.lines,
+            "spares": len(self._spares),
+            "processes": [
+                {
+                    "function": running.version.name, "version": running.version.version,
+                    "project": running.project.slug, "state": running.cell.state,
+                    "pid": running.cell.pid, "uid": running.cell.uid,
+                    "memory": running.cell.usage()[1], "cpu": running.cell.usage()[0],
+                    "leases": len(running.leases),
+                }
+                for running in self.running.values()
+            ],
+        }  # fmt: skip
+
+
+def _out_of_memory(tail: str, code: int) -> bool:
+    return "out of memory" in tail.lower() or "Fatal JavaScript out" in tail or (
+        code in (-signal.SIGTRAP, 128 + signal.SIGTRAP) and "heap" in tail
+    )  # fmt: skip
+
+
+def _named(code: int) -> str:
+    """An exit code for people."""
+    number = -code if code < 0 else code - 128 if code > 128 else 0
+    try:
+        return f"the signal {signal.Signals(number).name}" if number else f"exit code {code}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+def say(text: str) -> None:
+    """A line in the node's log."""
+    print(f"functions: {text}", file=sys.stderr, flush=True)

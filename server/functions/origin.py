@@ -1,0 +1,237 @@
+"""The way from a function to its own project: HTTP from the process's socket to the node's public
+listener. Only requests to the project's own host pass, and none can say where it comes from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+HEAD_END = b"\r\n\r\n"
+MAX_HEAD = 128 << 10
+# What a proxy would add: a function is no proxy.
+DROPPED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded",
+                     b"x-real-ip"})  # fmt: skip
+REFUSED = (
+    b"HTTP/1.1 421 Misdirected Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b'content-length: 82\r\n\r\n{"code":"not_found","detail":"This socket leads to the project of '
+    b'the function."}  '
+)
+HEAD, LENGTH, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER, RAW = range(7)
+
+
+class BadRequest(ValueError):
+    """Not what an HTTP client sends."""
+
+
+class RequestFilter:
+    """Takes a client's bytes, gives those for the server. host: the only one that may be named.
+    scheme: of the project's public address."""
+
+    def __init__(self, host: str, scheme: str) -> None:
+        self.host = host.lower().encode()
+        self.scheme = scheme.encode()
+        self.misdirected = False
+        self._state = HEAD
+        self._buffer = b""
+        self._left = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """BadRequest closes the connection."""
+        if self._state == RAW:
+            return data
+        buffer = self._buffer + data
+        out: list[bytes] = []
+        at = 0
+        while at < len(buffer):
+            if self._state in (LENGTH, CHUNK):
+                piece = buffer[at : at + self._left]
+                out.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left == 0:
+                    self._state = HEAD if self._state == LENGTH else CHUNK_END
+            elif self._state == RAW:
+                out.append(buffer[at:])
+                at = len(buffer)
+            elif self._state == HEAD:
+                end = buffer.find(HEAD_END, at)
+                if end < 0:
+                    if len(buffer) - at > MAX_HEAD:
+                        raise BadRequest
+                    break
+                out.append(self._head(buffer[at:end]))
+                at = end + 4
+            else:
+                end = buffer.find(b"\r\n", at)
+                if end < 0:
+                    if len(buffer) - at > 8192:
+                        raise BadRequest
+                    break
+                out.append(buffer[at : end + 2])
+                self._line(buffer[at:end])
+                at = end + 2
+        self._buffer = buffer[at:]
+        return b"".join(out)
+
+    def _line(self, line: bytes) -> None:
+        if self._state == CHUNK_SIZE:
+            try:
+                self._left = int(line.partition(b";")[0].strip(), 16)
+            except ValueError:
+                raise BadRequest from None
+            if self._left < 0:
+                raise BadRequest
+            self._state = CHUNK if self._left else TRAILER
+        elif self._state == CHUNK_END:
+            if line:
+                raise BadRequest
+            self._state = CHUNK_SIZE
+        elif not line:
+            self._state = HEAD
+
+    def _head(self, head: bytes) -> bytes:
+        first, *lines = head.split(b"\r\n")
+        if not first.endswith(b" HTTP/1.1") or first.count(b" ") != 2:
+            raise BadRequest
+        kept = [first]
+        hosts, lengths, chunked, upgrade = [], [], False, False
+        for line in lines:
+            name, colon, value = line.partition(b":")
+            name = name.lower()
+            value = value.strip()
+            if not colon or name != name.strip() or b"\n" in line or b"\r" in line:
+                raise BadRequest
+            if name in DROPPED:
+                continue
+            if name == b"host":
+                hosts.append(value.lower())
+            elif name == b"content-length":
+                lengths.append(value)
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked" or chunked:
+                    raise BadRequest
+                chunked = True
+            elif name == b"upgrade":
+                upgrade = True
+            kept.append(line)
+        if len(hosts) != 1 or len(lengths) > 1 or (lengths and chunked):
+            raise BadRequest
+        if hosts[0] != self.host or not first.split(b" ")[1].startswith(b"/"):
+            self.misdirected = True
+            raise BadRequest
+        if self.scheme != b"http":
+            kept.append(b"x-forwarded-proto: " + self.scheme)
+        if chunked:
+            self._state = CHUNK_SIZE
+        elif lengths:
+            if not lengths[0].isdigit():
+                raise BadRequest
+            self._left = int(lengths[0])
+            self._state = LENGTH if self._left else HEAD
+        if upgrade:
+            self._state = RAW
+        return b"\r\n".join(kept) + HEAD_END
+
+
+class _Side(asyncio.Protocol):
+    """One end of a connection; what it receives is passed to the other one."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.other: _Side | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def pause_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.close()
+
+
+class _Server(_Side):
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+
+class _Client(_Side):
+    """The function's end."""
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__()
+        self.origin = origin
+        self.filter = RequestFilter(origin.host, origin.scheme)
+        self.early: list[bytes] = []
+        self.connecting: asyncio.Task[None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            passed = self.filter.feed(data)
+        except BadRequest:
+            if self.transport is not None:
+                if self.filter.misdirected:
+                    self.transport.write(REFUSED)
+                self.transport.close()
+            return
+        if not passed:
+            return
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(passed)
+            return
+        self.early.append(passed)
+        if self.connecting is None:
+            self.transport.pause_reading()
+            self.connecting = asyncio.ensure_future(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        server = _Server()
+        try:
+            await loop.create_connection(lambda: server, *self.origin.listener)
+        except OSError:
+            if self.transport is not None:
+                self.transport.close()
+            return
+        if self.transport is None:
+            server.transport.close()
+            return
+        server.other, self.other = self, server
+        server.transport.write(b"".join(self.early))
+        self.early.clear()
+        self.transport.resume_reading()
+
+
+class Origin:
+    """The connections of one process. url: the project's public address. listener: (host, port)
+    of the node."""
+
+    def __init__(self, url: str, listener: tuple[str, int]) -> None:
+        parts = urlsplit(url)
+        default = {"http": 80, "https": 443}.get(parts.scheme)
+        self.scheme = parts.scheme
+        host = parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
+        self.host = host if parts.port in (None, default) else f"{host}:{parts.port}"
+        self.listener = listener
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listening: socket.socket) -> None:
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: _Client(self), sock=listening
+        )
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()

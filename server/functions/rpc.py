@@ -1,0 +1,227 @@
+"""The functions process's socket: leases for workers, everything else for the admin server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from ichicore.errors import ApiError
+from server.base.functions import packed, unpacked
+from server.functions import network
+from server.functions.build import Builder, Sources
+from server.functions.manager import Manager, say
+
+NAME = re.compile(r"_?[a-z0-9][a-z0-9_-]{0,62}\Z")
+INTERNAL = ("_mongo_policy",)
+AUTH = ("key", "user", "none")
+LONGEST_WAIT = 25.0  # seconds that a reader of logs may be held
+
+Fields = dict[str, Any]
+
+
+class Peer(asyncio.Protocol):
+    """One connection of a process of this node."""
+
+    def __init__(self, server: Rpc) -> None:
+        self.server = server
+        self.transport: Any = None
+        self._buffer = bytearray()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.server.peers.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.server.peers.discard(self)
+        self.server.manager.worker_gone(self)
+        for task in self._tasks:
+            task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = unpacked(self._buffer, data)
+        except ValueError:
+            self.transport.abort()
+            return
+        for message in messages:
+            if "id" in message:
+                task = asyncio.ensure_future(self._answer(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                self.server.told(self, message)
+
+    async def _answer(self, message: Fields) -> None:
+        number = message.pop("id")
+        try:
+            answer = await self.server.call(self, message)
+        except ApiError as error:
+            answer = {
+                "error": {
+                    "status": error.status, "code": error.code, "detail": error.message,
+                    "details": error.details, "headers": list(error.headers),
+                }
+            }  # fmt: skip
+        except Exception as error:
+            say(f"{message.get('op')} failed: {error!r}")
+            detail = "The functions process failed; see its log."
+            detail = "The functions process failed; see its log."
+            answer = {"error": {"status": 500, "code": "internal", "detail": detail}}
+        self.send({**answer, "id": number})
+
+    def send(self, message: Fields) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(packed(message))
+
+
+class Rpc:
+    """All connections and what may be asked on them."""
+
+    def __init__(self, manager: Manager, builder: Builder) -> None:
+        self.manager = manager
+        self.builder = builder
+        self.peers: set[Peer] = set()
+        manager.gone = lambda process: self.push({"op": "gone", "process": process})
+        self._server: asyncio.Server | None = None
+        self._ops: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
+            "list": self.list, "versions": self.versions, "deploy": self.deploy,
+            "delete": self.delete, "rollback": self.rollback, "secrets": self.secrets,
+            "set_secrets": self.set_secrets, "unset_secrets": self.unset_secrets,
+            "logs": self.logs, "state": self.state,
+        }  # fmt: skip
+
+    async def start(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # noqa: ASYNC240
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.get_running_loop().create_unix_server(
+                lambda: Peer(self), str(path)
+            )
+        finally:
+            os.umask(before)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self.peers):
+            peer.transport.abort()
+
+    def push(self, message: Fields) -> None:
+        for peer in self.peers:
+            peer.send(message)
+
+    def told(self, peer: Peer, message: Fields) -> None:
+        """A message without an answer."""
+        op = message.get("op")
+        if op == "slow":
+            self.manager.report(peer, message["processes"])
+        elif op == "release":
+            self.manager.release(peer, message["process"])
+        elif op == "expired":
+            self.manager.expired(message["process"], message["call"], message["seconds"])
+
+    async def call(self, peer: Peer, message: Fields) -> Fields:
+        op = message.get("op", "")
+        if op == "lease":
+            return await self.manager.lease(peer, message["project"], message["name"])
+        if op == "ended":
+            return await self.manager.why_ended(message["process"])
+        found = self._ops.get(op)
+        if found is None:
+            raise ApiError(404, "not_found", "There is no such operation.")
+        return await found(message)
+
+    def changed(self, project_id: str) -> None:
+        self.manager.changed(project_id)
+        self.push({"op": "changed", "project": project_id})
+
+    # What the admin server asks
+
+    async def list(self, asked: Fields) -> Fields:
+        return {"functions": await self.manager.store.functions(asked["project"])}
+
+    async def versions(self, asked: Fields) -> Fields:
+        return {"versions": await self.manager.store.versions(asked["project"], asked["name"])}
+
+    async def deploy(self, asked: Fields) -> Fields:
+        project, name = asked["project"], check_name(asked["name"])
+        auth = asked.get("auth") or "key"
+        outbound = asked.get("outbound")
+        if auth not in AUTH:
+            raise ApiError(400, "invalid_auth", f"auth is one of {', '.join(AUTH)}.")
+        if outbound is not None:
+            problem = network.check_allowed(outbound)
+            if problem is not None or len(outbound) > 100:
+                raise ApiError(400, "invalid_outbound", f"{problem or 'at most 100 hosts'}.")
+        sources = Sources(asked["files"], asked.get("entrypoint"))
+        lock = await self.manager.store.lock(project, name)
+        if asked.get("update"):
+            lock = None
+        built = await self.builder.build(project, sources, lock, asked["bundle"])
+        version = await self.manager.store.deploy(
+            project, name, built, auth, outbound, asked["functions"]
+        )
+        self.changed(project)
+        return {
+            "name": name, "version": version, "auth": auth, "outbound": outbound,
+            "bytes": len(built.code), "entrypoint": built.entrypoint,
+        }  # fmt: skip
+
+    async def delete(self, asked: Fields) -> Fields:
+        await self.manager.store.delete(asked["project"], asked["name"])
+        self.changed(asked["project"])
+        current = self.manager.current.get((asked["project"], asked["name"]))
+        if current is not None:
+            self.manager.retire(current)
+        return {"deleted": True}
+
+    async def rollback(self, asked: Fields) -> Fields:
+        version = await self.manager.store.activate(
+            asked["project"], asked["name"], asked.get("version")
+        )
+        self.changed(asked["project"])
+        return {"name": asked["name"], "version": version}
+
+    async def secrets(self, asked: Fields) -> Fields:
+        return {"secrets": await self.manager.store.secret_names(asked["project"])}
+
+    async def set_secrets(self, asked: Fields) -> Fields:
+        await self.manager.store.set_secrets(asked["project"], asked["values"])
+        self.changed(asked["project"])
+        return await self.secrets(asked)
+
+    async def unset_secrets(self, asked: Fields) -> Fields:
+        count = await self.manager.store.unset_secrets(asked["project"], asked["names"])
+        self.changed(asked["project"])
+        return {"deleted": count}
+
+    async def logs(self, asked: Fields) -> Fields:
+        log = self.manager.logs.of(asked["project"])
+        after, limit = asked["after"], asked["limit"]
+        select = (asked.get("name"), asked.get("invocation"))
+        found = log.since(after, limit, *select)
+        wait = min(float(asked.get("wait") or 0), LONGEST_WAIT)
+        if not found and wait > 0:
+            deadline = asyncio.get_running_loop().time() + wait
+            while not found and (left := deadline - asyncio.get_running_loop().time()) > 0:
+                await log.wait(left)
+                found = log.since(after, limit, *select)
+        return {"lines": found, "last": found[-1]["seq"] if found else max(after, log.seq)}
+
+    async def state(self, asked: Fields) -> Fields:
+        return self.manager.state()
+
+
+def check_name(name: str) -> str:
+    if not NAME.match(name) or (name.startswith("_") and name not in INTERNAL):
+        raise ApiError(
+            400, "invalid_name",
+            "A function's name has 1 to 63 lower-case letters, digits, - and _, and begins with a "
+            "letter or digit.",
+        )  # fmt: skip
+    return name
