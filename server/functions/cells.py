@@ -147,14 +147,19 @@ class Cell:
     def _learn_pid(self, info: int) -> None:
         """bubblewrap tells the id of the process inside as soon as it has made it."""
         loop = asyncio.get_running_loop()
+        parts: list[bytes] = []
 
         def read() -> None:
+            data = os.read(info, 4096)
+            if data:  # it writes in pieces, and ends when nobody reads them
+                parts.append(data)
+                return
             loop.remove_reader(info)
-            with contextlib.suppress(OSError, ValueError):
-                self.pid = int(json.loads(os.read(info, 4096))["child-pid"])
+            os.close(info)
+            with contextlib.suppress(ValueError, KeyError):
+                self.pid = int(json.loads(b"".join(parts))["child-pid"])
                 if self.confinement.cgroups is not None:
                     self._group()
-            os.close(info)
 
         loop.add_reader(info, read)
 
@@ -262,9 +267,11 @@ class Cell:
         """Ends it at once; the first reason given stays."""
         if self.reason is None:
             self.reason, self.detail = reason, detail
-        for pid in {self.pid, self.process.pid}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with what is on its way to be inside
+        if self.pid != self.process.pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
 
     def poll(self) -> int | None:
         """Its exit code, once it has ended."""
@@ -313,7 +320,15 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def clear(base: Path) -> None:
-    """Removes the folders of an earlier run."""
+    """Ends the processes and removes the folders of an earlier run that was killed."""
+    mark = os.fsencode(base) + b"/"
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if any(word.startswith(mark) for word in words[1:]):
+                os.kill(int(path.name), signal.SIGKILL)
     for path in base.iterdir():
         if len(path.name) == 8 and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

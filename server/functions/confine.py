@@ -147,8 +147,10 @@ class Confinement:
         arguments += ["--ro-bind", str(self.deno), "/deno", "--bind", str(place), inside, *extra]
         arguments += ["--chdir", "/", "--"]
         if uid is not None:
-            arguments += ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups",
-                          "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]  # fmt: skip
+            arguments += [
+                "setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups",
+                "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig", "KILL",
+            ]  # fmt: skip
         return arguments + command
 
     @property

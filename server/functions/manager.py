@@ -193,7 +193,10 @@ class Manager:
                 if isinstance(error, asyncio.CancelledError) and cell.poll() is None:
                     raise
                 tail = cell.tail.decode("utf-8", "replace").strip()
-                raise ApiError(503, "unavailable", f"Deno did not start. {tail[-300:]}") from None
+                why = _named(cell.poll() or 0) if cell.poll() is not None else "it takes too long"
+                raise ApiError(
+                    503, "unavailable", f"Deno did not start ({why}). {tail[-300:]}"
+                ) from None
         return cell
 
     # Leases
@@ -368,15 +371,15 @@ class Manager:
 
     def _cell_ended(self, cell: Cell, code: int) -> None:
         del self.cells[cell.name]
-        cell.ended()
         running = self.running.pop(cell.name, None)
+        if running is not None and running.origin is not None:
+            running.origin.close()  # before its descriptor is closed and used for something else
+        cell.ended()
         if running is None:
             if cell in self._spares:
                 self._spares.remove(cell)
                 self.fill()
             return
-        if running.origin is not None:
-            running.origin.close()
         tail = cell.tail.decode("utf-8", "replace")
         expected = running.retired_at is not None
         if cell.reason is None:
