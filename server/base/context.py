@@ -26,7 +26,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     mongo_address: of the document server, without credentials; None when the node has none.
     body_limit: bytes of a request's body. statement_timeout_ms: for projects that set none.
     access_log: which requests get a log line; "errors" are 5xx and slow ones. tiers: limits by
-    tier."""
+    tier. maintenance_seconds: between looks at sizes, idle projects and due backups. backup_url:
+    where backups are kept, a folder or an object store. backup_key_file: holds the passphrase that
+    encrypts them, None for no encryption."""
 
     data_dir: Path
     control_dsn: str
@@ -43,6 +45,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     statement_timeout_ms: int = 30_000
     access_log: Literal["off", "errors", "all"] = "errors"
     log_format: Literal["text", "json"] = "text"
+    maintenance_seconds: float = 30.0
+    backup_url: str | None = None
+    backup_key_file: Path | None = None
     tiers: Tiers = msgspec.field(default_factory=lambda: DEFAULT_TIERS)
 
     @property

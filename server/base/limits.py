@@ -28,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     projects: active ones an owner may have. flavors: databases of a project, 1 or 2.
     database_bytes: Postgres and documents together. storage_bytes: files. connections: to the
     project's database, of one worker. statement_ms: longest statement of a request.
+    owner_statement_ms: of the owner's own sessions.
     idle_transaction_ms, lock_ms, work_memory, temp_bytes: of the project's sessions in Postgres.
     operation_ms, max_documents, document_body, document_bytes: of the document API.
     realtime_connections: sockets at once. realtime_messages: a second, per project.
@@ -45,6 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     storage_bytes: Any0
     connections: Some
     statement_ms: Milliseconds
+    owner_statement_ms: Milliseconds
     idle_transaction_ms: Milliseconds
     lock_ms: Milliseconds
     work_memory: Annotated[int, msgspec.Meta(ge=65_536, le=2**40)]

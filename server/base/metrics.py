@@ -27,6 +27,14 @@ HELP = {
     "ichibase_pool_connections": ("gauge", "Open database connections, by state."),
     "ichibase_pool_waiting": ("gauge", "Requests waiting for a connection."),
     "ichibase_faults_total": ("counter", "Faults of the server itself."),
+    "ichibase_projects": ("gauge", "Projects, by state."),
+    "ichibase_project_bytes": ("gauge", "What a project's databases and files take, by kind."),
+    "ichibase_project_quota_ratio": ("gauge", "What a project uses of a quota, 1 for all of it."),
+    "ichibase_project_requests_total": ("counter", "Requests of a project."),
+    "ichibase_backups_total": ("counter", "Backups made, by outcome."),
+    "ichibase_backup_age_seconds": ("gauge", "Age of a project's newest backup."),
+    "ichibase_maintenance_leader": ("gauge", "Whether this node does the maintenance."),
+    "ichibase_maintenance_failures_total": ("counter", "Maintenance tasks that failed, by task."),
     "ichibase_lost_connections_total": ("counter", "Connections of the node that went away."),
 }
 

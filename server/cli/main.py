@@ -17,8 +17,9 @@ from urllib.parse import quote
 
 from server.cli.client import AdminClient, CommandError
 from server.cli.output import note, print_json, print_table
+from server.control.cli import project_actions
 
-ROOMS = ("auth", "mongo", "storage", "realtime", "functions")
+ROOMS = ("control", "auth", "mongo", "storage", "realtime", "functions", "backup")
 MIGRATION_SECONDS = 660.0  # a little more than the server gives one
 SECRETS = ("service_key", "jwt_secret", "database_url", "mongo_url")
 
@@ -83,6 +84,8 @@ def _print_project(project: dict[str, Any], secrets: bool) -> None:
 def projects_create(options: argparse.Namespace) -> int:
     admin = client(options)
     wanted = {"name": options.name, "flavor": options.flavor, "tier": options.tier}
+    if options.owner is not None:
+        wanted["owner"] = options.owner
     project = _public(admin.call("POST", "/admin/v1/projects", wanted))
     if options.json:
         print_json(project)
@@ -92,12 +95,14 @@ def projects_create(options: argparse.Namespace) -> int:
 
 
 def projects_list(options: argparse.Namespace) -> int:
-    projects = [_public(p) for p in client(options).call("GET", "/admin/v1/projects")]
+    query = "?deleted=true" if options.deleted else ""
+    found = client(options).call("GET", f"/admin/v1/projects{query}")
     if options.json:
-        print_json(projects)
+        print_json([{**_public(p), "owner": p["owner"], "state": p["state"]} for p in found])
     else:
-        print_table(["name", "flavor", "tier", "url"],
-                    [[p["name"], p["flavor"], p["tier"], p["url"]] for p in projects])  # fmt: skip
+        print_table(["name", "flavor", "tier", "owner", "state", "url"],
+                    [[p["name"], p["flavor"], p["tier"], p["owner"], p["state"], p["url"]]
+                     for p in found])  # fmt: skip
     return 0
 
 
@@ -107,8 +112,15 @@ def projects_delete(options: argparse.Namespace) -> int:
             raise CommandError("this deletes the project with all its data; say --yes")
         if input("Type the name of the project to delete it with all its data: ") != options.name:
             raise CommandError("the names differ; nothing was deleted")
-    result = client(options).call("DELETE", _project_path(options.name))
-    print_json(result) if options.json else print(f"deleted {options.name}")
+    query = "?now=true" if options.now else ""
+    result = client(options).call("DELETE", _project_path(options.name) + query)
+    if options.json:
+        print_json(result)
+    elif "kept_until" in result:
+        print(f"deleted {options.name}; until {result['kept_until'][:16]} "
+              f"`ichibase projects undelete {options.name}` brings it back")  # fmt: skip
+    else:
+        print(f"deleted {options.name}")
     return 0
 
 
@@ -251,13 +263,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("name")
     made.add_argument("--flavor", choices=["postgres", "mongo", "both"], default="postgres")
     made.add_argument("--tier", choices=["free", "pro", "business"], default="pro")
+    made.add_argument("--owner", help="the account it belongs to (local)")
     made.set_defaults(run=projects_create)
     made = actions.add_parser("list", parents=[shared], help="list the projects")
+    made.add_argument("--deleted", action="store_true", help="and those that can be brought back")
     made.set_defaults(run=projects_list)
     made = actions.add_parser("delete", parents=[shared], help="delete a project and its data")
     made.add_argument("name")
     made.add_argument("--yes", action="store_true", help="do not ask")
+    made.add_argument("--now", action="store_true", help="for good, without keeping it for a week")
     made.set_defaults(run=projects_delete)
+    project_actions(actions, shared)
 
     made = command("sql", sql, "Run SQL as the owner of a project's database.")
     made.add_argument("project")

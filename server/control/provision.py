@@ -31,7 +31,6 @@ from server.control.records import Record
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
-OWNER_TIMES = 12  # a statement of the owner's may take so much longer than one of a request
 VERSION = 1  # raised when projects made before lack something that provision() makes
 
 
@@ -60,30 +59,39 @@ async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> N
     """Make the project's roles and database, or complete what an earlier try has made."""
     async with await connect(cluster.admin_dsn) as admin:
         await ensure_shared_roles(admin)
-        passwords = (record.owner_password, record.authenticator_password, record.system_password)
-        for kind, password in zip(LOGINS, passwords, strict=False):
-            role = record.role(kind)
-            inherit = "noinherit" if kind == "authenticator" else "inherit"
-            await ensure_login(admin, role, password, inherit)
-            await allow_ownership(admin, role)
-            await _grant_switching(admin, role)
-        await _ensure_feed(admin, record)
+        await ensure_logins(admin, record)
         # No comment names the project: every login of the cluster may read the list of databases.
         await ensure_database(admin, record.database, record.role("owner"))
-        superuser = (
-            await fetch(admin, "select rolsuper from pg_roles where rolname = current_user")
-        )[0][0]
+    await equip(cluster.dsn(record.database), record, record.database)
+    await settle(cluster, record, limits)
+
+
+async def ensure_logins(admin: Connection, record: Record) -> None:
+    """The project's logins with their passwords, which may switch to the three shared roles."""
+    passwords = (record.owner_password, record.authenticator_password, record.system_password)
+    for kind, password in zip(LOGINS, passwords, strict=False):
+        role = record.role(kind)
+        inherit = "noinherit" if kind == "authenticator" else "inherit"
+        await ensure_login(admin, role, password, inherit)
+        await allow_ownership(admin, role)
+        await _grant_switching(admin, role)
+    await _ensure_feed(admin, record)
+
+
+async def equip(dsn: str, record: Record, database: str) -> None:
+    """Make, or make again, what every project's database has. dsn: of the administrator, to the
+    database of that name, which need not be the one that the project uses."""
     names: dict[str, sql.Composable] = {kind: sql.Identifier(record.role(kind)) for kind in LOGINS}
     names["system_name"] = sql.Literal(record.role("system"))
     names["owner_name"] = sql.Literal(record.role("owner"))
-    names["database"] = sql.Identifier(record.database)
-    async with await connect(cluster.dsn(record.database)) as database, database.transaction():
-        await fetch(database, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
-        await run(database, _template("project.sql").format(**names))
-        await run(database, _template("feed.sql").format(**names))
-        if superuser:
-            await run(database, _template("watch.sql").format(**names))
-    await settle(cluster, record, limits)
+    names["database"] = sql.Identifier(database)
+    async with await connect(dsn) as connection, connection.transaction():
+        await fetch(connection, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
+        await run(connection, _template("project.sql").format(**names))
+        await run(connection, _template("feed.sql").format(**names))
+        superuser = "select rolsuper from pg_roles where rolname = current_user"
+        if (await fetch(connection, superuser))[0][0]:
+            await run(connection, _template("watch.sql").format(**names))
 
 
 async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
@@ -133,7 +141,7 @@ def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
     }
     if kind == "owner":
         shared["lock_timeout"] = f"{limits.lock_ms}ms"
-        shared["statement_timeout"] = f"{OWNER_TIMES * limits.statement_ms}ms"
+        shared["statement_timeout"] = f"{limits.owner_statement_ms}ms"
         shared["default_transaction_read_only"] = "on" if record.read_only else "off"
     return shared
 
@@ -163,7 +171,7 @@ async def _ensure_feed(admin: Connection, record: Record) -> None:
         await run(admin, sql.SQL("alter role {} replication").format(sql.Identifier(role)))
 
 
-async def _end_replication(admin: Connection, database: str) -> None:
+async def end_replication(admin: Connection, database: str) -> None:
     """A database cannot be dropped while its log is being read."""
     for _ in range(50):
         ended = await fetch(
@@ -181,7 +189,7 @@ async def remove(cluster: Cluster, record: Record) -> None:
     """Drop the project's database, ending its sessions, and its roles. May be repeated."""
     async with await connect(cluster.admin_dsn) as admin:
         drop = sql.SQL("drop database if exists {} with (force)")
-        await _end_replication(admin, record.database)
+        await end_replication(admin, record.database)
         await run(admin, drop.format(sql.Identifier(record.database)))
         for kind in LOGINS:
             await run(admin, sql.SQL("drop role if exists {}").format(

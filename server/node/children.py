@@ -22,7 +22,7 @@ from server.base.context import NodeConfig
 from server.node.lifeline import die_with_parent
 from server.node.settings import NodeSettings
 
-ROOMS = ("postgres", "mongo", "auth", "realtime", "storage", "functions")
+ROOMS = ("postgres", "mongo", "auth", "realtime", "storage", "functions", "maintenance")
 POLL = 0.02  # seconds between looks at a child that starts or stops
 LONGEST_RETRY = 30.0  # seconds
 WAS_WELL = 60.0  # seconds after which an end is no longer counted as a failed start

@@ -33,7 +33,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     login must be able to create users and databases. mongo_port: of the embedded one, as
     postgres_port. default_flavor: of the default project when it is made. max_connections:
     database connections of one worker. body_limit: bytes. drain_seconds: how long a stop waits
-    for requests in flight. tiers_file: numbers that replace those of the tiers, TOML."""
+    for requests in flight. tiers_file: numbers that replace those of the tiers, TOML.
+    maintenance_seconds: between looks at sizes, idle projects and due backups. backup_url: a
+    folder or an object store (s3://bucket/prefix, gs://..., az://...) for backups, data_dir/backups
+    when not given. backup_key_file: a file with the passphrase that encrypts backups."""
 
     data_dir: Path = Path("data")
     host: str = "127.0.0.1"
@@ -61,6 +64,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_format: str = "text"
     development: bool = True
     tiers_file: Path | None = None
+    maintenance_seconds: float = 30.0
+    backup_url: str | None = None
+    backup_key_file: Path | None = None
 
     def address(self) -> str:
         shown = "127.0.0.1" if self.host in {"0.0.0.0", "::", "localhost"} else self.host  # noqa: S104
@@ -122,6 +128,15 @@ def _check(settings: NodeSettings) -> None:
         raise SettingsError("workers must be 1 to 256")
     if not 0 <= settings.drain_seconds <= 3600:
         raise SettingsError("drain_seconds must be 0 to 3600")
+    if not 0.1 <= settings.maintenance_seconds <= 86_400:
+        raise SettingsError("maintenance_seconds must be 0.1 to 86400")
+    if settings.backup_key_file is not None:
+        try:
+            text = settings.backup_key_file.expanduser().read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"backup_key_file cannot be read: {error}") from None
+        if len(text) < 16:
+            raise SettingsError("backup_key_file must hold at least 16 characters")
     if settings.access_log not in {"off", "errors", "all"}:
         raise SettingsError("access_log is off, errors or all")
     if settings.default_flavor not in {"postgres", "mongo", "both"}:

@@ -83,6 +83,9 @@ class Node:
             access_log=settings.access_log,  # type: ignore[arg-type]
             log_format=settings.log_format,  # type: ignore[arg-type]
             tiers=tiers(settings),
+            maintenance_seconds=settings.maintenance_seconds,
+            backup_url=settings.backup_url,
+            backup_key_file=settings.backup_key_file and settings.backup_key_file.expanduser(),
         )
         asyncio.run(self._projects(control_dsn, cluster, config, documents))
         self.data.secret("admin_token")

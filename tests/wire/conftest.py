@@ -68,7 +68,7 @@ class Site:
             time.sleep(0.05)
         raise AssertionError(self.log_path.read_text()[-3000:])
 
-    def raw(self, data, timeout=5.0):
+    def raw(self, data, timeout=15.0):
         """Sends bytes as they are; gives what comes until the connection ends or nothing does."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as peer:
             peer.sendall(data)

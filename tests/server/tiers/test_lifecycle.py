@@ -180,7 +180,7 @@ def test_a_tier_changes_in_place_and_loses_nothing(world, life, project):
     assert shown(dsn, *SHOWN) == ("256MB", "4MB", "10s", "1min", "off")
     record = run(life.change(project.slug, {"tier": "pro"}, "test"))
     assert (record.tier, record.anon_key) == ("pro", project.anon_key)
-    assert shown(dsn, *SHOWN) == ("5GB", "16MB", "1min", "6min", "off")
+    assert shown(dsn, *SHOWN) == ("5GB", "16MB", "1min", "1h", "off")
     granted = records.to_project(record, world.config).limits
     assert granted == limits.DEFAULT_TIERS["pro"]
     run(life.change(project.slug, {"limits": {"work_memory": 8 << 20}}, "test"))

@@ -1,0 +1,287 @@
+"""Makes the backup of a project: its database, its documents, what the control database knows.
+
+Files of a backup, in the folder <project id>/<backup id> of the store: `manifest.json` (sizes and
+SHA-256 of the others, readable without a key), `postgres.dump` (pg_dump's custom format),
+`documents.bson` (where the project has documents), `content.json` (rows and checksums of each
+table and collection, taken from the same snapshot) and `project.json` (keys and settings). With a
+key all but the manifest are sealed, and the manifest carries a MAC. The manifest is written last:
+a folder without one is what an interrupted backup has left.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from server.backup import content, documents, tools
+from server.backup.content import Table
+from server.backup.documents import Collection
+from server.backup.seal import derive, new_salt, seal, unseal
+from server.backup.store import Store
+from server.control import records
+from server.control.database import connect, fetch
+from server.control.projects import Projects
+from server.control.records import Record
+
+FORMAT = 1
+DUMP, DOCUMENTS, CONTENT, PROJECT = (
+    "postgres.dump",
+    "documents.bson",
+    "content.json",
+    "project.json",
+)
+MANIFEST = "manifest.json"
+
+Progress = Callable[[str, int, int], Awaitable[None]]  # step, done, total (bytes, 0 when unknown)
+
+
+class BackupError(RuntimeError):
+    """A backup cannot be made or used; the text says why."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """As it lies in the store."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """salt: of the key, None when nothing is encrypted. mac: over all other members."""
+
+    format: int
+    backup: str
+    project_id: str
+    project: str
+    flavor: str
+    tier: str
+    created_at: str
+    postgres: int
+    files: dict[str, File]
+    salt: str | None = None
+    mac: str | None = None
+
+
+class Content(msgspec.Struct, frozen=True):
+    """database: name of the one that was dumped, of which the logins' names are made."""
+
+    database: str
+    tables: dict[str, Table]
+    collections: dict[str, Collection] = {}
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What the control database knew of the project."""
+
+    slug: str
+    flavor: str
+    tier: str
+    owner: str
+    limits: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
+    anon_key: str
+    service_key: str
+    storage_secret: str
+    keys: tuple[dict[str, Any], ...]
+
+
+def new_id(slug: str) -> str:
+    """Sorts by time for one project."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{slug}-{stamp}-{os.urandom(2).hex()}"
+
+
+def folder(project_id: str, backup_id: str) -> str:
+    return f"{project_id}/{backup_id}"
+
+
+def kept(record: Record) -> Kept:
+    keys = tuple(msgspec.to_builtins(key) for key in record.keys)
+    return Kept(record.slug, record.flavor, record.tier, record.owner, record.limits,
+                record.settings, record.anon_key, record.service_key, record.storage_secret,
+                keys)  # fmt: skip
+
+
+def mac(manifest: Manifest, key: bytes) -> str:
+    bare = msgspec.structs.replace(manifest, mac=None)
+    text = msgspec.json.encode(msgspec.to_builtins(bare), order="sorted")
+    return hmac.new(key, b"manifest" + text, hashlib.sha256).hexdigest()
+
+
+class Writer:
+    """Puts the files of one backup into the store and keeps their sums."""
+
+    def __init__(self, store: Store, project_id: str, backup_id: str, key: bytes | None) -> None:
+        self.store = store
+        self.where = folder(project_id, backup_id)
+        self.backup_id = backup_id
+        self.key = key
+        self.files: dict[str, File] = {}
+
+    async def put(self, name: str, source: AsyncIterator[bytes]) -> None:
+        if self.key is not None:
+            source = seal(source, self.key, f"{self.backup_id}/{name}")
+        digest, size = hashlib.sha256(), 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for piece in source:
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+        await self.store.put(f"{self.where}/{name}", counted())
+        self.files[name] = File(size, digest.hexdigest())
+
+    async def put_text(self, name: str, value: Any) -> None:
+        await self.put(name, _once(msgspec.json.encode(value)))
+
+
+async def _once(text: bytes) -> AsyncIterator[bytes]:
+    yield text
+
+
+async def create(
+    projects: Projects,
+    record: Record,
+    store: Store,
+    passphrase: str | None,
+    backup_id: str,
+    progress: Progress,
+) -> Manifest:
+    """Makes the backup; what an error leaves in the store is removed. BackupError, StoreError,
+    ToolError or psycopg.Error."""
+    salt = new_salt() if passphrase else None
+    key = derive(passphrase, salt) if passphrase and salt else None
+    writer = Writer(store, record.id, backup_id, key)
+    try:
+        return await _create(projects, record, store, writer, salt, progress)
+    except BaseException:
+        await store.remove(writer.where)
+        raise
+
+
+async def _create(
+    projects: Projects,
+    record: Record,
+    store: Store,
+    writer: Writer,
+    salt: bytes | None,
+    progress: Progress,
+) -> Manifest:
+    cluster = projects.cluster(record)
+    dsn = cluster.dsn(record.database)
+    async with await connect(dsn) as connection:
+        await content.prepare(connection)
+        await connection.execute("begin transaction isolation level repeatable read read only")
+        snapshot = (await fetch(connection, "select pg_catalog.pg_export_snapshot()"))[0][0]
+        size = (await fetch(connection, "select pg_catalog.pg_database_size($1::name)",
+                            (record.database,)))[0][0]  # fmt: skip
+        postgres = connection.info.server_version
+        tool = tools.dump(cluster, dsn, snapshot)
+        await writer.put(DUMP, _told(tool.output(), "database", size, progress))
+        await progress("checksums", 0, 0)
+        tables = await content.tables(connection)
+        await connection.execute("rollback")
+    collections: dict[str, Collection] = {}
+    url = records.to_project(record, projects.config).mongo_url
+    if url is not None:
+        await progress("documents", 0, 0)
+        await writer.put(DOCUMENTS, documents.read(url, collections))
+    await writer.put_text(CONTENT, Content(record.database, tables, collections))
+    await writer.put_text(PROJECT, kept(record))
+    manifest = Manifest(
+        FORMAT, writer.backup_id, record.id, record.slug, record.flavor, record.tier,
+        datetime.now(UTC).isoformat(timespec="seconds"), postgres, writer.files,
+        base64.b64encode(salt).decode() if salt else None,
+    )  # fmt: skip
+    if writer.key is not None:
+        manifest = msgspec.structs.replace(manifest, mac=mac(manifest, writer.key))
+    await store.put(f"{writer.where}/{MANIFEST}", _once(msgspec.json.encode(manifest)))
+    return manifest
+
+
+async def _told(
+    source: AsyncIterator[bytes], step: str, total: int, progress: Progress
+) -> AsyncIterator[bytes]:
+    done = 0
+    async for piece in source:
+        yield piece
+        done += len(piece)
+        await progress(step, done, total)
+
+
+class Reader:
+    """Reads one backup out of the store; everything it gives has been checked."""
+
+    def __init__(
+        self, store: Store, project_id: str, backup_id: str, passphrase: str | None
+    ) -> None:
+        self.store = store
+        self.where = folder(project_id, backup_id)
+        self.backup_id = backup_id
+        self.passphrase = passphrase
+        self.manifest: Manifest
+        self.key: bytes | None = None
+
+    async def open(self) -> Manifest:
+        """Reads the manifest. BackupError when it is none of ours, is changed, or needs another
+        key."""
+        text = b"".join([piece async for piece in self.store.get(f"{self.where}/{MANIFEST}")])
+        try:
+            manifest = msgspec.json.decode(text, type=Manifest)
+        except msgspec.MsgspecError:
+            raise BackupError(f"the manifest of {self.backup_id} is damaged") from None
+        if manifest.format > FORMAT:
+            raise BackupError(f"{self.backup_id} was made by a newer version of this program")
+        if manifest.backup != self.backup_id:
+            raise BackupError(f"the manifest of {self.backup_id} belongs to {manifest.backup}")
+        if manifest.salt is not None:
+            if self.passphrase is None:
+                raise BackupError(f"{self.backup_id} is encrypted: set backup_key_file to its key")
+            self.key = derive(self.passphrase, base64.b64decode(manifest.salt))
+            if not hmac.compare_digest(mac(manifest, self.key), manifest.mac or ""):
+                raise BackupError(
+                    f"the manifest of {self.backup_id} has been changed, or the key in "
+                    "backup_key_file is another one"
+                )
+        self.manifest = manifest
+        return manifest
+
+    async def get(self, name: str) -> AsyncIterator[bytes]:
+        """A file's plain bytes. Use none of them before the end: only then is the sum known.
+        BackupError or SealError."""
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise BackupError(f"{self.backup_id} has no {name}")
+        digest, size = hashlib.sha256(), 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for piece in self.store.get(f"{self.where}/{name}"):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+        source = counted()
+        if self.key is not None:
+            source = unseal(source, self.key, f"{self.backup_id}/{name}")
+        async for piece in source:
+            yield piece
+        if size != expected.bytes or digest.hexdigest() != expected.sha256:
+            raise BackupError(f"{name} of {self.backup_id} is damaged: its checksum differs")
+
+    async def text(self, name: str, shape: type[Any]) -> Any:
+        """A JSON file as a struct."""
+        raw = b"".join([piece async for piece in self.get(name)])
+        try:
+            return msgspec.json.decode(raw, type=shape)
+        except msgspec.MsgspecError:
+            raise BackupError(f"{name} of {self.backup_id} is damaged") from None

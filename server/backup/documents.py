@@ -1,0 +1,167 @@
+"""A project's documents as one stream of BSON, and back.
+
+The stream is a row of records: a length (4 bytes, little-endian), a kind byte and a BSON document.
+Kind C opens a collection ({"name", "options", "indexes"}); kind D is one of its documents as the
+server gave it. The end is a record of kind E without a document, so that a cut shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from server.backup.seal import whole_chunks
+
+BATCH_BYTES = 4 << 20
+BATCH = 500
+HEAD = 5
+PIECE = 1 << 18
+
+
+class Collection(msgspec.Struct, frozen=True):
+    """checksum: sum over a hash of each document, as a decimal number."""
+
+    documents: int
+    checksum: str
+
+
+class DocumentsError(RuntimeError):
+    """A stream of documents that is damaged."""
+
+
+def record(kind: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(4, "little") + kind + body
+
+
+def hashed(body: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(body, digest_size=8).digest(), "little")
+
+
+async def read(url: str, found: dict[str, Collection]) -> AsyncIterator[bytes]:
+    """All of a database, in pieces. `found` is filled with what was read, by collection."""
+    async for piece in whole_chunks(_records(url, found), PIECE):
+        yield piece
+
+
+async def _records(url: str, found: dict[str, Collection]) -> AsyncIterator[bytes]:
+    import bson
+    from bson.raw_bson import RawBSONDocument
+    from pymongo import AsyncMongoClient
+
+    client: AsyncMongoClient[RawBSONDocument] = AsyncMongoClient(
+        url, document_class=RawBSONDocument, appname="ichibase backup",
+        serverSelectionTimeoutMS=30_000,
+    )  # fmt: skip
+    async with client:
+        database = client.get_default_database()
+        for name in sorted(await database.list_collection_names()):
+            if name.startswith("system."):
+                continue
+            collection = database[name]
+            indexes = [
+                bson.decode(index.raw) if isinstance(index, RawBSONDocument) else dict(index)
+                async for index in await collection.list_indexes()
+            ]
+            opening = {"name": name, "indexes": [i for i in indexes if i.get("name") != "_id_"]}
+            yield record(b"C", bson.encode(opening))
+            count, checksum = 0, 0
+            async for document in collection.find({}, batch_size=BATCH):
+                count += 1
+                raw = bytes(document.raw)
+                checksum += hashed(raw)
+                yield record(b"D", raw)
+            found[name] = Collection(count, str(checksum))
+    yield record(b"E")
+
+
+async def parse(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
+    """The records of a stream: kind and body. DocumentsError."""
+    kept = bytearray()
+    async for piece in source:
+        kept += piece
+        at = 0
+        while len(kept) - at >= HEAD:
+            size = int.from_bytes(kept[at : at + 4], "little")
+            if len(kept) - at < HEAD + size:
+                break
+            kind = bytes(kept[at + 4 : at + HEAD])
+            yield kind, bytes(kept[at + HEAD : at + HEAD + size])
+            at += HEAD + size
+            if kind == b"E":
+                return
+        del kept[:at]
+    raise DocumentsError("the documents are cut off")
+
+
+async def write(url: str, source: AsyncIterator[bytes]) -> dict[str, Collection]:
+    """Replaces all collections of a database by those of the stream; gives what was written."""
+    import bson
+    from bson.raw_bson import RawBSONDocument
+    from pymongo import AsyncMongoClient, WriteConcern
+
+    client: AsyncMongoClient[Any] = AsyncMongoClient(
+        url, appname="ichibase backup", serverSelectionTimeoutMS=30_000
+    )
+    found: dict[str, Collection] = {}
+    async with client:
+        database = client.get_default_database()
+        for name in await database.list_collection_names():
+            if not name.startswith("system."):
+                await database.drop_collection(name)
+        collection: Any = None
+        batch: list[RawBSONDocument] = []
+        name, size, count, checksum = "", 0, 0, 0
+
+        async def flush() -> None:
+            nonlocal batch, size
+            if batch:
+                await collection.insert_many(batch, ordered=False)
+            batch, size = [], 0
+
+        async for kind, body in parse(source):
+            if kind == b"D":
+                batch.append(RawBSONDocument(body))
+                size += len(body)
+                count += 1
+                checksum += hashed(body)
+                if size >= BATCH_BYTES or len(batch) >= BATCH:
+                    await flush()
+                continue
+            if collection is not None:
+                await flush()
+                found[name] = Collection(count, str(checksum))
+            if kind == b"C":
+                opening = bson.decode(body)
+                name, count, checksum = opening["name"], 0, 0
+                collection = database.get_collection(name, write_concern=WriteConcern(w=1, j=True))
+                await database.create_collection(name)
+                await _index(database, name, opening["indexes"])
+    return found
+
+
+async def _index(database: Any, name: str, indexes: list[dict[str, Any]]) -> None:
+    if not indexes:
+        return
+    wanted = [{k: v for k, v in index.items() if k not in ("ns", "v")} for index in indexes]
+    await database.command("createIndexes", name, indexes=wanted)
+
+
+async def sums(source: AsyncIterator[bytes]) -> dict[str, Collection]:
+    """What a stream holds, by collection. DocumentsError."""
+    import bson
+
+    found: dict[str, Collection] = {}
+    name, count, checksum = "", 0, 0
+    async for kind, body in parse(source):
+        if kind == b"D":
+            count += 1
+            checksum += hashed(body)
+            continue
+        if name:
+            found[name] = Collection(count, str(checksum))
+        if kind == b"C":
+            name, count, checksum = bson.decode(body)["name"], 0, 0
+    return found

@@ -1,0 +1,88 @@
+"""The entries of a pg_dump archive, sorted by whose login restores them.
+
+Nothing of a project is restored by the administrator, because loading a table may run what the
+project's owner has written (checks, generated columns, functions in indexes). The owner's login
+restores what was the owner's, the system login the schemas auth, storage and realtime; what this
+program makes itself is made anew.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+LINE = re.compile(r"(\d+); \d+ \d+ (.*)")
+# What is left out: made anew by this program, or not the owner's to make.
+SKIPPED = (
+    "EVENT TRIGGER", "PUBLICATION TABLES IN SCHEMA", "PUBLICATION TABLE", "PUBLICATION",
+    "SUBSCRIPTION TABLE", "SUBSCRIPTION", "DATABASE PROPERTIES", "DATABASE", "ENCODING",
+    "STDSTRINGS", "SEARCHPATH", "STATISTICS DATA",
+)  # fmt: skip
+ACLS = ("DEFAULT ACL", "ACL")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """line: as pg_restore lists it. rest: type, schema, name and owner."""
+
+    line: str
+    rest: str
+
+    def is_a(self, *kinds: str) -> bool:
+        return any(self.rest.startswith(f"{kind} ") for kind in kinds)
+
+    @property
+    def owner(self) -> str:
+        return self.rest.rpartition(" ")[2]
+
+
+class Sorted(msgspec.Struct):
+    """Entries by who restores them. triggers: of system tables, which may call functions of the
+    owner's. own: data of this program's own schema."""
+
+    system: list[Entry] = []
+    system_acls: list[Entry] = []
+    triggers: list[Entry] = []
+    extensions: list[Entry] = []
+    owner: list[Entry] = []
+    owner_acls: list[Entry] = []
+    own: list[Entry] = []
+
+
+def entries(text: str) -> list[Entry]:
+    """What `pg_restore --list` printed."""
+    found = []
+    for line in text.splitlines():
+        match = LINE.fullmatch(line)
+        if match:
+            found.append(Entry(line, match[2]))
+    return found
+
+
+def sort(listed: list[Entry], database: str) -> Sorted:
+    """database: name of the dumped one."""
+    system = f"{database}_system"
+    found = Sorted()
+    for entry in listed:
+        if entry.is_a(*SKIPPED):
+            continue
+        if re.match(r"TABLE DATA ichibase ", entry.rest):
+            found.own.append(entry)
+        elif re.match(r"[A-Z ]+ (?:ichibase |- (?:SCHEMA )?ichibase )", entry.rest):
+            continue
+        elif entry.is_a("EXTENSION"):
+            found.extensions.append(entry)
+        elif entry.is_a("COMMENT - EXTENSION"):
+            continue
+        elif entry.owner == system:
+            if entry.is_a(*ACLS):
+                found.system_acls.append(entry)
+            elif entry.is_a("TRIGGER"):
+                found.triggers.append(entry)
+            else:
+                found.system.append(entry)
+        elif entry.is_a(*ACLS):
+            found.owner_acls.append(entry)
+        else:
+            found.owner.append(entry)
+    return found

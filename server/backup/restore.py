@@ -1,0 +1,384 @@
+"""Brings a backup back: into its project, into a new one, or into a scratch database to verify it.
+
+A database is built beside the one in use and takes its place by renaming, in one transaction, once
+its tables have been found to be those of the backup. Until then the project goes on unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from server.backup import content, documents, listing, tools
+from server.backup.archive import (
+    CONTENT,
+    DOCUMENTS,
+    DUMP,
+    BackupError,
+    Content,
+    Progress,
+    Reader,
+)
+from server.backup.documents import Collection
+from server.backup.listing import Entry
+from server.control import provision, records, secrets
+from server.control.database import (
+    Cluster,
+    Connection,
+    connect,
+    ensure_database,
+    fetch,
+    run,
+)
+from server.control.projects import Projects, locked
+from server.control.records import Record
+
+NEW, BEFORE = "_new", "_before"  # ends of the names of databases that are built or were replaced
+SCRATCH = "ichi_scratch_"
+SWAP_TRIES = 50
+IGNORED = "errors ignored on restore"
+
+
+class Outcome(msgspec.Struct):
+    """warnings: what could not be made again, of what holds no rows."""
+
+    tables: int
+    rows: int
+    documents: int
+    warnings: list[str]
+
+
+class Target:
+    """A database to be filled, and the logins that own what is in it."""
+
+    def __init__(self, cluster: Cluster, record: Record, database: str) -> None:
+        self.cluster = cluster
+        self.record = record
+        self.database = database
+
+    def dsn(self, kind: str) -> str:
+        """Of a login of the project: owner or system."""
+        password = getattr(self.record, f"{kind}_password")
+        return make_conninfo(self.record.dsn(kind, password), dbname=self.database)
+
+    @property
+    def admin_dsn(self) -> str:
+        return self.cluster.dsn(self.database)
+
+
+@asynccontextmanager
+async def unpacked(reader: Reader, data_dir: Path, progress: Progress) -> AsyncIterator[Path]:
+    """A folder with the plain files of a backup, all of them checked; removed afterwards."""
+    folder = data_dir / "tmp" / f"restore-{reader.backup_id}"
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    try:
+        total = sum(file.bytes for file in reader.manifest.files.values())
+        done = 0
+        for name in reader.manifest.files:
+            path = folder / name
+            try:
+                with path.open("wb") as file:
+                    path.chmod(0o600)
+                    async for piece in reader.get(name):
+                        file.write(piece)
+                        done += len(piece)
+                        await progress("reading", done, total)
+            except OSError as error:
+                raise BackupError(f"cannot unpack the backup: {error.strerror}") from None
+        yield folder
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def build(target: Target) -> None:
+    """An empty database in place of what an earlier try has left."""
+    record, name = target.record, sql.Identifier(target.database)
+    async with await connect(target.cluster.admin_dsn) as admin:
+        await run(admin, sql.SQL("drop database if exists {} with (force)").format(name))
+        await ensure_database(admin, target.database, record.role("owner"))
+    roles = {kind: sql.Identifier(record.role(kind)) for kind in provision.LOGINS}
+    async with await connect(target.admin_dsn) as database:
+        await run(
+            database,
+            sql.SQL(
+                "grant connect, temporary on database {database} to {owner}, {system}; "
+                "grant create on database {database} to {system}; "
+                "alter schema public owner to {owner}; grant usage on schema public to {system}"
+            ).format(database=name, **roles),
+        )
+
+
+async def load(target: Target, file: Path, before: Content, progress: Progress) -> list[str]:
+    """Fills a built database from the dump; gives what could not be made."""
+    folder = file.parent
+    text = (await tools.contents(target.cluster, file).run()).decode("utf-8", "replace")
+    found = listing.sort(listing.entries(text), before.database)
+    warnings: list[str] = []
+
+    async def restore(
+        dsn: str, what: list[Entry], name: str, *options: str, strict: bool = True
+    ) -> None:
+        if not what:
+            return
+        listed = folder / f"{name}.list"
+        listed.write_text("".join(f"{entry.line}\n" for entry in what))
+        tool = tools.restore(target.cluster, dsn, file, listed, *options, strict=strict)
+        try:
+            await tool.run()
+        except tools.ToolError as error:
+            if strict or IGNORED not in str(error):
+                raise BackupError(f"restoring {name} failed: {error}") from None
+            warnings.extend(_errors(str(error)))
+
+    async def statements(dsn: str, what: list[Entry], name: str) -> None:
+        if not what:
+            return
+        listed = folder / f"{name}.list"
+        listed.write_text("".join(f"{entry.line}\n" for entry in what))
+        written = (await tools.script(target.cluster, file, listed).run()).decode()
+        old, new = f"{before.database}_", f"{target.record.database}_"
+        async with await connect(dsn) as connection:
+            for statement in _statements(written.replace(old, new)):
+                try:
+                    await connection.execute(statement)
+                except psycopg.OperationalError:
+                    raise
+                except psycopg.Error as error:
+                    warnings.append(f"{str(error).splitlines()[0]} ({statement[:200]})")
+
+    owner, system = target.dsn("owner"), target.dsn("system")
+    await progress("system tables", 0, 0)
+    await restore(system, found.system, "system")
+    await statements(system, found.system_acls, "system-rights")
+    await progress("tables", 0, 0)
+    schemas = [entry for entry in found.owner if entry.is_a("SCHEMA")]
+    await restore(owner, schemas, "schemas", strict=False)
+    await _extensions(target, file, found.extensions, warnings)
+    rest = [entry for entry in found.owner if not entry.is_a("SCHEMA")]
+    await restore(owner, rest, "owner", strict=False)
+    await statements(owner, found.owner_acls, "owner-rights")
+    await restore(system, found.triggers, "triggers", strict=False)
+    await provision.equip(target.admin_dsn, target.record, target.database)
+    await restore(target.admin_dsn, found.own, "own", "--data-only")
+    return warnings
+
+
+async def _extensions(target: Target, file: Path, what: list[Entry], warnings: list[str]) -> None:
+    """By the owner where the owner may, so that the owner may drop them; else by the
+    administrator."""
+    if not what:
+        return
+    listed = file.parent / "extensions.list"
+    listed.write_text("".join(f"{entry.line}\n" for entry in what))
+    written = (await tools.script(target.cluster, file, listed).run()).decode()
+    for statement in _statements(written):
+        if not statement.startswith("CREATE EXTENSION"):
+            continue
+        try:
+            async with await connect(target.dsn("owner")) as connection:
+                await connection.execute(statement)
+            continue
+        except psycopg.errors.InsufficientPrivilege:
+            pass
+        except psycopg.Error as error:
+            warnings.append(str(error).splitlines()[0])
+            continue
+        try:
+            async with await connect(target.admin_dsn) as connection:
+                await connection.execute(statement)
+        except psycopg.Error as error:
+            warnings.append(str(error).splitlines()[0])
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script of rights or extensions, each on a line of its own. What only
+    psql understands is left out, and so is a change of the session's login."""
+    found = []
+    for line in script.splitlines():
+        statement = line.strip()
+        if statement.endswith(";") and statement.split(" ")[0] in (
+            "GRANT", "REVOKE", "ALTER", "CREATE"
+        ):  # fmt: skip
+            found.append(statement)
+    return found
+
+
+def _errors(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "error:" in line.lower()][:50]
+
+
+async def check(target: Target, before: Content, progress: Progress) -> Outcome:
+    """BackupError when the tables are not those of the backup."""
+    await progress("checksums", 0, 0)
+    async with await connect(target.admin_dsn) as connection:
+        await content.prepare(connection)
+        found = await content.tables(connection)
+    wrong = content.differences(before.tables, found)
+    if wrong:
+        raise BackupError("the restored tables differ from the backup: " + "; ".join(wrong[:10]))
+    return Outcome(len(found), sum(table.rows for table in found.values()), 0, [])
+
+
+async def into_project(
+    projects: Projects, record: Record, reader: Reader, progress: Progress
+) -> Outcome:
+    """Replaces a project's data by that of the backup. Its keys, logins and settings stay."""
+    cluster = projects.cluster(record)
+    target = Target(cluster, record, record.database + NEW)
+    async with unpacked(reader, projects.config.data_dir, progress) as folder:
+        before = msgspec.json.decode((folder / CONTENT).read_bytes(), type=Content)
+        try:
+            await build(target)
+            warnings = await load(target, folder / DUMP, before, progress)
+            outcome = await check(target, before, progress)
+            outcome.warnings = warnings
+            async with projects.control() as control, locked(control, record.id):
+                await swap(cluster, record)
+                await told(control, record)
+            await provision.settle(cluster, record, projects.limits(record))
+        finally:
+            await _drop(cluster, target.database)
+        url = records.to_project(record, projects.config).mongo_url
+        if url is not None and (folder / DOCUMENTS).exists():
+            await progress("documents", 0, 0)
+            found = await documents.write(url, _pieces(folder / DOCUMENTS))
+            outcome.documents = _same(before.collections, found)
+    return outcome
+
+
+async def told(control: Connection, record: Record) -> None:
+    """Has every worker drop what it knows of the project's database."""
+    await control.execute("update projects set changed_at = now() where id = $1", (record.id,))
+
+
+async def swap(cluster: Cluster, record: Record) -> None:
+    """Puts the new database in the place of the one in use, which is then dropped."""
+    name = sql.Identifier(record.database)
+    new, before = (sql.Identifier(record.database + end) for end in (NEW, BEFORE))
+    async with await connect(cluster.admin_dsn) as admin:
+        await run(admin, sql.SQL("drop database if exists {} with (force)").format(before))
+        await run(admin, sql.SQL("alter database {} with allow_connections false").format(name))
+        try:
+            for attempt in range(SWAP_TRIES):
+                await _end_sessions(admin, record.database, record.database + NEW)
+                try:
+                    async with admin.transaction():
+                        await run(
+                            admin, sql.SQL("alter database {} rename to {}").format(name, before)
+                        )
+                        await run(
+                            admin, sql.SQL("alter database {} rename to {}").format(new, name)
+                        )
+                    break
+                except psycopg.errors.ObjectInUse:
+                    if attempt == SWAP_TRIES - 1:
+                        raise
+                    await asyncio.sleep(0.1)
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                await run(
+                    admin, sql.SQL("alter database {} with allow_connections true").format(name)
+                )
+            raise
+        await provision.end_replication(admin, record.database + BEFORE)
+        await run(admin, sql.SQL("drop database if exists {} with (force)").format(before))
+
+
+async def _end_sessions(admin: Connection, *databases: str) -> None:
+    await fetch(
+        admin,
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = any($1) "
+        "and pid <> pg_backend_pid()",
+        (list(databases),),
+    )
+
+
+async def _drop(cluster: Cluster, database: str) -> None:
+    async with await connect(cluster.admin_dsn) as admin:
+        target = sql.Identifier(database)
+        await run(admin, sql.SQL("drop database if exists {} with (force)").format(target))
+
+
+async def clear(cluster: Cluster) -> None:
+    """Removes what interrupted restores and verifications have left. A database that was renamed
+    away has been replaced already; one whose connections were stopped takes them again."""
+    async with await connect(cluster.admin_dsn) as admin:
+        rows = await fetch(
+            admin, "select datname, datallowconn from pg_database where datname like 'ichi\\_%'"
+        )
+        for name, open_ in rows:
+            target = sql.Identifier(name)
+            if name.startswith(SCRATCH) or name.endswith((NEW, BEFORE)):
+                await provision.end_replication(admin, name)
+                await run(admin, sql.SQL("drop database if exists {} with (force)").format(target))
+            elif not open_:
+                await run(
+                    admin, sql.SQL("alter database {} with allow_connections true").format(target)
+                )
+        roles = await fetch(
+            admin, "select rolname from pg_roles where rolname like 'ichi\\_scratch\\_%'"
+        )
+        for (role,) in roles:
+            await run(admin, sql.SQL("drop role if exists {}").format(sql.Identifier(role)))
+
+
+def scratch(cluster: Cluster, flavor: str, tier: str) -> Record:
+    """A project that no row knows, for a database that is dropped again."""
+    return Record(
+        id="scratch", slug="scratch", state="active", flavor=flavor, tier=tier,  # type: ignore[arg-type]
+        cluster_id=cluster.id, created_at="", database=SCRATCH + secrets.new_id(),
+        owner_password=secrets.new_password(), authenticator_password=secrets.new_password(),
+        system_password=secrets.new_password(), feed_password=secrets.new_password(),
+        storage_secret="", anon_key="", service_key="",
+        mongo_url=None, revision=1, host=cluster.host, port=cluster.port,
+        socket_dir=cluster.socket_dir, options=cluster.options, keys=(), settings={},
+    )  # fmt: skip
+
+
+async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outcome:
+    """Restores a backup into a scratch database, compares it and drops it. BackupError."""
+    cluster = next(iter(projects.clusters.values()))
+    record = scratch(cluster, reader.manifest.flavor, reader.manifest.tier)
+    target = Target(cluster, record, record.database)
+    async with unpacked(reader, projects.config.data_dir, progress) as folder:
+        before = msgspec.json.decode((folder / CONTENT).read_bytes(), type=Content)
+        try:
+            async with await connect(cluster.admin_dsn) as admin:
+                await provision.ensure_shared_roles(admin)
+                await provision.ensure_logins(admin, record)
+            await build(target)
+            warnings = await load(target, folder / DUMP, before, progress)
+            outcome = await check(target, before, progress)
+            outcome.warnings = warnings
+        finally:
+            await provision.remove(cluster, record)
+        if (folder / DOCUMENTS).exists():
+            await progress("documents", 0, 0)
+            found = await documents.sums(_pieces(folder / DOCUMENTS))
+            outcome.documents = _same(before.collections, found)
+    return outcome
+
+
+def _same(before: dict[str, Collection], found: dict[str, Collection]) -> int:
+    """How many documents there are; BackupError when they are others."""
+    for name in sorted(before.keys() | found.keys()):
+        if before.get(name) != found.get(name):
+            raise BackupError(f"the collection {name} differs from the backup")
+    return sum(one.documents for one in found.values())
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(documents.PIECE):
+            yield piece
+            await asyncio.sleep(0)

@@ -1,0 +1,131 @@
+"""The process that keeps a node's projects in order: sizes, sleep, backups, what has run out.
+
+Of all processes that share a control database one does it at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterable
+
+import msgspec
+
+from server.backup.jobs import Jobs
+from server.base.context import NodeConfig
+from server.base.events import Events, Failed
+from server.base.logs import Logger
+from server.base.metrics import Labels, Metrics, MetricsFile
+from server.base.usage import Usage
+from server.control.database import Cluster
+from server.control.lifecycle import Lifecycle
+from server.control.projects import Projects
+from server.maintenance import idle
+from server.maintenance.leader import Leader
+from server.maintenance.quotas import Quotas
+from server.maintenance.scheduler import Scheduler, Task
+from server.mongo.address import read_server
+from server.mongo.provision import Documents
+from server.node.gateway_main import read_listener
+from server.node.lifeline import name_process
+
+METRICS_SECONDS = 5.0
+HOUR = 3600.0
+OLD = (
+    "delete from usage where day > '-infinity' and day < (now() at time zone 'utc')::date - 400",
+    "delete from usage_writers where at < now() - interval '1 day'",
+    "delete from jobs where state in ('done', 'failed') "
+    "and finished_at < now() - interval '30 days'",
+)
+
+
+class Maintenance:
+    """Everything the process does, over one control database."""
+
+    def __init__(self, config: NodeConfig, projects: Projects, events: Events) -> None:
+        self.config = config
+        self.projects = projects
+        self.events = events
+        self.metrics = Metrics()
+        self.usage = Usage(config.control_dsn, events)
+        self.quotas = Quotas(projects, self.usage, events)
+        self.jobs = Jobs(projects, events, self.metrics)
+        tick = config.maintenance_seconds
+        tasks = [
+            Task("changes of state", 2 * tick, projects.recover),
+            Task("sizes", tick, self.quotas.measure),
+            Task("sleep", tick, lambda: idle.put_to_sleep(projects, events)),
+            Task("sessions", min(tick, 10.0), lambda: idle.end_what_holds_up(projects, events)),
+            Task("backups", tick, self.jobs.plan),
+            Task("deleted projects", 10 * tick, Lifecycle(projects).purge),
+            Task("old rows", HOUR, self.prune),
+        ]
+        self.scheduler = Scheduler(tasks, events, self.metrics)
+        self.leader = Leader(config.control_dsn, events, self.lead, self.jobs.wake)
+        self.metrics.gauges += [self.gauges, self.quotas.gauges, self.jobs.gauges]
+
+    async def lead(self) -> None:
+        """The work of the leader, until cancelled: tasks by the clock beside jobs in order."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.scheduler.run())
+            group.create_task(self.jobs.run())
+
+    def gauges(self) -> Iterable[tuple[str, Labels, float]]:
+        yield "ichibase_maintenance_leader", (), float(self.leader.leads)
+
+    async def prune(self) -> None:
+        """Removes what is older than anybody asks for."""
+        async with self.projects.control() as control:
+            for statement in OLD:
+                await control.execute(statement)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        file = MetricsFile(self.metrics, self.config.metrics_dir)
+        leading = asyncio.create_task(self.leader.run())
+        try:
+            while not leading.done():
+                await asyncio.sleep(METRICS_SECONDS)
+                try:
+                    file.write()
+                except OSError as error:
+                    self.events.emit(Failed("writing the metrics", str(error)))
+            await leading
+        finally:
+            leading.cancel()
+            await asyncio.wait([leading])
+            await self.usage.stop()
+
+
+def make(config: NodeConfig) -> Maintenance:
+    """The maintenance of the node that the file names."""
+    events = Events()
+    events.listeners.append(Logger(config.access_log, config.log_format))
+    clusters = msgspec.json.decode(
+        (config.data_dir / "run" / "clusters.json").read_bytes(), type=dict[str, Cluster]
+    )
+    server = read_server(config.data_dir)
+    documents = None if server is None else Documents(server)
+    return Maintenance(config, Projects(config.control_dsn, clusters, config, documents), events)
+
+
+async def serve() -> None:
+    task = asyncio.create_task(make(read_listener().config).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        pass
+
+
+def main() -> int:
+    name_process("ichibase-maint")
+    asyncio.run(serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Measures what the projects' databases take, warns, and stops what would make them larger.
+
+A database is measured while anybody is connected to it, and once after it has done something:
+Postgres counts that anyway, but some seconds late. Documents are asked for with the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ichicore.errors import ApiError
+from server.base.events import Events, Noted
+from server.base.limits import Limits
+from server.base.metrics import Labels
+from server.base.usage import Usage
+from server.control.database import connect, fetch
+from server.control.lifecycle import Lifecycle, shown_state
+from server.control.projects import Projects, audit
+from server.control.records import Record
+from server.control.usage import Quota, quota
+
+STAGES = (100, 80)  # percent at which a warning is given, the highest first
+SLACK = 5  # percent that use must fall below a stage before it may be told again
+WRITABLE = 98  # percent below which a read-only project takes writes again
+
+ACTIVITY = """select datname,
+    xact_commit + xact_rollback + tup_inserted + tup_updated + tup_deleted, numbackends
+  from pg_stat_database where datname = any($1)"""
+SIZES = "select datname, pg_database_size(oid) from pg_database where datname = any($1)"
+LEVELS = """select project_id, counter, value from usage where day = '-infinity'
+  and counter in ('document_bytes', 'storage_bytes', 'database_bytes')"""
+REQUESTS = """select p.slug, coalesce(sum(u.value), 0)::bigint from projects p
+  left join usage u on u.project_id = p.id and u.counter = 'requests' group by 1"""
+TELL = """insert into quota_notices as n (project_id, quota, stage) values ($1, $2, $3)
+  on conflict (project_id, quota) do update set stage = excluded.stage, at = now()
+    where n.stage < excluded.stage returning 1"""
+UNTELL = "update quota_notices set stage = $3 where project_id = $1 and quota = $2 and stage > $3"
+
+
+def stage_of(percent: int) -> int:
+    """The warning that a use calls for; 0 for none."""
+    return next((stage for stage in STAGES if percent >= stage), 0)
+
+
+class Quotas:
+    """Keeps between passes what was measured. documents_bytes(record) asks the document server."""
+
+    def __init__(self, projects: Projects, usage: Usage, events: Events) -> None:
+        self.projects = projects
+        self.lifecycle = Lifecycle(projects)
+        self.usage = usage
+        self.events = events
+        self.use: dict[str, tuple[Record, dict[str, Quota]]] = {}  # by project id
+        self.requests: list[tuple[str, int]] = []
+        self._activity: dict[str, int] = {}  # by database
+        self._levels: dict[tuple[str, str], int] = {}
+
+    async def measure(self) -> None:
+        """One pass over all projects."""
+        records = await self.projects.all()
+        async with self.projects.control() as control:
+            rows = await fetch(control, LEVELS)
+            self.requests = [(r[0], r[1]) for r in await fetch(control, REQUESTS)]
+        self._levels = {(id, counter): value for id, counter, value in rows}
+        for cluster_id, cluster in self.projects.clusters.items():
+            here = [r for r in records if r.cluster_id == cluster_id]
+            async with await connect(cluster.admin_dsn) as admin:
+                names = [record.database for record in here]
+                rows = await fetch(admin, ACTIVITY, (names,))
+                active = {name: count for name, count, _ in rows}
+                connected = {name for name, _, sessions in rows if sessions}
+                fresh = [
+                    r for r in here
+                    if r.database in connected
+                    or active.get(r.database) != self._activity.get(r.database)
+                    or (r.id, "database_bytes") not in self._levels
+                ]  # fmt: skip
+                sizes = dict(await fetch(admin, SIZES, ([r.database for r in fresh],)))
+            for record in fresh:
+                if record.database in sizes:
+                    await self._set(record, "database_bytes", int(sizes[record.database]))
+            self._activity.update(active)
+        await self._documents([r for r in records if r.flavor != "postgres"])
+        use: dict[str, tuple[Record, dict[str, Quota]]] = {}
+        for record in records:
+            limits = self.projects.limits(record)
+            use[record.id] = record, self.of(record, limits)
+            await self._act(record, use[record.id][1])
+        self.use = use
+
+    def of(self, record: Record, limits: Limits) -> dict[str, Quota]:
+        """What the project uses of its quotas."""
+        level = self._levels.get
+        databases = level((record.id, "database_bytes"), 0) + level(
+            (record.id, "document_bytes"), 0
+        )
+        return {
+            "database_bytes": quota(databases, limits.database_bytes),
+            "storage_bytes": quota(level((record.id, "storage_bytes"), 0), limits.storage_bytes),
+        }
+
+    async def _set(self, record: Record, counter: str, value: int) -> None:
+        if self._levels.get((record.id, counter)) != value:
+            self._levels[record.id, counter] = value
+            await self.usage.set_level(record.id, counter, value)
+
+    async def _documents(self, records: list[Record]) -> None:
+        documents = self.projects.documents
+        wanted = [r for r in records if r.mongo_url and r.state == "active"]
+        if documents is None or not wanted:
+            return
+        from pymongo.errors import PyMongoError
+
+        try:
+            async with documents.admin(5.0) as client:
+                for record in wanted:
+                    database = documents.database(record.mongo_url or "")
+                    found: dict[str, Any] = await client[database].command("dbStats")
+                    size = int(found.get("storageSize", 0)) + int(found.get("indexSize", 0))
+                    if not size:
+                        size = int(found.get("dataSize", 0))
+                    await self._set(record, "document_bytes", size)
+        except (ApiError, PyMongoError) as error:
+            self.events.emit(Noted("documents were not measured", str(error)[:200]))
+
+    async def _act(self, record: Record, use: dict[str, Quota]) -> None:
+        for name, found in use.items():
+            await self._tell(record, name, found)
+        disk = use["database_bytes"]
+        detail = {"used": disk.used, "limit": disk.limit}
+        if disk.percent >= 100 and not record.read_only:
+            if await self.lifecycle.read_only(record.id, True, detail):
+                self.events.emit(Noted(f"project {record.slug} is read-only: over its disk quota"))
+        elif disk.percent < WRITABLE and record.read_only:
+            if await self.lifecycle.read_only(record.id, False, detail):
+                self.events.emit(Noted(f"project {record.slug} takes writes again"))
+
+    async def _tell(self, record: Record, name: str, found: Quota) -> None:
+        """A warning at each stage, once on the way up."""
+        stage = stage_of(found.percent)
+        async with self.projects.control() as control:
+            if stage and await fetch(control, TELL, (record.id, name, stage)):
+                detail = {"quota": name, "percent": stage, "used": found.used, "limit": found.limit}
+                await audit(control, "node", "quota.warning", record.slug, detail)
+                self.events.emit(Noted(f"project {record.slug} uses {found.percent} % of {name}"))
+            elif not stage or found.percent < 100:
+                await fetch(control, UNTELL, (record.id, name, stage_of(found.percent + SLACK)))
+
+    def gauges(self) -> Iterable[tuple[str, Labels, float]]:
+        """For Prometheus."""
+        states: dict[str, int] = {}
+        for record, use in self.use.values():
+            state = shown_state(record)
+            states[state] = states.get(state, 0) + 1
+            for kind in ("database_bytes", "document_bytes", "storage_bytes"):
+                value = self._levels.get((record.id, kind))
+                if value is not None:
+                    labels = (("project", record.slug), ("kind", kind.removesuffix("_bytes")))
+                    yield "ichibase_project_bytes", labels, value
+            for name, found in use.items():
+                if found.limit:
+                    labels = (("project", record.slug), ("quota", name))
+                    yield "ichibase_project_quota_ratio", labels, found.used / found.limit
+        for slug, count in self.requests:
+            yield "ichibase_project_requests_total", (("project", slug),), count
+        for state, number in states.items():
+            yield "ichibase_projects", (("state", state),), number

@@ -1,0 +1,190 @@
+"""Many projects on a whole node: sleep, quotas, usage, backups, and who sees to them."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from tests.process.running import RunningNode, wait_until
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    folder = module_folder
+    (folder / "tiers.toml").write_text("[free]\nsleep_days = 3000\nprojects = 50\n")
+    (folder / "key").write_text("a passphrase that nobody guesses\n")
+    node = RunningNode(
+        folder,
+        environment={
+            "ICHIBASE_MAINTENANCE_SECONDS": "0.3", "ICHIBASE_DEFAULT_FLAVOR": "postgres",
+            "ICHIBASE_TIERS_FILE": str(folder / "tiers.toml"),
+            "ICHIBASE_BACKUP_KEY_FILE": str(folder / "key"),
+        },
+    )  # fmt: skip
+    node.start()
+    yield node
+    node.end()
+
+
+def cli(node, *arguments):
+    return json.loads(node.cli(*arguments, "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def project(node):
+    cli(node, "projects", "create", "kitchen", "--tier", "free", "--owner", "ann")
+    made = node.project("kitchen")
+    node.cli("sql", "kitchen", "-c", "create table pots (id int primary key, filler text)")
+    return made
+
+
+def get(node, project, path="/postgres/pots?id=eq.1", method="GET", body=None):
+    request = urllib.request.Request(
+        node.url + path, method=method, data=None if body is None else json.dumps(body).encode(),
+        headers={"host": f"kitchen.localhost:{node.port}", "content-type": "application/json",
+                 "authorization": f"Bearer {project['anon_key']}"},
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def state(node, name="kitchen"):
+    found = cli(node, "projects", "list", "--deleted")
+    return next((p["state"] for p in found if p["name"] == name), None)
+
+
+def audit(node):
+    token = (node.data_dir / "secrets" / "admin_token").read_text().strip()
+    path = "/admin/v1/projects/kitchen/audit"
+    found = node.get(path, {"authorization": f"Bearer {token}"}, admin=True)[1]
+    return [entry["action"] for entry in json.loads(found)]
+
+
+def test_usage_is_counted_and_shown(node, project):
+    for _ in range(25):
+        assert get(node, project)[0] == 200
+    assert wait_until(lambda: cli(node, "usage", "kitchen")["month"].get("requests", 0) >= 25)
+    found = cli(node, "usage", "kitchen")
+    assert found["quotas"]["database_bytes"]["used"] > 5_000_000
+    assert found["quotas"]["database_bytes"]["limit"] == 500_000_000
+    assert "database_bytes" in node.cli("usage", "kitchen").stdout
+    token = (node.data_dir / "secrets" / "admin_token").read_text().strip()
+    assert wait_until(
+        lambda: (
+            b'ichibase_project_bytes{project="kitchen",kind="database"}'
+            in node.get("/metrics", {"authorization": f"Bearer {token}"}, admin=True)[1]
+        )
+    )
+
+
+def test_a_full_project_is_read_only_until_there_is_room(node, project):
+    used = cli(node, "usage", "kitchen")["quotas"]["database_bytes"]["used"]
+    node.cli("projects", "change", "kitchen", "--limits", json.dumps(
+        {"database_bytes": used + 1_000_000}))  # fmt: skip
+    assert wait_until(lambda: "quota.warning" in audit(node))
+    body = [{"id": n, "filler": "x" * 2000} for n in range(1500)]
+    assert get(node, project, "/postgres/pots", "POST", body)[0] == 201
+    assert wait_until(lambda: state(node) == "read-only")
+    assert wait_until(lambda: get(node, project, "/postgres/pots", "POST", {"id": 9999})[0] == 507)
+    _, answer = get(node, project, "/postgres/pots", "POST", {"id": 9999})
+    assert json.loads(answer)["code"] == "quota_exceeded"
+    assert get(node, project)[0] == 200
+    assert get(node, project, "/postgres/pots?id=lt.1500", "DELETE")[0] == 204
+    node.cli("sql", "kitchen", "-c", "set default_transaction_read_only = off; commit; "
+             "truncate pots")  # fmt: skip
+    assert wait_until(lambda: state(node) == "active")
+    assert wait_until(lambda: get(node, project, "/postgres/pots", "POST", {"id": 1})[0] == 201)
+    done = audit(node)
+    assert done.count("quota.warning") == 2  # at 80 % and at 100 %
+    assert {"project.read_only", "project.writable"} <= set(done)
+    node.cli("projects", "change", "kitchen", "--limits", "{}")
+
+
+def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project):
+    node.cli("projects", "change", "kitchen", "--limits", '{"sleep_days": 0.00002}')
+    times = []
+    for _ in range(3):
+        assert wait_until(lambda: state(node) == "sleeping", 20)
+        began = time.perf_counter()
+        assert get(node, project)[0] == 200
+        times.append(time.perf_counter() - began)
+        assert state(node) in ("active", "sleeping")
+    assert wait_until(lambda: state(node) == "sleeping", 20)
+    with ThreadPoolExecutor(50) as many:
+        answers = [one[0] for one in many.map(lambda _: get(node, project), range(150))]
+    assert set(answers) == {200}
+    node.cli("projects", "change", "kitchen", "--limits", "{}")
+    assert statistics.median(times) < 1.0  # what it takes on a machine with nothing else to do
+
+
+def test_backups_are_made_verified_and_restored_by_command(node, project):
+    made = cli(node, "backups", "create", "kitchen")
+    listed = cli(node, "backups", "list", "kitchen")
+    assert [(b["id"], b["state"], b["encrypted"]) for b in listed] == [
+        (made["backup"], "done", True)]  # fmt: skip
+    assert "good: " in node.cli("backups", "verify", made["backup"]).stdout
+    assert get(node, project, "/postgres/pots?id=eq.1", "DELETE")[0] == 204
+    assert "restored" in node.cli("backups", "restore", made["backup"], "--yes").stdout
+    assert wait_until(lambda: get(node, project)[1] == b'[{"id":1,"filler":null}]')
+    node.cli("backups", "restore", made["backup"], "--into", "kitchen-two")
+    assert node.project("kitchen-two")["anon_key"] != project["anon_key"]
+    refused = node.cli("backups", "verify", "nothing", ok=False)
+    assert "backup_not_found" in refused.stderr
+    assert "say --yes" in node.cli("backups", "restore", made["backup"], ok=False).stderr
+    node.cli("projects", "delete", "kitchen-two", "--yes", "--now")
+    assert "made kitchen-" in node.cli("backups", "create", "kitchen").stdout
+    node.cli("backups", "delete", made["backup"])
+    assert made["backup"] not in node.cli("backups", "list").stdout
+
+
+def maintenance(node):
+    for child in psutil.Process(node.process.pid).children(recursive=True):
+        if "server.maintenance.main" in child.cmdline():
+            return child
+    return None
+
+
+def test_a_backup_whose_process_is_killed_is_said_to_have_failed(node, project):
+    node.cli("sql", "kitchen", "-c", "insert into pots select n, repeat(md5(n::text), 60) "
+             "from generate_series(2, 60000) n")  # fmt: skip
+    before = maintenance(node)
+    backup = node.command("backups", "create", "kitchen")
+    running = subprocess.Popen(**backup, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: [b for b in cli(node, "backups", "list") if b["state"] == "running"])
+    os.kill(before.pid, signal.SIGKILL)
+    out, error = running.communicate(timeout=60)
+    assert running.returncode == 1, out
+    assert "interrupted" in error
+    assert maintenance(node).pid != before.pid
+    states = [b["state"] for b in cli(node, "backups", "list")]
+    assert "running" not in states
+    left = [p for p in (node.data_dir / "backups").rglob("*") if p.name.endswith(".part")]
+    assert left == []
+    made = cli(node, "backups", "create", "kitchen")
+    assert "good: 60" in node.cli("backups", "verify", made["backup"]).stdout
+
+
+def test_a_deleted_project_comes_back_and_goes_for_good(node, project):
+    assert "undelete kitchen" in node.cli("projects", "delete", "kitchen", "--yes").stdout
+    assert wait_until(lambda: get(node, project)[0] == 404)
+    node.cli("projects", "undelete", "kitchen")
+    assert wait_until(lambda: get(node, project)[0] == 200)
+    node.cli("projects", "suspend", "kitchen", "--reason", "unpaid")
+    assert wait_until(lambda: get(node, project)[0] == 403)
+    node.cli("projects", "resume", "kitchen")
+    node.cli("projects", "change", "kitchen", "--tier", "pro")
+    assert wait_until(lambda: get(node, project)[0] == 200)
+    assert node.project("kitchen")["tier"] == "pro"
+    node.cli("projects", "delete", "kitchen", "--yes", "--now")
+    assert state(node) is None
