@@ -51,7 +51,7 @@ cdef class Hub:
     cdef uint64_t stamp
     # the change that is being delivered
     cdef object change
-    cdef Source source
+    cdef Source about
     cdef list groups
     cdef Py_ssize_t at
     cdef dict subject

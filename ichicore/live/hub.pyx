@@ -362,7 +362,7 @@ cdef class Hub:
                 self.at += 1
                 budget -= 1 + self.deliver(group)
             self.groups = None
-            self.source = None
+            self.about = None
             self.change = None
             self.subject = None
             self.old = None
@@ -376,16 +376,16 @@ cdef class Hub:
         self.stamp += 1
         self.at = 0
         self.groups = []
-        self.source = self.sources.get((change.kind, change.source))
-        if self.source is None or not bit:
+        self.about = self.sources.get((change.kind, change.source))
+        if self.about is None or not bit:
             return False
         self.change = change
         self.old = self.subject = None
         self.read = self.old_read = False
         self.frames = [None, None, None, None]
-        if self.source.index:
+        if self.about.index:
             self.look()
-        self.groups = self.source.candidates(self.subject, bit, self.stamp)
+        self.groups = self.about.candidates(self.subject, bit, self.stamp)
         return True
 
     cdef int look(self) except -1:
@@ -453,9 +453,9 @@ cdef class Hub:
         cdef list parts
         if frame is None:
             change = self.change
-            fields = None if whole else self.source.fields
+            fields = None if whole else self.about.fields
             parts = [b'{"type":"change","event":"', (<str>change.event).encode(), b'"',
-                     self.source.head]
+                     self.about.head]
             if change.record_json is not None or change.record is not None:
                 parts += (b',"record":', as_json(change.record, change.record_json, fields))
             if with_old:

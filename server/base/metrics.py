@@ -26,6 +26,8 @@ HELP = {
     "ichibase_token_cache_misses_total": ("counter", "Credentials that had to be verified."),
     "ichibase_pool_connections": ("gauge", "Open database connections, by state."),
     "ichibase_pool_waiting": ("gauge", "Requests waiting for a connection."),
+    "ichibase_feeds": ("gauge", "Change feeds that are read."),
+    "ichibase_feed_lag_bytes": ("gauge", "Log of the feed that is furthest behind, in bytes."),
     "ichibase_faults_total": ("counter", "Faults of the server itself."),
     "ichibase_projects": ("gauge", "Projects, by state."),
     "ichibase_project_bytes": ("gauge", "What a project's databases and files take, by kind."),

@@ -25,6 +25,7 @@ from server.node.gateway_main import read_listener
 from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
+from server.realtime.feeds import Feeds, node_id
 from server.realtime.process import Process, listening
 from server.realtime.relay import socket_for_workers
 
@@ -52,15 +53,18 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     usage = Usage(config.control_dsn, events)
     hosts = HostRule(config.base_domain, config.default_project, config.public_url, config.cdn_url)
     process = Process(directory, hosts, events, usage, directory.ready.is_set)
+    feeds = Feeds(process, node_id(config.data_dir), config.control_dsn, directory.all, events)
+    process.feeds = feeds
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()
-    metrics.gauges.append(process.gauges)
+    metrics.gauges += [process.gauges, feeds.gauges]
     file = MetricsFile(metrics, config.metrics_dir)
 
     bus.start()
     directory.start()
     usage.start()
     process.start()
+    feeds.start()
     workers = await control.serve(process, events, socket_path(config.data_dir))
     process.listen(unix.listen(socket_for_workers(config.data_dir)))
     try:

@@ -24,7 +24,7 @@ from server.base.listen import reason_of
 from server.base.project import Project
 from server.realtime import pg_slot, pg_types
 from server.realtime.pg_slot import FeedUnavailable, Position
-from server.realtime.pg_stream import Connection, Stream, StreamEnded, connect
+from server.realtime.pg_stream import Connection, Stream, StreamEnded, Taken, connect
 
 RETRY = (0.02, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts; the last one repeats
 CHECK_SECONDS = 60.0  # between looks at tables that could not be published
@@ -43,9 +43,13 @@ STUCK = 2  # sessions that end so without having come further
 class Sink(Protocol):
     """Who is told; in the feed's event loop, and must not block it."""
 
-    def change(self, project_id: str, change: Change) -> None: ...
+    def change(self, project_id: str, change: Change) -> bool:
+        """Takes a change; False when so much waits that reading on should too."""
+        ...
 
-    def publish(self, project_id: str, message: Publish) -> None: ...
+    def publish(self, project_id: str, message: Publish) -> bool:
+        """False when the message was not taken: it is offered again."""
+        ...
 
     def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
         """An `error` frame for the subscribers of a table, or of all tables when it is None."""
@@ -127,6 +131,12 @@ class PgFeed:
         except TimeoutError:
             raise FeedUnavailable(self.problem or "the database did not answer in time") from None
         return "all" if table is None else self.states.get(table, "missing")
+
+    def state(self, table: str) -> str | None:
+        """The table's state when its changes are being told now; None: ask ready()."""
+        if not (self._running.is_set() and self._published.is_set()):
+            return None
+        return self.states.get(table, "missing")
 
     @property
     def lag(self) -> int:
@@ -249,21 +259,22 @@ class PgFeed:
 
     # --- what comes -------------------------------------------------------------------------
 
-    def _hand_over(self, item: Change | Publish) -> None:
+    def _hand_over(self, item: Change | Publish) -> Taken:
         if self.decoder.schema_changed:
             self.decoder.schema_changed = False
             self._republish()
         try:
             if isinstance(item, Publish):
-                self.sink.publish(self.project.id, item)
-            elif item.event == "TRUNCATE":
+                return Taken.YES if self.sink.publish(self.project.id, item) else Taken.NO
+            if item.event == "TRUNCATE":
                 self.sink.notice(
                     self.project.id, item.source, TRUNCATED, "All rows of the table were removed."
                 )
-            else:
-                self.sink.change(self.project.id, item)
+            elif not self.sink.change(self.project.id, item):
+                return Taken.PAUSE
         except Exception:  # one change that cannot be told must not stop those after it
             self.events.emit(Failed(self._what, traceback.format_exc()))
+        return Taken.YES
 
     def _learn(self) -> None:
         self._later(self._learn_types())

@@ -7,6 +7,7 @@ waits for us. So memory stays bounded however large a transaction is.
 from __future__ import annotations
 
 import asyncio
+import enum
 import struct
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from ichicore.live.pgoutput import Decoder
 
 BUDGET = 0.002  # seconds of the loop that one turn may take
 BATCH = 64  # messages decoded before what they hold is handed on
+AGAIN_SECONDS = 0.001
 REPORT_SECONDS = 2.0
 ASK_SECONDS = 10.0  # silence after which the server is asked whether it is there
 DEAD_SECONDS = 30.0  # silence after which the connection is given up
@@ -35,6 +37,14 @@ SETTINGS = (
 )
 
 Connection = psycopg.AsyncConnection[Any]
+
+
+class Taken(enum.Enum):
+    """YES. PAUSE: yes, but there is no hurry for more. NO: offer it again."""
+
+    YES = 1
+    PAUSE = 2
+    NO = 3
 
 
 class StreamEnded(RuntimeError):
@@ -58,14 +68,14 @@ async def connect(dsn: str, *, replication: bool) -> Connection:
 
 
 class Stream:
-    """hand_over takes each change or message and must not block. learn is called when types are
-    missing; the stream goes on with resume()."""
+    """hand_over takes each change or message, or not, and may not block. learn is called when types
+    are missing; the stream goes on with resume()."""
 
     def __init__(
         self,
         connection: Connection,
         decoder: Decoder,
-        hand_over: Callable[[Change | Publish], None],
+        hand_over: Callable[[Change | Publish], Taken],
         learn: Callable[[], None],
     ) -> None:
         self.connection = connection
@@ -103,9 +113,13 @@ class Stream:
         """Waits for the end, hands over what was decoded before it, and raises it."""
         try:
             await self._ended
-        finally:
+        except Exception:
             while self.pending:  # the decoder will not give it a second time
-                self.hand_over(self.pending.popleft())
+                if self.hand_over(self.pending[0]) is Taken.NO:
+                    await asyncio.sleep(AGAIN_SECONDS)
+                else:
+                    self.pending.popleft()
+            raise
 
     def close(self) -> None:
         """Reports what was handed over and lets go of the connection."""
@@ -178,19 +192,20 @@ class Stream:
         decoder, pending = self.decoder, self.pending
         while True:
             while pending:
-                self.hand_over(pending.popleft())
-                if time.monotonic() > until:
+                taken = self.hand_over(pending[0])
+                if taken is Taken.NO:
+                    return True
+                pending.popleft()
+                if taken is Taken.PAUSE or time.monotonic() > until:
                     return True
             if decoder.missing:
                 self.learn()
                 return False
-            taken = decoder.drain(self._pointer, BATCH)
+            messages = decoder.drain(self._pointer, BATCH)
             pending.extend(decoder.take())
-            if taken < 0:
-                while pending:
-                    self.hand_over(pending.popleft())
+            if messages < 0:
                 raise self._last_words()
-            if taken:
+            if messages:
                 self._heard = time.monotonic()
                 if self._heard > until:
                     return True

@@ -283,11 +283,10 @@ class Process:
         self, session: Session, subscription: Subscription, told: dict[str, Any]
     ) -> None:
         """Acknowledges a subscription of rows or documents, once changes are being read."""
-        reply = messages.frame(told)
         if self.feeds is not None and subscription.given.kind == "postgres":
-            self.feeds.acknowledge(session.tenant, session.peer, reply)
+            self.feeds.acknowledge(session.tenant, session.peer, told)
         else:
-            session.peer.send(reply)
+            session.peer.send(messages.frame(told))
 
     def change(self, project_id: str, change: Any) -> int:
         """One change of a row or document, to be delivered after those before it. Gives how many

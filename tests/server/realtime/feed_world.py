@@ -34,15 +34,17 @@ class Kept:
         self.all: list[Change | Publish] = []
         self.told = asyncio.Event()
 
-    def change(self, project_id: str, change: Change) -> None:
+    def change(self, project_id: str, change: Change) -> bool:
         self.changes.append(change)
         self.all.append(change)
         self.told.set()
+        return True
 
-    def publish(self, project_id: str, message: Publish) -> None:
+    def publish(self, project_id: str, message: Publish) -> bool:
         self.messages.append(message)
         self.all.append(message)
         self.told.set()
+        return True
 
     def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
         self.notices.append((source, code))
