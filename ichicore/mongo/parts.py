@@ -52,14 +52,20 @@ class Part(msgspec.Struct, gc=False):
 
 
 class Command(msgspec.Struct):
-    """A request body, parsed. parts: one, or those of a bulkWrite in order. members: JSON text of
-    the body's members by their standard names, for a policy function."""
+    """A request body, parsed. parts: one, or those of a bulkWrite in order. spans: of each member,
+    by its standard name, where its value begins and ends in the body."""
 
     operation: str
     parts: tuple[Part, ...]
     caps: Caps
-    members: dict[str, bytes]
+    body: bytes
+    spans: dict[str, tuple[int, int]]
     ordered: bool = False
+
+    @property
+    def members(self) -> dict[str, bytes]:
+        """JSON text of the body's members by their standard names, for a policy function."""
+        return {name: self.body[start:end] for name, (start, end) in self.spans.items()}
 
     @property
     def pairs(self) -> tuple[tuple[str, bool], ...]:

@@ -1,4 +1,4 @@
-"""Request bodies to BSON-ready operations: JSON checked against the grammar of each operation."""
+"""The slow twin of ichicore.mongo.command: decoded JSON is turned into Python values, then BSON."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ichicore.mongo import grammar
 from ichicore.mongo.parts import Caps, Command, Part
 from ichicore.rules.extended import READERS, is_hex_id
 from ichicore.rules.patterns import PatternError, check_pattern
+from tests.oracle.mongo_reply import id_text
 
 BITS = 1 << 63
 
@@ -43,15 +44,11 @@ def parse(operation: str, body: bytes, caps: Caps) -> Command:
     if type(source) is not dict:
         bad("the body must be a JSON object")
     members = _members(operation, source, "")
-    texts = {
-        name: json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-        for name, value in members.items()
-    }
     if operation == grammar.BULK:
         ordered = _flag(members, "ordered", "", False)
-        return Command(operation, _batch(members, caps), caps, texts, ordered)
+        return Command(operation, _batch(members, caps), caps, body, {}, ordered)
     ordered = _flag(members, "ordered", "", True)
-    return Command(operation, (_part(operation, members, "", caps),), caps, texts, ordered)
+    return Command(operation, (_part(operation, members, "", caps),), caps, body, {}, ordered)
 
 
 def _decode(body: bytes) -> Any:
@@ -239,15 +236,9 @@ def _inserts(reader: _Reader, part: Part, members: dict[str, Any], where: str) -
             doc = {"_id": {"$oid": str(ObjectId())}, **{k: v for k, v in doc.items() if k != "_id"}}
         data = reader.document(doc, name)
         made.append(data)
-        ids.append(id_string(data))
+        ids.append(id_text(data) or "")
     part.documents = tuple(made)
     part.ids = tuple(ids)
-
-
-def id_string(document: bytes) -> str:
-    from ichicore.mongo.reply import id_text
-
-    return id_text(document) or ""
 
 
 class _Reader:
