@@ -110,8 +110,10 @@ class Node:
             if self.process.poll() is not None:
                 raise LoadError(f"serve stopped: {(self.folder / 'serve.log').read_text()[-800:]}")
             try:
-                call(f"{self.url}/readyz", {})
-                return
+                said = (self.folder / "serve.log").read_bytes()
+                if b"is running at" in said and call(f"{self.url}/readyz", {}):
+                    return
+                time.sleep(0.05)
             except (urllib.error.URLError, OSError):
                 time.sleep(0.05)
         raise LoadError("serve did not become ready within 60 s")

@@ -27,6 +27,7 @@ from server.control import records
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
 from server.gateway.pools import ProjectPools
+from server.gateway.publicway import PublicWay
 from server.gateway.routes import ROUTES, Route
 from server.node.gateway_main import read_listener
 
@@ -78,6 +79,7 @@ class Worker:
         self._file = MetricsFile(self.metrics, config.metrics_dir)
         self._writer: asyncio.Task[None] | None = None
         self._started = 0  # of context.on_start
+        self.public_way: PublicWay | None = None
 
     def ready(self) -> bool:
         """Whether the projects, and the tokens that are refused, have been read."""
@@ -97,6 +99,13 @@ class Worker:
         if self.config.access_log != "all":  # that log has a line for each request
             self.edge.opened = way.open
         self.directory.on_change(lambda project, slug: way.close_all())
+        return way
+
+    def open_public(self, loop: asyncio.AbstractEventLoop) -> PublicWay:
+        """The short way of small public files."""
+        self.public_way = way = PublicWay(self.edge, loop.time)
+        if self.config.access_log == "all":  # that log has a line for each request
+            self.public_way = None
         return way
 
     async def start(self) -> None:
@@ -147,6 +156,8 @@ class Worker:
         if module is None:
             return None
         service: Service = await getattr(module, route.factory)(self.context)
+        if route.name == "cdn" and self.public_way is not None:
+            self.public_way.table = service.room.catalog.hot  # type: ignore[attr-defined]
         while self._started < len(self.context.on_start):
             hook = self.context.on_start[self._started]
             self._started += 1
@@ -194,6 +205,7 @@ class Application:
         self.worker: Worker | None = None
         self.handle: Any = None
         self.express: Any = None
+        self.public: Any = None
 
     def make(self) -> Worker:
         """The worker, not yet started."""
@@ -213,11 +225,12 @@ class Application:
 
     def __rsgi__(self, scope: Any, protocol: Any) -> Any:
         """Something to await: a ticket of the short way, or the coroutine of the general one."""
-        ticket = self.express(scope, protocol)
+        ticket = self.express(scope, protocol) or self.public(scope, protocol)
         return ticket if ticket is not None else self.handle(scope, protocol)
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.worker = self.make()
+        self.public = self.worker.open_public(loop).handle
         await self.worker.start()
         self.handle = self.worker.edge.handle
         way = self.worker.open_express().way

@@ -16,6 +16,8 @@ from server.base.serving import register
 from server.node.lifeline import bind_to_parent, name_process
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
+# Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.
+BUFFER = 128 << 10
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -46,6 +48,7 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
     drain_seconds. Should this process be killed, the kernel kills its workers."""
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, TaskImpl
+    from granian.http import HTTP1Settings
 
     register()
     Granian(
@@ -57,6 +60,7 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
         loop=Loops.uvloop,
         task_impl=TaskImpl.asyncio,  # the other one leaks what a handler awaits
         http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(max_buffer_size=BUFFER),
         runtime_mode=RuntimeModes.mt,
         websockets=True,
         backlog=4096,

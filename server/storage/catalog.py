@@ -19,6 +19,7 @@ from server.storage.tokens import etag
 
 TTL = 1.0  # seconds
 ENTRIES = 16_384
+HOT = 4096  # paths of small public files that go the short way
 BODIES = 16 << 20  # bytes of small files kept in a worker's memory
 SMALL = 64 << 10  # bytes of a file up to which it is kept there
 
@@ -58,6 +59,22 @@ class Entry:
         self.cache_seconds = None if row[5] is None else int(row[5])
 
 
+class Hot:
+    """A small public file as the gateway's short way serves it. host: the Host header it is served
+    under, None for all. unchanged: headers of a 304. site: the gateway's, of the project."""
+
+    __slots__ = ("body", "entry", "headers", "host", "site", "tenant", "unchanged")
+
+    def __init__(self, entry: Entry, tenant: Any, body: bytes, host: str | None) -> None:
+        self.entry = entry
+        self.tenant = tenant
+        self.body = body
+        self.headers = entry.headers
+        self.unchanged = [pair for pair in entry.headers if pair[0] != "content-type"]
+        self.host = host
+        self.site: Any = None
+
+
 class Bodies:
     """Small files by version, at most BODIES bytes; those not asked for longest give way."""
 
@@ -90,6 +107,7 @@ class Catalog:
         self._asking: dict[tuple[str, str, str], asyncio.Task[Entry]] = {}
         self._changes: dict[str, int] = {}  # how many changes each project has seen
         self.bodies = Bodies()
+        self.hot: dict[str, Hot] = {}  # by the path of the URL
 
     async def find(
         self, project: str, bucket: str, path: str, rows: Callable[..., Awaitable[Any]]
@@ -133,6 +151,7 @@ class Catalog:
         if paths is None:
             self._entries.clear()
             self._asking.clear()
+            self.hot.clear()
             return
         for path in paths:
             key = (project, bucket, path)
@@ -141,6 +160,12 @@ class Catalog:
             if entry is not None:
                 entry.until = 0.0
                 self._entries.drop(key)
+
+    def note(self, path: str, hot: Hot) -> None:
+        """A small file was served the general way: the next requests may go the short way."""
+        if len(self.hot) >= HOT:
+            self.hot.clear()
+        self.hot[path] = hot
 
     def told(self, message: dict[str, Any]) -> None:
         """A message of the topic CHANGED."""

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote
 from ichicore.errors import ApiError
 from server.base.http import Headers, Request, Response
 from server.storage import paths
-from server.storage.catalog import SMALL, Entry
+from server.storage.catalog import SMALL, Entry, Hot
 from server.storage.conditions import Range, ranges, unmodified
 from server.storage.inputs import essence
 from server.storage.room import Room, Tenant
@@ -125,10 +125,26 @@ async def public(room: Room, tenant: Tenant, request: Request, path: str) -> Res
         if entry is None:
             raise missing()
         headers = public_headers(tenant, entry)
-        return await answer(room, tenant, request, entry, path, headers, query.get("download"))
+        found = await answer(room, tenant, request, entry, path, headers, query.get("download"))
     except ApiError as error:
         error.headers = (*error.headers, ANYONE, EXPOSED, NO_STORE)
         raise
+    if entry.size <= SMALL:
+        _remember(room, tenant, request, entry)
+    return found
+
+
+def _remember(room: Room, tenant: Tenant, request: Request, entry: Entry) -> None:
+    """Lets the gateway answer the next requests for a small file by itself."""
+    body = room.catalog.bodies.get(entry.version)
+    if body is None or not entry.until:
+        return
+    path = f"/{tenant.project.slug}{request.path}"
+    host = request.headers.get("host", "")
+    if room.is_cdn(host):
+        room.catalog.note(path, Hot(entry, tenant, body, host))
+    else:
+        room.catalog.note(f"/cdn{path}", Hot(entry, tenant, body, None))
 
 
 async def private(room: Room, tenant: Tenant, request: Request, bucket: str, path: str) -> Response:

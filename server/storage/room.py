@@ -13,6 +13,7 @@ import msgspec
 from ichicore.errors import ApiError
 from server.base import migrations
 from server.base.context import TOKEN_REVOKED, WorkerContext
+from server.base.hosts import HostRule
 from server.base.project import Project
 from server.storage import settings
 from server.storage.catalog import CHANGED, PATHS_TOLD, Catalog, Entry
@@ -61,6 +62,11 @@ class Room:
         self.catalog = Catalog()
         self.tenants: dict[str, Tenant] = {}
         self.uploads = 0  # under way
+        config = context.config
+        self._rule = HostRule(
+            config.base_domain, config.default_project, config.public_url, config.cdn_url
+        )
+        self._hosts: dict[str, bool] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -128,6 +134,19 @@ class Room:
             await self.context.bus.publish(CHANGED, message)
         except Exception as error:  # the others learn of it within the catalog's TTL
             log.warning("a change was not told to the other workers: %s", error)
+
+    def is_cdn(self, host: str) -> bool:
+        """Whether a Host header is the one of public files, where paths begin with a project."""
+        known = self._hosts.get(host)
+        if known is None:
+            try:
+                known = self._rule.slug(host) is None
+            except ApiError:
+                known = False
+            if len(self._hosts) > 1000:
+                self._hosts.clear()
+            self._hosts[host] = known
+        return known
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs `work` to its end, whatever becomes of the request."""

@@ -32,6 +32,7 @@ IDLE = 20.0  # seconds without a byte after which an upload is given up
 SLOWEST = 8 << 10  # bytes a second that an upload must reach on average, after START
 START = 30.0  # seconds
 STORING = 300.0  # seconds for what follows the last byte
+ABREAST = 8  # uploads of a worker up to which one batch is written while the next one arrives
 LEAST_BATCH = 64 << 10  # bytes written to the store at once
 MOST_BATCH = 1 << 20
 PENDING = 10_000  # upload URLs of one project that may be open at once
@@ -296,6 +297,8 @@ async def _receive(
                             await asyncio.shield(writing)
                         writing = loop.run_in_executor(room.store.executor, write, parts)
                         parts, held = [], 0
+                        if room.uploads > ABREAST:
+                            await asyncio.shield(writing)
                     limit.reschedule(min(deadline, loop.time() + IDLE))
         except TimeoutError:
             raise ApiError(408, "upload_timeout", "The upload took too long.") from None

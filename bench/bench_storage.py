@@ -1,0 +1,339 @@
+"""Files of one worker against nginx serving the same bytes, with the same client on the same
+cores; and uploads against a plain copy to the same disk.
+
+small, conditional: a public file of 1 KB, read whole, in a range, and as "not modified". large:
+one of 100 MB. upload: 100 MB by PUT with the secret key, against a copy of the same file that is
+flushed to the disk and one that is not. memory: the worker's resident memory with 50 uploads under
+way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bench.bench_http import Node, call
+from bench.loads import LoadError, wrk
+from bench.report import run_parts, show
+from server.node.embedded_pg import free_port
+
+KB, MB = 1024, 1024 * 1024
+LARGE = 100 * MB
+CONNECTIONS = 32
+
+NGINX = """
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+user {user};
+events {{ worker_connections 1024; }}
+http {{
+  sendfile on;
+  tcp_nopush on;
+  access_log off;
+  keepalive_requests 100000000;
+  open_file_cache max=1000;
+  default_type application/octet-stream;
+  server {{
+    listen 127.0.0.1:{port};
+    root {folder}/files;
+    add_header Cache-Control "public, max-age=60";
+    add_header X-Content-Type-Options nosniff;
+    add_header Access-Control-Allow-Origin *;
+    etag on;
+  }}
+}}
+"""
+
+
+class Nginx:
+    """One nginx worker over a folder of files."""
+
+    def __init__(self, folder: Path) -> None:
+        import pwd
+
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        config = folder / "nginx.conf"
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        config.write_text(NGINX.format(folder=folder, port=port, user=user))
+        program = shutil.which("nginx") or "/usr/sbin/nginx"
+        try:
+            self.process = subprocess.Popen([program, "-c", str(config), "-g", "daemon off;"])
+        except FileNotFoundError:
+            raise LoadError("nginx is missing: apt-get install nginx-light") from None
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                call(f"{self.url}/small.bin", {})
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise LoadError("nginx did not start")
+
+    def worker(self) -> int:
+        """Its process id."""
+        import psutil
+
+        return int(psutil.Process(self.process.pid).children()[0].pid)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+class Site:
+    """The same two files in both."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.folder = Path(tempfile.mkdtemp(prefix="ichi-bench-files-"))
+        self.folder.chmod(0o755)
+        (self.folder / "files").mkdir()
+        small, large = self.folder / "files" / "small.bin", self.folder / "files" / "large.bin"
+        small.write_bytes(os.urandom(KB))
+        with open(large, "wb") as file:
+            for _ in range(LARGE // MB):
+                file.write(os.urandom(MB))
+        self.large = large
+        self.nginx = Nginx(self.folder)
+        self.own = f"{node.url}/cdn/default/public"
+        self.port = int(node.url.rpartition(":")[2])
+        for path in (small, large):
+            self.upload(f"public/{path.name}", path)
+
+    def upload(self, name: str, path: Path) -> float:
+        """Seconds of one PUT of a file with the secret key."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        began = time.perf_counter()
+        with open(path, "rb") as file:
+            connection.putrequest("PUT", f"/storage/object/{name}")
+            connection.putheader("authorization", f"Bearer {self.node.project['service_key']}")
+            connection.putheader("content-length", str(path.stat().st_size))
+            connection.endheaders()
+            connection.sock.sendfile(file)
+        answer = connection.getresponse()
+        body = answer.read()
+        taken = time.perf_counter() - began
+        connection.close()
+        if answer.status != 200:
+            raise LoadError(f"an upload was answered with {answer.status}: {body[:200]!r}")
+        return taken
+
+    def stop(self) -> None:
+        self.nginx.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Side:
+    """One of the two servers, and the processor time its worker has used."""
+
+    def __init__(self, url: str, pid: int, headers: dict[str, str]) -> None:
+        import psutil
+
+        self.url = url
+        self.headers = headers
+        self.process = psutil.Process(pid)
+        self.rates: list[float] = []
+        self.micros: list[float] = []
+
+    def run(self, name: str, seconds: float, connections: int) -> float:
+        before = self.process.cpu_times()
+        found = wrk(
+            f"{self.url}/{name}", seconds=seconds, connections=connections, headers=self.headers
+        )
+        after = self.process.cpu_times()
+        used = after.user + after.system - before.user - before.system
+        self.rates.append(found["rate"])
+        self.micros.append(used * 1e6 / max(1, found["requests"]))
+        return found["rate"]
+
+
+def pair(
+    site: Site, name: str, seconds: float, rounds: int, own: dict[str, str], other: dict[str, str],
+    connections: int = CONNECTIONS,
+) -> dict[str, float]:  # fmt: skip
+    """Both sides in turn: medians of requests a second and of the worker's processor time for one
+    request, and of the rounds' quotients."""
+    ours = Side(site.own, site.node.workers()[0], own)
+    theirs = Side(site.nginx.url, site.nginx.worker(), other)
+    for side in (ours, theirs):
+        wrk(f"{side.url}/{name}", seconds=1, connections=connections, headers=side.headers)
+    quotients = []
+    for _ in range(rounds):
+        rate = ours.run(name, seconds, connections)
+        quotients.append(rate / theirs.run(name, seconds, connections))
+    own_cpu, nginx_cpu = statistics.median(ours.micros), statistics.median(theirs.micros)
+    return {
+        "per_s": statistics.median(ours.rates), "nginx_per_s": statistics.median(theirs.rates),
+        "of_nginx": statistics.median(quotients), "cpu_us": own_cpu, "nginx_cpu_us": nginx_cpu,
+        "of_nginx_by_cpu": nginx_cpu / own_cpu,
+    }  # fmt: skip
+
+
+def bench_small(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    return {**pair(site, "small.bin", seconds, rounds, {}, {}), "goal": "of_nginx >= 0.35"}
+
+
+def etag_of(url: str) -> str:
+    import urllib.request
+
+    with urllib.request.urlopen(url) as answer:
+        return str(answer.headers["etag"])
+
+
+def bench_conditional(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    tags = [
+        {"If-None-Match": etag_of(f"{url}/small.bin").replace('"', '\\"')}
+        for url in (site.own, site.nginx.url)
+    ]
+    piece = {"Range": "bytes=100-199"}
+    found: dict[str, Any] = {}
+    whole = pair(site, "small.bin", seconds, rounds, {}, {})
+    for name, headers in (("304", tags), ("range", [piece, piece])):
+        one = pair(site, "small.bin", seconds, rounds, *headers)
+        found |= {f"{name}_{key}": value for key, value in one.items()}
+        found[f"{name}_of_whole"] = one["per_s"] / whole["per_s"]
+        found[f"{name}_of_whole_by_cpu"] = whole["cpu_us"] / one["cpu_us"]
+    return {**found, "goal": "304_of_whole and range_of_whole about 1"}
+
+
+def bench_large(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {site.own: [], site.nginx.url: []}
+    for _ in range(max(3, rounds)):
+        for url, found in rates.items():
+            done = subprocess.run(
+                ["curl", "-s", "-o", "/dev/null", "-w", "%{speed_download}", f"{url}/large.bin"],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found.append(float(done.stdout) / MB)
+    ours, nginx = (statistics.median(found) for found in rates.values())
+    several = pair(site, "large.bin", max(2, seconds), rounds, {}, {}, connections=4)
+    return {
+        "mb_per_s": ours, "nginx_mb_per_s": nginx, "of_nginx": ours / nginx,
+        **{f"4_clients_{key}": value for key, value in several.items()}, "goal": "of_nginx >= 0.85",
+    }  # fmt: skip
+
+
+def copy(source: Path, target: Path, *, durable: bool) -> float:
+    """Seconds of a copy by read and write, flushed to the disk when `durable`."""
+    began = time.perf_counter()
+    with open(source, "rb", buffering=0) as a, open(target, "wb", buffering=0) as b:
+        while chunk := a.read(MB):
+            b.write(chunk)
+        if durable:
+            os.fsync(b.fileno())
+    taken = time.perf_counter() - began
+    target.unlink()
+    return taken
+
+
+def bench_upload(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    target = site.node.folder / "copy.bin"
+    uploads, durable, plain, quotients = [], [], [], []
+    site.upload("bench/up.bin", site.large)
+    for _ in range(max(5, rounds)):
+        durable.append(copy(site.large, target, durable=True))
+        plain.append(copy(site.large, target, durable=False))
+        uploads.append(site.upload("bench/up.bin", site.large))
+        quotients.append(durable[-1] / uploads[-1])
+    size = LARGE / MB
+    return {
+        "mb_per_s": size / statistics.median(uploads),
+        "flushed_copy_mb_per_s": size / statistics.median(durable),
+        "unflushed_copy_mb_per_s": size / statistics.median(plain),
+        "of_flushed_copy": statistics.median(quotients),
+        "of_unflushed_copy": statistics.median(plain) / statistics.median(uploads),
+        "goal": "of_flushed_copy >= 0.6",
+    }
+
+
+async def many(site: Site, count: int, size: int) -> None:
+    """That many uploads side by side, each as fast as it is taken."""
+    chunk = bytes(64 * KB)
+
+    async def one(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+        writer.write(
+            f"PUT /storage/object/bench/many{number} HTTP/1.1\r\nhost: localhost\r\n"
+            f"authorization: Bearer {site.node.project['service_key']}\r\n"
+            f"content-length: {size}\r\nconnection: close\r\n\r\n".encode()
+        )
+        for _ in range(size // len(chunk)):
+            writer.write(chunk)
+            await writer.drain()
+        answer = await reader.read()
+        writer.close()
+        if b" 200 " not in answer[:20]:
+            raise LoadError(f"an upload was answered with {answer[:200]!r}")
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+
+
+def bench_memory(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    import psutil
+
+    worker = psutil.Process(site.node.workers()[0])
+    asyncio.run(many(site, 2, MB))
+    idle, most, running = worker.memory_info().rss, 0, True
+
+    def watch() -> None:
+        nonlocal most
+        while running:
+            most = max(most, worker.memory_info().rss)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    asyncio.run(many(site, 50, 20 * MB))
+    running = False
+    watcher.join()
+    return {
+        "idle_mb": idle / MB, "most_mb": most / MB, "above_mb": (most - idle) / MB,
+        "goal": "above_mb < 30",
+    }  # fmt: skip
+
+
+PARTS = {
+    "small": bench_small, "conditional": bench_conditional, "large": bench_large,
+    "upload": bench_upload, "memory": bench_memory,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", default=[])
+    options = parser.parse_args()
+    node = Node()
+    try:
+        site = Site(node)
+        try:
+            parts = {
+                name: partial(part, site, options.seconds, options.rounds)
+                for name, part in PARTS.items()
+            }
+            results = run_parts(parts, options.only)
+        finally:
+            site.stop()
+    finally:
+        node.stop()
+    show(results, as_json=options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
