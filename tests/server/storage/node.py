@@ -41,6 +41,7 @@ class Files(RunningNode):
         self.start()
         project = self.project()
         self.secret, self.anon = project["service_key"], project["anon_key"]
+        assert self.call("list", {"bucket": "any"}).status == 200  # makes the schema
 
     def send(
         self, method: str, url: str, body: Any = None, headers: dict[str, str] | None = None,

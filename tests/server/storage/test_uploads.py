@@ -1,0 +1,218 @@
+"""What goes wrong inside an upload: slow clients, a store or a database that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+
+import pytest
+
+from ichicore.errors import ApiError
+from ichicore.pg.errors import PgUnavailable
+from server.storage import uploads
+from server.storage.database import Database
+from server.storage.stores import StoreError
+from server.storage.sweep import sweep
+from tests.server.storage import inside
+
+
+def run(files, work):
+    async def main():
+        async with inside.worker(files.data_dir) as (room, tenant):
+            await work(room, tenant)
+
+    with inside.environment(files):
+        asyncio.run(main())
+
+
+async def nothing_left(tenant, room, path):
+    await sweep(room, tenant)
+    pool = tenant.database._pools.system(tenant.project)
+    assert await pool.fetch("select 1 from storage.uploads where path = $1", (path,)) == []
+    assert await pool.fetch("select 1 from storage.objects where path = $1", (path,)) == []
+    assert await pool.fetch("select 1 from storage.garbage where due_at <= now()") == []
+
+
+async def refused(room, tenant, request, path, status, code):
+    with pytest.raises(ApiError) as caught:
+        await uploads.put_direct(room, tenant, request, "inside", path)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert (room.uploads, tenant.uploads) == (0, 0)
+    await nothing_left(tenant, room, path)
+
+
+def test_a_client_that_stalls(files, monkeypatch):
+    monkeypatch.setattr(uploads, "IDLE", 0.2)
+
+    async def work(room, tenant):
+        body = inside.Body([b"x" * 10], lambda: asyncio.sleep(30))
+        began = time.monotonic()
+        request = inside.put(tenant.project, 20, body)
+        await refused(room, tenant, request, "stalls", 408, "upload_timeout")
+        assert time.monotonic() - began < 5
+
+    run(files, work)
+
+
+def test_a_client_that_trickles(files, monkeypatch):
+    """Never silent for long, yet slower than any honest one."""
+    monkeypatch.setattr(uploads, "START", 0.3)
+
+    class Trickle:
+        async def __aiter__(self):
+            while True:
+                await asyncio.sleep(0.02)
+                yield b"x"
+
+    async def work(room, tenant):
+        request = inside.put(tenant.project, 1000, Trickle())
+        began = time.monotonic()
+        await refused(room, tenant, request, "trickles", 408, "upload_timeout")
+        assert time.monotonic() - began < 5
+
+    run(files, work)
+
+
+def test_a_body_that_ends_early(files):
+    async def work(room, tenant):
+        for chunks in ([b"x" * 10], [], [b"", b""]):
+            request = inside.put(tenant.project, 20, inside.Body(chunks))
+            await refused(room, tenant, request, "early", 400, "bad_request")
+
+    run(files, work)
+
+
+def test_a_body_that_goes_on(files):
+    async def work(room, tenant):
+        request = inside.put(tenant.project, 20, inside.Body([b"x" * 15, b"x" * 15]))
+        await refused(room, tenant, request, "on", 413, "payload_too_large")
+
+    run(files, work)
+
+
+@pytest.mark.parametrize(("failure", "status", "code"), [
+    (OSError(errno.ENOSPC, "No space left on device"), 507, "insufficient_storage"),
+    (OSError(errno.EIO, "Input/output error"), 503, "unavailable"),
+    (StoreError("the object store said no"), 503, "unavailable"),
+])  # fmt: skip
+@pytest.mark.parametrize("step", ["write", "commit"])
+def test_a_store_that_fails(files, monkeypatch, failure, status, code, step):
+    async def work(room, tenant):
+        kind = type(room.store.sink(tenant.project.id, "0" * 32, 1))
+        if step == "write":
+            monkeypatch.setattr(kind, "write", lambda self, parts: fail())
+        else:
+            monkeypatch.setattr(kind, "commit", lambda self: later())
+
+        def fail():
+            raise failure
+
+        async def later():
+            raise failure
+
+        request = inside.put(tenant.project, 5, inside.Body([b"hello"]))
+        await refused(room, tenant, request, "fails", status, code)
+
+    run(files, work)
+
+
+def test_an_answer_of_the_database_that_is_lost(files, monkeypatch):
+    """The record was made but the answer did not come: the content stays."""
+
+    async def work(room, tenant):
+        rows = Database.rows
+
+        async def lossy(self, what, *params, **named):
+            found = await rows(self, what, *params, **named)
+            if what is uploads.FINISH:
+                raise PgUnavailable("the connection broke")
+            return found
+
+        monkeypatch.setattr(Database, "rows", lossy)
+        request = inside.put(tenant.project, 5, inside.Body([b"hello"]))
+        with pytest.raises(PgUnavailable):
+            await uploads.put_direct(room, tenant, request, "inside", "lossy")
+        monkeypatch.undo()
+        pool = tenant.database._pools.system(tenant.project)
+        await pool.fetch("update storage.garbage set due_at = now() returning 1")
+        await sweep(room, tenant)
+        entry = await room.find(tenant, "inside", "lossy")
+        assert await room.store.read(tenant.project.id, entry.version, 0, 5) == b"hello"
+
+    run(files, work)
+    assert files.send("GET", files.signed("inside", "lossy")).body == b"hello"
+
+
+def test_a_client_that_leaves(files):
+    async def work(room, tenant):
+        body = inside.Body([b"x" * 100_000], lambda: asyncio.sleep(30))
+        request = inside.put(tenant.project, 200_000, body)
+        task = asyncio.ensure_future(uploads.put_direct(room, tenant, request, "inside", "leaves"))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait(set(room._tasks), timeout=5)
+        await nothing_left(tenant, room, "leaves")
+
+    run(files, work)
+
+
+def test_too_many_uploads_wait_their_turn(files, monkeypatch):
+    monkeypatch.setattr(uploads, "UPLOADS_OF_PROJECT", 1)
+
+    async def work(room, tenant):
+        gate = asyncio.Event()
+        slow = inside.put(tenant.project, 5, inside.Body([b"hello"], gate.wait))
+        first = asyncio.ensure_future(uploads.put_direct(room, tenant, slow, "inside", "first"))
+        await asyncio.sleep(0.2)
+        request = inside.put(tenant.project, 5, inside.Body([b"hello"]))
+        with pytest.raises(ApiError) as caught:
+            await uploads.put_direct(room, tenant, request, "inside", "second")
+        assert caught.value.status == 503
+        gate.set()
+        assert (await first).status == 200
+
+    run(files, work)
+
+
+def test_quota_races_are_decided_once(files):
+    """Many at once for room that only some can have: never more than fits."""
+
+    async def work(room, tenant):
+        import msgspec
+
+        used = (await tenant.database._pools.system(tenant.project).fetch(
+            "select bytes + reserved from storage.usage"))[0][0]  # fmt: skip
+        limits = msgspec.structs.replace(tenant.project.limits, storage_bytes=int(used) + 55)
+        tenant.project = msgspec.structs.replace(tenant.project, limits=limits)
+
+        async def one(number):
+            request = inside.put(tenant.project, 10, inside.Body([b"0123456789"]))
+            try:
+                await uploads.put_direct(room, tenant, request, "race", f"f{number}")
+            except ApiError as error:
+                return error.code
+            return "stored"
+
+        outcomes = await asyncio.gather(*(one(number) for number in range(12)))
+        assert sorted(outcomes) == ["storage_quota_exceeded"] * 7 + ["stored"] * 5
+
+    run(files, work)
+
+
+def test_uploads_to_one_path_at_once_end_as_one_of_them(files):
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = files.used()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(
+            lambda n: files.upload("one", "path", bytes([n]) * (1000 + n)), range(16)
+        ))  # fmt: skip
+    assert {answer.status for answer in answers} == {200}
+    body = files.send("GET", files.signed("one", "path")).body
+    assert body == bytes([body[0]]) * (1000 + body[0])
+    after = files.used()
+    assert after["bytes"] - before["bytes"] == len(body)
+    assert after["objects"] - before["objects"] == 1
