@@ -10,6 +10,9 @@ cdef class Wire:
     cdef uint32_t max_frames, idle_seconds, request_seconds, close_seconds
     cdef readonly uint32_t now
     cdef char *scratch
+    cdef char *joint                      # the frames of `joined`, one after the other
+    cdef PyObject *joined[64]
+    cdef Py_ssize_t joined_count, joint_size
     cdef PyObject **dirty
     cdef Py_ssize_t dirty_head, dirty_count, dirty_capacity
     cdef list graves, slow
@@ -19,6 +22,8 @@ cdef class Wire:
     cdef int mark(self, Peer peer) except -1
     cdef int rouse(self) except -1
     cdef int write(self, Peer peer) except -1
+    cdef int join(self, PyObject **frames, Py_ssize_t count) noexcept
+    cdef int part(self) noexcept
     cdef int watch(self, Peer peer, bint want) except -1
     cdef int shut(self, Peer peer) except -1
     cdef int keep(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1

@@ -11,7 +11,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 cdef extern from "utf8.h" nogil:
     enum: UTF8_BAD
@@ -92,6 +92,7 @@ cdef enum:
     MAX_HEAD = 16384  # bytes of an HTTP request
     EVENTS = 128  # connections looked at in one round
     VECTORS = 64  # frames of one write
+    JOINT = 32768  # bytes of several frames that are copied together before they are written
     UNSENT = 131072  # bytes the kernel may hold unsent for one peer
 
 cdef enum State:
@@ -296,10 +297,11 @@ cdef class Wire:
         self.request_seconds = request_seconds
         self.close_seconds = close_seconds
         self.scratch = <char *>PyMem_Malloc(SCRATCH)
+        self.joint = <char *>PyMem_Malloc(JOINT)
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
-        if self.scratch == NULL:
+        if self.scratch == NULL or self.joint == NULL:
             raise MemoryError
 
     def __dealloc__(self):
@@ -307,9 +309,16 @@ cdef class Wire:
         for i in range(self.dirty_count):
             Py_DECREF(<object>self.dirty[(self.dirty_head + i) % self.dirty_capacity])
         PyMem_Free(self.dirty)
+        self.part()
         PyMem_Free(self.scratch)
+        PyMem_Free(self.joint)
         if self.epoll >= 0:
             c_close(self.epoll)
+
+    @property
+    def pending(self):
+        """How many connections have frames that flush() will write."""
+        return self.dirty_count
 
     def fileno(self):
         """To be watched for reading; then call ready()."""
@@ -384,6 +393,7 @@ cdef class Wire:
                         self.write(peer)  # answers do not wait behind a fan-out
         finally:
             self.reading = False
+            self.part()
             self.graves.clear()
 
     def flush(self, int most=256):
@@ -403,6 +413,7 @@ cdef class Wire:
             if peer.state != DEAD and peer.out_head < peer.out_end and not peer.wants_out:
                 self.write(peer)
                 done += 1
+        self.part()
         while self.slow:
             peer = self.slow.pop()
             if peer.state == OPEN:
@@ -486,6 +497,9 @@ cdef class Wire:
                 sent = send(peer.fd, PyBytes_AS_STRING(frame) + peer.out_offset,
                             PyBytes_GET_SIZE(frame) - peer.out_offset,
                             MSG_NOSIGNAL | MSG_DONTWAIT)
+            elif peer.out_offset == 0 and peer.queued <= JOINT and self.join(
+                    peer.out + peer.out_head, count):
+                sent = send(peer.fd, self.joint, self.joint_size, MSG_NOSIGNAL | MSG_DONTWAIT)
             else:
                 for i in range(count):
                     frame = <bytes>peer.out[peer.out_head + i]
@@ -528,6 +542,34 @@ cdef class Wire:
         self.watch(peer, want)
         if peer.state == ENDING and peer.out_head == peer.out_end:
             self.shut(peer)
+        return 0
+
+    cdef int join(self, PyObject **frames, Py_ssize_t count) noexcept:
+        """Copies frames into `joint`. Receivers of a fan-out mostly have the same ones queued: then
+        they lie there already."""
+        cdef Py_ssize_t i, size, at = 0
+        if count == self.joined_count and memcmp(
+                frames, self.joined, count * sizeof(PyObject *)) == 0:
+            return 1
+        self.part()
+        for i in range(count):
+            size = PyBytes_GET_SIZE(<bytes>frames[i])
+            if at + size > JOINT:
+                return 0
+            memcpy(self.joint + at, PyBytes_AS_STRING(<bytes>frames[i]), size)
+            at += size
+        for i in range(count):
+            Py_INCREF(<object>frames[i])  # their addresses must not be given to others meanwhile
+            self.joined[i] = frames[i]
+        self.joined_count = count
+        self.joint_size = at
+        return 1
+
+    cdef int part(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.joined_count):
+            Py_DECREF(<object>self.joined[i])
+        self.joined_count = 0
         return 0
 
     cdef int watch(self, Peer peer, bint want) except -1:
