@@ -1,0 +1,258 @@
+"""Fan-out over WebSockets: the realtime process, with rules and indexes, against a bare picows loop
+that sends the same bytes and against nginx with nchan, all counted by one compiled client.
+
+    python -m bench.bench_fanout [--only NAME] [--json] [--sockets 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.fanout_sides import anon_key
+from bench.report import run_parts, show
+from server.node.embedded_pg import free_port
+
+HERE = Path(__file__).parent
+ROUNDS = 3
+PAYLOAD = 200  # bytes
+SUBSCRIBE = '{"type":"subscribe","ref":"s1","kind":"broadcast","channel":"room:1"}'
+SUBSCRIBED = '{"type":"subscribed","ref":"s1","kind":"broadcast","channel":"room:1"}'
+FRAME = (
+    len('{"type":"broadcast","channel":"room:1","event":"e","payload":,"from":""}') + PAYLOAD + 4
+)
+NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+IDLE_GOAL_KB = 16
+
+
+class Lines:
+    """A process that answers each line with one."""
+
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE.parent
+        )
+
+    def put(self, text: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def line(self) -> list[str]:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().split()
+
+    def ask(self, text: str) -> list[str]:
+        self.put(text)
+        return self.line()
+
+    def end(self) -> None:
+        self.put("quit")
+        self.process.wait(30)
+
+
+def client_program() -> str:
+    """The compiled client; built anew when its source is newer."""
+    source = HERE / "sockets.c"
+    program = Path(tempfile.gettempdir()) / f"ichi-bench-sockets-{int(source.stat().st_mtime)}"
+    if not program.exists():
+        subprocess.run(["gcc", "-O2", "-o", str(program), str(source)], check=True)
+    return str(program)
+
+
+class Pair:
+    """A server of one kind and the client."""
+
+    def __init__(self, kind: str, who: str | None = None) -> None:
+        self.kind = kind
+        port = free_port()
+        self.server = Lines(sys.executable, "-m", "bench.fanout_sides", kind, str(port))
+        self.server.line()
+        self.before = int(self.server.ask("memory")[0])
+        path = f"/realtime?token={who or anon_key()}"
+        self.client = Lines(client_program(), "127.0.0.1", str(port), path)
+
+    def open(self, count: int) -> float:
+        """Sockets opened a second."""
+        seconds, opened, refused = self.client.ask(f"open {count}")
+        if int(opened) != count:
+            raise RuntimeError(f"{self.kind}: {refused} of {count} sockets were refused")
+        return count / float(seconds)
+
+    def subscribe(self, count: int) -> None:
+        if self.kind == "ours":
+            self.client.ask(f"send {SUBSCRIBE}")
+            self.client.ask(f"wait {count * (len(SUBSCRIBED) + 2)}")
+
+    def kilobytes(self, count: int) -> float:
+        """Server memory of one socket."""
+        time.sleep(0.5)
+        return (int(self.server.ask("memory")[0]) - self.before) / 1024 / count
+
+    def fan(self, sockets: int, rounds: int, joined: int) -> tuple[float, float]:
+        """Delivered a second, and microseconds of the server's processor for each."""
+        messages = sockets * rounds * joined
+        self.client.put(f"wait {messages * FRAME}")
+        self.server.put(f"fan {rounds} {joined} {PAYLOAD}")
+        seconds, received = self.client.line()
+        used, _ = self.server.line()
+        if int(received) != messages * FRAME:
+            raise RuntimeError(f"{self.kind}: {received} bytes instead of {messages * FRAME}")
+        return messages / float(seconds), float(used) / messages * 1e6
+
+    def end(self) -> None:
+        self.server.end()
+        self.client.end()
+
+
+def fanout(options: argparse.Namespace) -> dict[str, Any]:
+    """One message to all, and ten pending at once, both sides by turns."""
+    count = options.sockets
+    pairs = {kind: Pair(kind) for kind in ("ours", "picows")}
+    found: dict[str, list[float]] = {}
+    try:
+        for pair in pairs.values():
+            pair.open(count)
+            pair.subscribe(count)
+            pair.fan(count, 10, 1)
+        for _ in range(ROUNDS):
+            for joined, rounds in ((1, 100), (10, 50)):
+                for kind, pair in pairs.items():
+                    rate, used = pair.fan(count, rounds, joined)
+                    found.setdefault(f"{kind}_{joined}_rate", []).append(rate)
+                    found.setdefault(f"{kind}_{joined}_cpu_us", []).append(used)
+    finally:
+        for pair in pairs.values():
+            pair.end()
+    figures: dict[str, Any] = {name: statistics.median(values) for name, values in found.items()}
+    for joined in (1, 10):
+        figures[f"of_picows_{joined}"] = statistics.median(
+            a / b
+            for a, b in zip(
+                found[f"ours_{joined}_rate"], found[f"picows_{joined}_rate"], strict=True
+            )
+        )
+        figures[f"of_picows_{joined}_cpu"] = (
+            figures[f"picows_{joined}_cpu_us"] / figures[f"ours_{joined}_cpu_us"]
+        )
+    figures["nchan_rate"] = nchan(count) if NCHAN.exists() else "nginx with nchan is not installed"
+    figures["sockets"] = count
+    figures["goal"] = "of_picows_1 >= 0.85, above nchan; ours_10_rate >= 500,000"
+    return figures
+
+
+def nchan(count: int) -> float:
+    """The same message to as many sockets by nginx with nchan, one POST each."""
+    folder = Path(tempfile.mkdtemp(prefix="ichi-nchan-"))
+    port = free_port()
+    (folder / "nginx.conf").write_text(f"""
+load_module {NCHAN}; daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
+events {{ worker_connections 20000; }}
+http {{ access_log off; server {{ listen 127.0.0.1:{port} backlog=4096;
+  location = /pub {{ nchan_publisher; nchan_channel_id room; nchan_message_buffer_length 10; }}
+  location = /realtime {{ nchan_subscriber websocket; nchan_channel_id room;
+    nchan_subscriber_first_message newest; }} }} }}
+""")
+    nginx = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")])
+    try:
+        time.sleep(0.5)
+        client = Lines(client_program(), "127.0.0.1", str(port), "/realtime")
+        client.ask(f"open {count}")
+        body = b"x" * (FRAME - 4)
+        publisher = http.client.HTTPConnection("127.0.0.1", port)
+        rounds = 100
+        client.put(f"wait {count * rounds * FRAME}")
+        for _ in range(rounds):
+            publisher.request("POST", "/pub", body)
+            publisher.getresponse().read()
+        seconds, received = client.line()
+        client.end()
+        return int(received) / FRAME / float(seconds)
+    finally:
+        nginx.terminate()
+        nginx.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def idle(options: argparse.Namespace) -> dict[str, Any]:
+    """Memory of idle connections and the rate at which they are accepted."""
+    count = options.idle
+    figures: dict[str, Any] = {"sockets": count}
+    for kind in ("ours", "picows"):
+        pair = Pair(kind)
+        try:
+            figures[f"{kind}_accepted_per_s"] = pair.open(count)
+            figures[f"{kind}_idle_kb"] = pair.kilobytes(count)
+            if kind == "ours":
+                pair.subscribe(count)
+                figures["ours_subscribed_kb"] = pair.kilobytes(count)
+        finally:
+            pair.end()
+    figures["goal"] = f"ours_idle_kb < {IDLE_GOAL_KB}, ours_accepted_per_s >= 3,000"
+    return figures
+
+
+def lag(options: argparse.Namespace) -> dict[str, Any]:
+    """How long another socket waits for its pong while messages go to all the others."""
+    count = options.idle
+    pair = Pair("ours")
+    other = Lines(client_program(), *pair.client.process.args[1:])  # type: ignore[index]
+    try:
+        pair.open(count)
+        pair.subscribe(count)
+        other.ask("open 1")
+        ping = '{"type":"ping"}'
+        alone = other.ask(f"lag 1000 {ping}")
+        rounds = 40
+        pair.client.put(f"wait {count * rounds * FRAME}")
+        pair.server.put(f"fan {rounds} 1 {PAYLOAD}")
+        beside = other.ask(f"lag 1500 {ping}")
+        pair.client.line()
+        pair.server.line()
+    finally:
+        other.end()
+        pair.end()
+    return {
+        "sockets": count, "alone_worst_ms": float(alone[0]), "alone_mean_ms": float(alone[1]),
+        "worst_ms": float(beside[0]), "mean_ms": float(beside[1]), "pings": int(beside[2]),
+        "goal": "worst_ms < 5 with a processor free for the client",
+    }  # fmt: skip
+
+
+def rows(options: argparse.Namespace) -> dict[str, Any]:
+    """Hub time of a change that concerns one of many subscribers, each with an own-rows rule."""
+    count = options.idle
+    figures: dict[str, Any] = {"subscribers": count}
+    from bench.hub_alone import own_rows
+
+    for name, table in (("equality", "public.notes"), ("either_of_two", "public.either")):
+        figures[f"{name}_us"] = own_rows(count, table)
+    figures["goal"] = "under 20"
+    return figures
+
+
+PARTS = {"fanout": fanout, "idle": idle, "lag": lag, "rows": rows}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=list(PARTS), nargs="*", default=[])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sockets", type=int, default=1_000)
+    parser.add_argument("--idle", type=int, default=9_000, help="sockets of idle, lag and rows")
+    options = parser.parse_args()
+    parts = {name: (lambda part=part: part(options)) for name, part in PARTS.items()}
+    show(run_parts(parts, options.only), as_json=options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
