@@ -434,7 +434,7 @@ cdef class Wire:
         for peer in list(self.peers):
             peer.frames = 0
             if peer.state == OPEN:
-                silent = now - peer.seen
+                silent = now - peer.seen if now > peer.seen else 0
                 if silent >= self.idle_seconds:
                     self.destroy(peer, 1006)
                     continue
