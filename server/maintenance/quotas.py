@@ -117,9 +117,7 @@ class Quotas:
                 for record in wanted:
                     database = documents.database(record.mongo_url or "")
                     found: dict[str, Any] = await client[database].command("dbStats")
-                    size = int(found.get("storageSize", 0)) + int(found.get("indexSize", 0))
-                    if not size:
-                        size = int(found.get("dataSize", 0))
+                    size = int(found.get("dataSize", 0)) + int(found.get("indexSize", 0))
                     await self._set(record, "document_bytes", size)
         except (ApiError, PyMongoError) as error:
             self.events.emit(Noted("documents were not measured", str(error)[:200]))

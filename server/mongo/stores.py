@@ -87,7 +87,7 @@ class Stores:
         store = self._stores.get(id) if id is not None else None
         if store is None or id is None:
             return
-        if project is None or project.mongo_url != store.url:
+        if project is None or project.state != "active" or project.mongo_url != store.url:
             self._close(id)
         else:
             store.limit = max(1, min(self.limit, project.limits.connections))

@@ -48,6 +48,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
         records.SELECT_ONE,
         lambda text: records.decode(text, config),
         records.TOPIC,
+        records.WAKE,
     )
     directory = ControlDirectory(config.control_dsn, source, bus, events)
     usage = Usage(config.control_dsn, events)
@@ -55,6 +56,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     process = Process(directory, hosts, events, usage, directory.ready.is_set)
     feeds = Feeds(process, node_id(config.data_dir), config.control_dsn, directory.all, events)
     process.feeds = feeds
+    process.wake_project = directory.wake
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()
     metrics.gauges += [process.gauges, feeds.gauges]

@@ -9,7 +9,7 @@ import errno
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -64,6 +64,8 @@ class Process:
         self._listeners: list[socket.socket] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._pumping: set[str] = set()
+        self.wake_project: Callable[[str], Awaitable[Any]] | None = None
+        self._waking: set[asyncio.Task[None]] = set()
         directory.on_change(self._changed)
 
     # listening
@@ -169,6 +171,8 @@ class Process:
         project = None if slug is None else self.directory.get(slug)
         if project is None:
             raise unknown()
+        if project.state != "active":
+            self._not_active(project)
         tenant = self.tenant(project)
         origin = upgrade.headers.get("origin")
         if origin is not None and not tenant.cors.allows(origin):
@@ -186,6 +190,27 @@ class Process:
         self.accepted += 1
         if self.feeds is not None:
             self.feeds.wanted(tenant)
+
+    def _not_active(self, project: Project) -> None:
+        """Refuses a socket; one to a sleeping project wakes it, and clients try again."""
+        if project.state == "suspended":
+            raise ApiError(403, "project_suspended", "This project is suspended.")
+        if self.wake_project is not None:
+            assert self._loop is not None
+            waking = self._loop.create_task(self._wake_project(project.slug))
+            self._waking.add(waking)
+            waking.add_done_callback(self._waking.discard)
+        raise ApiError(
+            503, "project_waking", "The project was asleep and is waking; try again in a moment.",
+            headers=(("retry-after", "1"),),
+        )  # fmt: skip
+
+    async def _wake_project(self, slug: str) -> None:
+        assert self.wake_project is not None
+        try:
+            await self.wake_project(slug)
+        except Exception as error:
+            self.events.emit(Noted(f"project {slug} was not woken", str(error)))
 
     def message(self, peer: Peer, data: bytes, text: bool) -> None:
         session: Session = peer.owner
@@ -244,10 +269,13 @@ class Process:
         return identity, kid if isinstance(kid, str) else None
 
     def _changed(self, project: Project | None, slug: str) -> None:
-        if project is None:
+        if project is None or project.state != "active":
+            reason = "project_removed"
+            if project is not None:
+                reason = "sleep" if project.state == "sleeping" else f"project_{project.state}"
             for tenant in [t for t in self.tenants.values() if t.project.slug == slug]:
                 for session in list(tenant.sessions):
-                    session.close("project_removed", SHUTDOWN)
+                    session.close(reason, SHUTDOWN)
                 del self.tenants[tenant.project.id]
                 if self.feeds is not None:
                     self.feeds.unwanted(tenant)
@@ -358,6 +386,10 @@ class Process:
             delivered = tenant.hub.delivered
             total = delivered - tenant.counted + tenant.received
             tenant.counted, tenant.received = delivered, 0
+            if tenant.sessions and self.usage is not None:
+                self.usage.add(
+                    project_id, "realtime_seconds", round(len(tenant.sessions) * SWEEP_SECONDS)
+                )
             if total and self.usage is not None:
                 self.usage.add(project_id, "realtime_messages", total)
             if tenant.hub.last_fault is not None:

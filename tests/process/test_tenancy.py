@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import time
@@ -173,6 +174,57 @@ def test_a_backup_whose_process_is_killed_is_said_to_have_failed(node, project):
     assert left == []
     made = cli(node, "backups", "create", "kitchen")
     assert "good: 60" in node.cli("backups", "verify", made["backup"]).stdout
+
+
+def open_socket(node, project):
+    """A realtime socket of the project; the handshake's status and the connection."""
+    peer = socket.create_connection(("127.0.0.1", node.port), timeout=10)
+    peer.sendall(
+        f"GET /realtime?token={project['anon_key']} HTTP/1.1\r\nHost: kitchen.localhost\r\n"
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+    )
+    head = b""
+    while b"\r\n\r\n" not in head and (piece := peer.recv(4096)):
+        head += piece
+    return int(head.split()[1]), peer
+
+
+def heard(peer):
+    """What the server says until it closes."""
+    found = b""
+    try:
+        while piece := peer.recv(4096):
+            found += piece
+            if b"\x88" in found:  # a close frame
+                break
+    except TimeoutError:
+        pass
+    peer.close()
+    return found
+
+
+def test_sockets_are_told_when_their_project_sleeps_and_wake_it(node, project):
+    status, peer = open_socket(node, project)
+    assert status == 101
+    node.cli("projects", "sleep", "kitchen")
+    said = heard(peer)
+    assert b'"closing"' in said
+    assert b'"sleep"' in said
+
+    def answered(expected):
+        status, peer = open_socket(node, project)
+        peer.close()
+        return status == expected
+
+    assert wait_until(lambda: answered(101))
+    assert state(node) == "active"
+    status, peer = open_socket(node, project)
+    node.cli("projects", "suspend", "kitchen")
+    assert b"project_suspended" in heard(peer)
+    assert wait_until(lambda: answered(403))
+    node.cli("projects", "resume", "kitchen")
+    assert wait_until(lambda: answered(101))
 
 
 def test_a_deleted_project_comes_back_and_goes_for_good(node, project):
