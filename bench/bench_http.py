@@ -82,14 +82,18 @@ def call(url: str, headers: dict[str, str], body: bytes | None = None) -> bytes:
 
 
 class Node:
-    """An `ichibase serve` of our own, with one worker."""
+    """An `ichibase serve` of our own, with one worker. flavor: databases of its project."""
 
-    def __init__(self) -> None:
+    def __init__(self, flavor: str = "postgres") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-bench-"))
         self.folder.chmod(0o755)
         port, admin = free_port(), free_port()
         self.base = [sys.executable, "-m", "server.cli.main"]
-        self.environment = {**os.environ, "ICHIBASE_DATA_DIR": str(self.folder / "data")}
+        self.environment = {
+            **os.environ,
+            "ICHIBASE_DATA_DIR": str(self.folder / "data"),
+            "ICHIBASE_DEFAULT_FLAVOR": flavor,
+        }
         self.log = open(self.folder / "serve.log", "wb")  # noqa: SIM115
         command = [*self.base, "serve", "--port", str(port), "--workers", "1"]
         command += ["--admin-port", str(admin)]
@@ -97,11 +101,15 @@ class Node:
             command, env=self.environment, stdout=self.log, stderr=self.log
         )
         self.url = f"http://127.0.0.1:{port}"
-        self._wait()
-        status = subprocess.run(
-            [*self.base, "status", "--project", "default", "--json"],
-            env=self.environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        try:
+            self._wait()
+            status = subprocess.run(
+                [*self.base, "status", "--project", "default", "--json"],
+                env=self.environment, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+        except BaseException:
+            self.stop()
+            raise
         self.project: dict[str, Any] = json.loads(status.stdout)
 
     def _wait(self) -> None:

@@ -22,6 +22,7 @@ from server.control.routes import AdminRequest, AdminResponse, Router
 from server.mongo import faults, history
 from server.mongo.explain import Explained, Question, explain
 from server.mongo.rulebook import Book
+from server.mongo.schema import check as check_schema
 from server.mongo.stores import not_enabled
 
 COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,119}\Z")
@@ -183,6 +184,8 @@ class _Routes:
     async def create(self, request: AdminRequest) -> AdminResponse:
         wanted = request.decode(NewCollection)
         name = check_name(wanted.name)
+        if wanted.schema is not None:
+            check_schema(wanted.schema)
         async with self._database(request) as database:
             await database.create_collection(name)
         if wanted.schema is not None:
@@ -199,6 +202,8 @@ class _Routes:
     async def schema(self, request: AdminRequest) -> AdminResponse:
         name = check_name(request.params["collection"])
         wanted = request.decode(Schema)
+        if wanted.schema is not None:
+            check_schema(wanted.schema)
         async with self._database(request) as database:
             if not await database.list_collection_names(filter={"name": name}):
                 await database.create_collection(name)

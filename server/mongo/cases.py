@@ -22,7 +22,7 @@ class CasesError(ValueError):
     """The file of cases, or the rules, cannot be read; the text says why."""
 
 
-class Who(msgspec.Struct, forbid_unknown_fields=True):
+class Who(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["anon", "authenticated", "service_role"] | None = None
     uid: str | None = None
     email: str | None = None

@@ -7,6 +7,7 @@ again. Documents that another write changes meanwhile make the server refuse, an
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from server.mongo.transaction import Transaction, atomically
 
 JOURNALED = {"w": "majority", "j": True}
 MOST_BYTES = 64 << 20  # of one result, as BSON
-ID_ONLY = {"_id": 1}
+POSITION = re.compile(rb"\.\$[.\x00]")
 
 
 class Event(NamedTuple):
@@ -272,7 +273,10 @@ class Executor:
                 return Written()
             return await self._upsert(transaction, change)
         ids = [raw(document)["_id"] for document in before]
-        chosen: Any = {"$and": [_these(ids), raw(change.filter)]}
+        # What was found is what is written: the transaction would not see another version of it.
+        chosen: Any = _these(ids)
+        if POSITION.search(change.change):  # of the element that the filter has found
+            chosen = {"$and": [chosen, raw(change.filter)]}
         answer = await transaction.run(
             {"update": self.collection, "updates": [update_statement(change) | {
                 "q": chosen, "multi": change.multi, "upsert": False}]}
@@ -347,7 +351,7 @@ class Executor:
                 found = (await self._read(transaction, _these(ids), 1, keep))[0]
         answer = await transaction.run(
             {"delete": self.collection,
-             "deletes": [{"q": {"$and": [_these(ids), raw(filter)]}, "limit": 0}]}
+             "deletes": [{"q": _these(ids), "limit": 0}]}
         )  # fmt: skip
         if errors_of(answer):
             raise _as_error(answer)

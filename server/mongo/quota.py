@@ -26,24 +26,20 @@ class Quota:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         self._measured: dict[str, float] = {}  # project id > when
-        self._writes: dict[str, int] = {}  # since the last measure
         self._measuring: set[asyncio.Task[None]] = set()
+
+    def _used(self, project: Project) -> int:
+        usage = self.context.usage
+        return usage.level(project.id, DOCUMENTS) + usage.level(project.id, ROWS)
 
     async def check(self, project: Project, store: Store) -> None:
         """ApiError 507 quota_exceeded for a project that has no room left."""
-        usage, id = self.context.usage, project.id
         most = project.limits.database_bytes
-        used = usage.level(id, DOCUMENTS) + usage.level(id, ROWS)
-        every = NEAR_EVERY if used > NEAR * most else EVERY
-        if time.monotonic() - self._measured.get(id, 0.0) >= every:
-            self._measured[id] = time.monotonic()
-            if used >= most:  # there may be room again
-                await self._measure(project, store)
-                used = usage.level(id, DOCUMENTS) + usage.level(id, ROWS)
-            else:
-                task = asyncio.get_running_loop().create_task(self._measure(project, store))
-                self._measuring.add(task)
-                task.add_done_callback(self._measuring.discard)
+        if self._used(project) < most:
+            return
+        if self._is_due(project, NEAR_EVERY):  # there may be room again
+            await self._measure(project, store)
+        used = self._used(project)
         if used >= most:
             raise ApiError(
                 507, "quota_exceeded",
@@ -51,8 +47,20 @@ class Quota:
                 "first.",
             )  # fmt: skip
 
-    def written(self, project_id: str) -> None:
-        self._writes[project_id] = self._writes.get(project_id, 0) + 1
+    def written(self, project: Project, store: Store) -> None:
+        """Measures again, if the last time is long ago."""
+        near = self._used(project) > NEAR * project.limits.database_bytes
+        if self._is_due(project, NEAR_EVERY if near else EVERY):
+            task = asyncio.get_running_loop().create_task(self._measure(project, store))
+            self._measuring.add(task)
+            task.add_done_callback(self._measuring.discard)
+
+    def _is_due(self, project: Project, every: float) -> bool:
+        now = time.monotonic()
+        if now - self._measured.get(project.id, -every) < every:
+            return False
+        self._measured[project.id] = now
+        return True
 
     async def stop(self) -> None:
         for task in list(self._measuring):

@@ -84,7 +84,7 @@ class MongoService:
             return await read(executor, plans[0])
         told = collection in book.realtime and not (service and _is_quiet(request.query))
         answer, events = await write(executor, command, plans, told)
-        room.quota.written(project.id)
+        room.quota.written(project, store)
         if told and events:
             room.tell(project.id, collection, events)
         return answer

@@ -40,6 +40,7 @@ class Transaction:
         body |= {"lsid": self._id, "txnNumber": Int64(1), "autocommit": False}
         if not self._begun:
             body["startTransaction"] = True
+            body["readConcern"] = {"level": "snapshot"}
             self._begun = True
         body["$db"] = self.store.database
         answer = await self.store.run(bson.encode(body), self.deadline - time.monotonic())
