@@ -33,6 +33,7 @@ MAX_CACHE = 512 << 20  # bytes of downloaded dependencies kept per project
 FILE_SIZE = 256 << 20
 OUTPUT = 256 << 10  # bytes of messages read
 NICE = 10
+SHOWN = 10  # errors in the text of a refusal
 INSIDE = "/build"  # where a build in namespaces sees its folder
 ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
 PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -323,11 +324,13 @@ def failure(text: str, source: Path) -> ApiError:
 
 
 def _failed(errors: list[dict[str, Any]]) -> ApiError:
-    first = errors[0]
-    place = "".join(f"{first[part]}:" for part in ("file", "line", "column") if part in first)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    text = f"{place} {first['message']}".strip()
-    return ApiError(400, "build_failed", f"{text}{more}", details={"errors": errors})
+    lines = []
+    for error in errors[:SHOWN]:
+        place = "".join(f"{error[part]}:" for part in ("file", "line", "column") if part in error)
+        lines.append(f"{place} {error['message']}".strip())
+    if len(errors) > SHOWN:
+        lines.append(f"and {len(errors) - SHOWN} more")
+    return ApiError(400, "build_failed", "\n".join(lines), details={"errors": errors})
 
 
 def compacted(code: bytes, out: Path, source: Path) -> bytes:

@@ -21,6 +21,7 @@ import orjson
 
 from server.functions import network
 from server.functions.confine import V8_RESERVED, Confinement
+from server.functions.origin import ALIAS
 
 FLAGS = ("--quiet", "--no-prompt", "--no-config", "--no-lock", "--no-remote", "--no-npm",
          "--cached-only", "--no-check")  # fmt: skip
@@ -96,7 +97,7 @@ class Cell:
         )
         allowed = "--allow-net"
         if self.outbound is not None:
-            own = [f"unix:{serve}", f"unix:{origin}", *self.outbound]
+            own = [f"unix:{serve}", f"unix:{origin}", ALIAS, *self.outbound]
             allowed = f"--allow-net={','.join(own)}"
         return [
             confinement.program, "run", *FLAGS, allowed,

@@ -407,7 +407,8 @@ class Manager:
             detail = f": {cell.detail}" if cell.detail else ""
             self._log(running, "error", f"ended ({cell.reason}){detail}")
             self._count(cell.reason)
-            self._loops.setdefault(place, Loop()).ended()
+            if cell.reason == "crash":  # what a single call can bring about holds up no other
+                self._loops.setdefault(place, Loop()).ended()
 
     # What processes tell
 

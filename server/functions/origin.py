@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 HEAD_END = b"\r\n\r\n"
 MAX_HEAD = 128 << 10
+ALIAS = "project.invalid"  # what boot.js names: an address of ours could be one that is closed
 # What a proxy would add: a function is no proxy.
 DROPPED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded",
                      b"x-real-ip"})  # fmt: skip
@@ -96,8 +97,19 @@ class RequestFilter:
         first, *lines = head.split(b"\r\n")
         if not first.endswith(b" HTTP/1.1") or first.count(b" ") != 2:
             raise BadRequest
-        kept = [first]
-        hosts, lengths, chunked, upgrade = [], [], False, False
+        method, target, protocol = first.split(b" ")
+        hosts = []
+        if not target.startswith(b"/"):  # as a proxy is asked
+            scheme, _, rest = target.partition(b"://")
+            authority, slash, path = rest.partition(b"/")
+            hosts.append(authority.lower())
+            target = slash + path
+            if scheme.lower() != b"http" or not slash:
+                self.misdirected = True
+                raise BadRequest
+        kept = [b" ".join((method, target, protocol))]
+        named = False
+        lengths, chunked, upgrade = [], False, False
         for line in lines:
             name, colon, value = line.partition(b":")
             name = name.lower()
@@ -107,7 +119,11 @@ class RequestFilter:
             if name in DROPPED:
                 continue
             if name == b"host":
+                if named:
+                    raise BadRequest
+                named = True
                 hosts.append(value.lower())
+                line = b"host: " + self.host
             elif name == b"content-length":
                 lengths.append(value)
             elif name == b"transfer-encoding":
@@ -117,9 +133,9 @@ class RequestFilter:
             elif name == b"upgrade":
                 upgrade = True
             kept.append(line)
-        if len(hosts) != 1 or len(lengths) > 1 or (lengths and chunked):
+        if not named or len(lengths) > 1 or (lengths and chunked):
             raise BadRequest
-        if hosts[0] != self.host or not first.split(b" ")[1].startswith(b"/"):
+        if not {*hosts} <= {self.host, ALIAS.encode()}:
             self.misdirected = True
             raise BadRequest
         if self.scheme != b"http":

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from ichicore.errors import ApiError
 from server.base.context import WorkerContext
 from server.base.functions import Call, Functions, Lease, of
 from server.base.http import Headers, Request, Response
 from server.base.unixhttp import Answer, Body, Connection, PeerClosed
+from server.functions.sockets import relay, upgrade_lines
 
 SMALL_BODY = 64 << 10  # bytes that are read before the function is called
+SOCKET_TIMES = 60  # how many times the longest invocation a WebSocket may last
 PATH_SAFE = "/:@!$&'()*+,;=~-._"
 # Of the connection to us, or set here.
 NOT_FORWARDED = frozenset({
@@ -22,6 +24,7 @@ NOT_FORWARDED = frozenset({
     "x-forwarded-for", "x-request-id",
 })  # fmt: skip
 OURS = "x-ichibase-"
+SOCKET = "sec-websocket-"
 NOT_RETURNED = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade", "x-request-id", "date", "server",
@@ -87,6 +90,43 @@ class FunctionsService:
             if not kept:
                 functions.end(call)
 
+    async def websocket(self, request: Request, protocol: Any) -> None:
+        """Relays a socket that the function opens; its refusal is passed on as a status."""
+        lease = await self._lease(request)
+        token = dict(parse_qsl(request.query)).get("token")
+        if token is not None and not request.identity.claims and lease.auth != "none":
+            # a browser cannot send headers with a WebSocket
+            request.identity = self.context.verify(request.project, token)
+        self._authorize(lease, request)
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def end() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        call = self.functions.begin(lease, request.id, lease.wall * SOCKET_TIMES, end)
+        self.add(lease.project_id, "function_invocations", 1)
+        connection = None
+        try:
+            connection = await self.functions.connection(lease)
+            head = self._head(lease, request, None).replace(
+                b"transfer-encoding: chunked", upgrade_lines().encode()
+            )
+            async with asyncio.timeout(lease.wall):
+                answer = await connection.request(head)
+            if answer.connection is None:
+                protocol.close(answer.status if 400 <= answer.status <= 599 else 502)
+                return
+            await relay(protocol, answer.connection, over)
+        except TimeoutError:
+            protocol.close(504)
+        except PeerClosed:
+            protocol.close((await self.functions.why_ended(lease)).status)
+        finally:
+            if connection is not None:
+                connection.close()
+            self.functions.end(call)
+
     async def _lease(self, request: Request) -> Lease:
         name, _, _ = request.path[1:].partition("/")
         lease = self.functions.find(request.project, name)
@@ -128,7 +168,7 @@ class FunctionsService:
             f"x-forwarded-for: {request.peer}"
         ]
         for name, value in headers.items():
-            if name not in NOT_FORWARDED and not name.startswith(OURS):
+            if name not in NOT_FORWARDED and not name.startswith((OURS, SOCKET)):
                 lines.append(f"{name}: {value}")
         identity = request.identity
         if identity.claims:
@@ -192,26 +232,38 @@ class FunctionsService:
             raise ApiError(502, "function_error", "The function's answer cannot be passed on.")
         if stream.length is not None:
             headers.append(("content-length", str(stream.length)))
-        call.give_up = stream.abort
-        return Response(answer.status, headers, stream=_Flow(self, call, stream)), True
+        flow = _Flow(self, call, stream)
+        call.give_up = flow.end
+        return Response(answer.status, headers, stream=flow), True
 
 
 class _Flow:
-    """The body of a function's answer on its way to the client; the call ends with it.
-
-    live: it is passed on piece by piece instead of being collected first."""
-
-    live = True
+    """The body of a function's answer on its way to the client; the call ends with it. over: done
+    when its time is over."""
 
     def __init__(self, service: FunctionsService, call: Call, body: Body) -> None:
         self.service = service
         self.call = call
         self.body = body
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is here."""
+        return self.body.done
+
+    def end(self) -> None:
+        self.body.abort()
+        if not self.over.done():
+            self.over.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         body = self.body
-        while part := await body.read():
-            yield part
+        try:
+            while part := await body.read():
+                yield part
+        except PeerClosed:
+            return  # a length that was declared tells the client; the function's log says why
 
     async def aclose(self) -> None:
         self.body.abort()

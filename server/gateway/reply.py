@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import sys
 import tempfile
-from collections.abc import AsyncIterable, Iterable
+import termios
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any
 
 from ichicore.errors import ApiError
@@ -23,6 +27,8 @@ MEMORY_LIMIT = 1 << 20
 LIVE_BURST = 4 << 20  # bytes a live stream may be ahead of a reader of LIVE_RATE
 LIVE_RATE = 2 << 20  # bytes a second
 OPEN_GRACE = 10.0  # seconds
+PACED = 200  # answers at once that may hold a thread of the server, of its 512
+paced = 0
 
 
 def fault() -> Response:
@@ -113,6 +119,8 @@ async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -
     try:
         if request.method == "HEAD" or status in NO_BODY:
             protocol.response_empty(status, headers)
+        elif hasattr(stream, "over"):
+            await send_paced(protocol, status, headers, stream)
         elif any(n == "content-type" and v.startswith("text/event-stream") for n, v in headers):
             await _send_live(protocol, status, headers, stream)
         elif hasattr(stream, "size"):
@@ -154,6 +162,96 @@ async def _send_live(
         await transport.send_bytes(bytes(chunk))
         if credit < 0:
             await asyncio.sleep(-credit / LIVE_RATE)
+
+
+async def send_paced(protocol: Any, status: int, headers: Headers, stream: Any) -> None:
+    """Each chunk as it comes, and no faster than the client takes it: through a pipe that the
+    server reads as if it were a file. stream.over: a future that is done when the answer is to
+    end now."""
+    global paced
+    chunks = aiter(stream)
+    first = await anext(chunks, b"")
+    await asyncio.sleep(0)
+    if stream.done:  # most are whole by now
+        rest = [bytes(chunk) async for chunk in chunks]
+        protocol.response_bytes(status, headers, b"".join([first, *rest]))
+        return
+    if paced >= PACED:
+        await _send_live(protocol, status, headers, _chained(first, chunks))
+        return
+    pipe = _Pipe()
+    paced += 1
+    try:
+        protocol.response_file(status, headers, f"/proc/self/fd/{pipe.reader}")
+        await pipe.write(first, stream.over)
+        async for chunk in chunks:
+            if not await pipe.write(chunk, stream.over):
+                break
+    except BrokenPipeError:
+        pass  # the client left
+    finally:
+        paced -= 1
+        pipe.close()
+
+
+class _Pipe:
+    """The server opens the reading end by its path a moment later, and then has one of its own;
+    ours is closed as soon as that is seen, so that writing fails when the server has closed."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.writer, False)
+        self.written = False
+
+    async def write(self, data: bytes, over: asyncio.Future[None]) -> bool:
+        """False when the answer is over before all is written. BrokenPipeError when nobody reads
+        any more."""
+        view = memoryview(data)
+        while view:
+            if self.written and self.reader >= 0 and not self._waiting():
+                self._opened()
+            try:
+                view = view[os.write(self.writer, view) :]
+                self.written = True
+            except BlockingIOError:
+                writable = self.loop.create_future()
+                self.loop.add_writer(self.writer, _done, writable)
+                try:
+                    await asyncio.wait((writable, over), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    self.loop.remove_writer(self.writer)
+                if over.done():
+                    return False
+                self._opened()
+        return not over.done()
+
+    def _waiting(self) -> int:
+        """Bytes that nobody has read yet."""
+        found = bytearray(4)
+        fcntl.ioctl(self.reader, termios.FIONREAD, found)
+        return int.from_bytes(found, sys.byteorder)
+
+    def _opened(self) -> None:
+        reader, self.reader = self.reader, -1
+        if reader >= 0:
+            os.close(reader)
+
+    def close(self) -> None:
+        os.close(self.writer)
+        if self.reader >= 0:
+            self.loop.call_later(OPEN_GRACE, self._opened)
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _chained(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk
 
 
 async def _send_bulk(

@@ -146,7 +146,7 @@ globalThis.EdgeRuntime = Object.freeze({
 
 const client = Deno.createHttpClient({ proxy: { transport: "unix", path: ORIGIN_SOCKET } });
 let origin = null;
-let plainOrigin = null; // the same, without TLS
+const PLAIN_ORIGIN = "http://project.invalid"; // what the socket takes in its place
 
 function ownAddress(input) {
   if (origin === null) return null;
@@ -164,10 +164,11 @@ function ownAddress(input) {
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 
 async function ownFetch(request, depth) {
-  const target = plainOrigin + request.url.slice(new NativeURL(request.url).origin.length);
+  const target = PLAIN_ORIGIN + request.url.slice(new NativeURL(request.url).origin.length);
   const mode = request.redirect;
   const answer = await nativeFetch(new NativeRequest(target, request), { client, redirect: "manual" });
   const location = answer.headers.get("location");
+  defineProperty(answer, "url", { value: request.url });
   if (mode === "manual" || location === null || !REDIRECTS.has(answer.status)) return answer;
   if (mode === "error" || depth >= 20) throw new TypeError("The answer is a redirect");
   await answer.body?.cancel();
@@ -196,7 +197,7 @@ globalThis.WebSocket = new Proxy(NativeWebSocket, {
     const given = typeof options === "string" || Array.isArray(options)
       ? { protocols: options }
       : { ...options };
-    const plain = plainOrigin.replace("http", "ws") + url.pathname + url.search;
+    const plain = PLAIN_ORIGIN.replace("http", "ws") + url.pathname + url.search;
     return Reflect.construct(target, [plain, { ...given, client }], created);
   },
 });
@@ -292,11 +293,23 @@ async function failed(error) {
   return failure();
 }
 
+// A body that the function leaves unread is taken in: the connection would break otherwise, and
+// the answer with it.
+function takeIn(request) {
+  const length = request.headers.get("content-length");
+  if (length !== null && Number(length) <= 65536) return;
+  setTimeout(() => { // by then an answer that echoes the body has taken it
+    if (request.bodyUsed || request.body === null || request.body.locked) return;
+    request.body.pipeTo(new WritableStream()).catch(() => {});
+  }, 0);
+}
+
 async function invoke(request, info) {
   try {
     const answer = await handler(request, new Info(request, info));
     if (answer instanceof NativeResponse) {
       if (answer.bodyUsed) throw new TypeError("The body of the response has been used already");
+      if (request.method !== "GET" && request.method !== "HEAD") takeIn(request);
       return answer;
     }
     throw new TypeError("The handler gave no Response");
@@ -338,7 +351,6 @@ for (const [name, value] of Object.entries(assigned.env)) environment.set(name, 
 if (assigned.origin) {
   const url = new NativeURL(assigned.origin);
   origin = url.origin;
-  plainOrigin = "http://" + url.host;
   scheme = url.protocol.slice(0, -1);
 }
 try {

@@ -1,0 +1,271 @@
+"""What a function may try, and what it gets: each attack is contained while another project's
+calls go on."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.process.functions_node import Neighbour, Project
+from tests.process.running import RunningNode
+
+LIMITS = {
+    "function_wall_ms": 3_000, "function_cpu_ms": 800, "function_memory": 134_217_728,
+    "function_concurrency": 5, "function_body": 1_000_000,
+}  # fmt: skip
+SLOWEST = 1.0  # seconds, 95th percentile of the neighbour: the machine of the tests is shared
+
+EVIL = (Path(__file__).parent / "functions" / "evil.ts").read_text()
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    running = RunningNode(module_folder)
+    running.start()
+    try:
+        running.cli("projects", "create", "evil")
+        running.cli("projects", "create", "calm")
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def evil(node):
+    project = Project(node, "evil")
+    assert project.admin("PATCH", "", {"limits": LIMITS})[0] == 200
+    project.deploy("evil", EVIL)
+    return project
+
+
+@pytest.fixture(scope="module")
+def calm(node):
+    project = Project(node, "calm")
+    project.deploy("hello", "Deno.serve(() => new Response('hello'));")
+    assert project.call("hello")[1] == b"hello"
+    return project
+
+
+@pytest.fixture(autouse=True)
+def neighbour(evil, calm):
+    """Every attack runs beside another project, whose calls must all be answered in time."""
+    with Neighbour(calm, "hello") as other:
+        yield other
+    assert not other.failures
+    assert other.p95() < SLOWEST
+
+
+def outcome(evil, path):
+    status, body, _ = evil.call(path)
+    assert status == 200, body
+    return dict(json.loads(body))
+
+
+@pytest.mark.parametrize("path", ["loop", "turns"])
+def test_an_endless_loop_ends_at_its_processor_time(evil, path):
+    began = time.monotonic()
+    assert evil.code(f"evil/{path}") == (504, "function_timeout")
+    assert time.monotonic() - began < 6
+    evil.logged("ended (cpu): it used")
+    assert evil.call("evil/ok")[1] == b"ok"
+
+
+@pytest.mark.parametrize("path", ["heap", "buffers"])
+def test_memory_ends_at_its_limit(evil, path):
+    assert evil.code(f"evil/{path}") == (500, "function_error")
+    assert evil.call("evil/ok")[1] == b"ok"
+
+
+def test_files_cannot_be_read_or_written(evil, node):
+    found = outcome(evil, "evil/files")
+    keys = found.pop("env")
+    assert keys == "OK ICHIBASE_ANON_KEY,ICHIBASE_PROJECT_URL,ICHIBASE_SERVICE_KEY"[: len(keys)]
+    opened = {name: told for name, told in found.items() if told.startswith("OK")}
+    assert not opened
+
+
+def test_no_process_can_be_started(evil):
+    found = outcome(evil, "evil/forks")
+    assert not [told for told in found.values() if told.startswith("OK")]
+
+
+@pytest.fixture
+def listener():
+    """A service of the machine on loopback; it keeps who came."""
+    came = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            came.append(self.path)
+            self.send_response(200)
+            self.send_header("content-length", "6")
+            self.end_headers()
+            self.wfile.write(b"inside")
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.server_address[1], came
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_loopback_and_private_addresses_are_closed_however_they_are_written(evil, listener):
+    port, came = listener
+    status, body, _ = evil.call(f"evil/net?port={port}&name={socket.gethostname()}")
+    if status == 504:
+        pytest.fail(str(evil.lines()[-3:]))
+    found = dict(json.loads(body))
+    assert not {name: told for name, told in found.items() if told.startswith("OK")}
+    assert not came
+    assert "NotCapable" in found["fetch 127.0.0.1"]
+    assert "NotCapable" in found["connect localhost"]
+
+
+def test_a_flood_of_logs_is_bounded(evil, node):
+    began = evil.lines()[-1]["seq"] if evil.lines() else 0
+    assert evil.call("evil/flood")[1] == b"done"
+    assert evil.call("evil/long")[1] == b"done"
+    evil.call("evil/ok")
+    lines = evil.lines(after=began)
+    assert len(lines) <= 1000
+    assert max(len(line["text"]) for line in lines) <= 16_400
+    folder = node.data_dir / "functions" / "logs"
+    size = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+    assert size < 6 << 20
+
+
+def test_an_unbounded_answer_to_a_client_that_does_not_read_is_ended(evil, node):
+    worker = next(
+        p for p in node.process_of().children(recursive=True) if p.name() == "ichibase-worker"
+    )
+    before = worker.memory_info().rss
+    with socket.create_connection(("127.0.0.1", node.port)) as client:
+        head = f"GET /functions/evil/unbounded HTTP/1.1\r\nhost: {evil.host}\r\napikey: "
+        client.sendall(f"{head}{evil.anon}\r\n\r\n".encode())
+        time.sleep(1.5)
+        assert worker.memory_info().rss - before < 30 << 20
+        evil.logged("stopped (wall)", seconds=8)
+    assert evil.call("evil/ok")[1] == b"ok"
+
+
+def test_an_answer_that_never_ends_is_ended(evil):
+    began = time.monotonic()
+    status, body, _ = evil.call("evil/trickle", method="GET")
+    assert status == 200
+    assert 5 < len(body) < 60
+    assert time.monotonic() - began < 6
+
+
+def test_a_handler_that_never_answers_is_given_up(evil):
+    began = time.monotonic()
+    status, body, headers = evil.call("evil/never")
+    assert (status, json.loads(body)["code"]) == (504, "function_timeout")
+    assert 2.9 < time.monotonic() - began < 6
+    line = evil.logged("stopped (wall)", invocation=headers["x-request-id"])
+    assert line["level"] == "error"
+
+
+def test_the_answer_may_come_before_the_body_is_read(evil):
+    assert evil.call("evil/ok", b"x" * 900_000)[1] == b"ok"
+    assert evil.code("evil/ok", b"x" * 1_100_000) == (413, "payload_too_large")
+    status, body, _ = evil.call("evil/ok", iter([b"x" * 60_000] * 30))
+    assert (status, body) == (200, b"ok") or json.loads(body)["code"] == "payload_too_large"
+
+
+def test_headers_cannot_be_injected(evil):
+    status, body, headers = evil.call("evil/inject?v=a%0d%0ab", method="GET")
+    if status == 200:
+        assert "taken" not in json.loads(body).values()
+    assert headers.get("set-cookie") is None
+    assert headers.get("x-ichibase-role") is None
+    spoofed = {"x-ichibase-role": "service_role", "x-ichibase-user-id": "somebody"}
+    assert evil.call("evil/ok", headers=spoofed)[0] == 200
+
+
+def test_errors_tell_the_caller_nothing(evil):
+    status, body, headers = evil.call("evil/tell")
+    assert status == 500
+    assert json.loads(body) == {
+        "code": "function_error", "detail": "The function failed; its log says why.",
+    }  # fmt: skip
+    assert "ich_admin_" not in str(headers)
+
+
+def test_a_function_that_calls_itself_ends_at_the_concurrency(evil):
+    assert evil.code("evil/self") == (429, "function_concurrency")
+    assert evil.call("evil/ok")[1] == b"ok"
+
+
+def test_exits_and_lost_rejections_end_no_other_call(evil):
+    assert evil.call("evil/reject")[1] == b"fine"
+    evil.logged("nobody waits for it")
+    assert evil.code("evil/exit") == (500, "function_error")
+    evil.logged("Deno.exit(3)")
+    assert evil.call("evil/ok")[1] == b"ok"
+
+
+def test_work_after_the_answer_goes_on_and_is_charged(evil):
+    assert evil.call("evil/background")[1] == b"now"
+    evil.logged("after the answer")
+    before = evil.lines()[-1]["seq"]
+    assert evil.call("evil/after")[1] == b"later"
+    evil.logged("ended (cpu)", seconds=15, after=before)
+
+
+def test_slow_clients_hold_no_invocation(evil, node):
+    clients = []
+    for _ in range(30):
+        client = socket.create_connection(("127.0.0.1", node.port))
+        client.sendall(
+            f"POST /functions/evil/ok HTTP/1.1\r\nhost: {evil.host}\r\napikey: {evil.anon}\r\n"
+            "content-length: 1000\r\n\r\nx".encode()
+        )
+        clients.append(client)
+    assert evil.call("evil/ok")[1] == b"ok"
+    for client in clients:
+        client.close()
+
+
+def test_a_crash_while_loading_is_told_and_backs_off(evil):
+    evil.deploy("crash", "console.log('loading'); throw new Error('not today');")
+    for _ in range(5):
+        status, body, headers = evil.call("crash")
+        assert (status, json.loads(body)["code"]) == (502, "function_load_failed")
+        assert b"not today" not in body
+    assert headers["retry-after"]
+    assert "not today" in evil.logged("not today")["text"]
+    assert "index.ts:1:31" in evil.logged("not today")["text"]
+    evil.deploy("crash", "Deno.serve(() => new Response('mended'));")
+    assert evil.call("crash")[1] == b"mended"
+    evil.deploy("empty", "export const nothing = 1;")
+    assert evil.code("empty") == (502, "function_load_failed")
+    evil.deploy("stuck", "for (;;);")
+    assert evil.code("stuck") == (502, "function_load_failed")
+
+
+def test_no_process_is_left_behind_and_each_has_its_own_account(evil, node):
+    def cells():
+        return [p for p in node.process_of().children(recursive=True) if p.name() == "deno"]
+
+    assert evil.call("evil/ok")[1] == b"ok"
+    accounts = [p.uids().effective for p in cells()]
+    if node.process_of().uids().effective == 0:
+        assert 0 not in accounts
+        assert len(set(accounts)) == len(accounts)
+    for process in cells():
+        assert "ich_admin_" not in " ".join(process.cmdline())
+        assert process.nice() > 0
+    assert len(cells()) < 12
+    assert psutil.pid_exists(node.process.pid)
