@@ -14,6 +14,7 @@ from ichicore.errors import ApiError
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 MAX_HEADERS = 100
+MAX_HEAD = 16_384  # bytes; a Wire hands on one more of a longer request
 REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
     405: "Method Not Allowed", 426: "Upgrade Required", 429: "Too Many Requests",

@@ -103,8 +103,9 @@ class Process:
         """Tells all clients, gives them a moment to take it in, ends."""
         assert self._loop is not None
         for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
+            if listener.fileno() >= 0:
+                self._loop.remove_reader(listener.fileno())
+                listener.close()
         for number, peer in enumerate(list(self.wire.peers)):
             if isinstance(peer.owner, Session):
                 peer.owner.close("shutdown", SHUTDOWN)
@@ -137,6 +138,8 @@ class Process:
 
     def request(self, peer: Peer, head: bytes) -> None:
         try:
+            if len(head) > handshake.MAX_HEAD:
+                raise ApiError(431, "headers_too_large", "The request's headers are too large.")
             upgrade = handshake.Upgrade(head)
             if upgrade.path in ("/healthz", "/readyz"):
                 ready = upgrade.path == "/healthz" or self.ready()

@@ -119,6 +119,7 @@ class SourceRule:
         self.asks_time = "now" in self.match.variables
         self.constant = not self.match.paths and not self.match.uses_old and not self.asks_time
         self.reads = top_level(self.match)
+        self.mark = object()  # keys of a Bound mean something among those of one expression only
 
     def audience(self, identity: Identity) -> Audience:
         """What this identity sees."""
@@ -132,7 +133,7 @@ class SourceRule:
             return NOBODY
         if self.constant:
             return ALL if bound.test({}) else NOBODY
-        return Audience(bound, bound.key, self._terms(context), self.reads)
+        return Audience(bound, (self.mark, bound.key), self._terms(context), self.reads)
 
     def _terms(self, context: Context) -> tuple[tuple[str, Any], ...] | None:
         found = self.match.index()

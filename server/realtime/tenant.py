@@ -54,6 +54,7 @@ class Tenant:
         self.counted = 0  # deliveries already added to the project's usage
         self.received = 0  # frames and messages taken in, since the last count
         self.use(project)
+        self.messages.left = self.messages.burst
 
     def use(self, project: Project) -> None:
         """Takes over a project's new value. The sessions are to be asked to review theirs."""

@@ -154,14 +154,12 @@ class World:
     def publish(self, *channels, event=b'"e"', payload=b"1", project="p1"):
         return self.call(lambda: self.process.publish(project, list(channels), event, payload))
 
-    def sweep(self, seconds):
-        """As if so much time had passed."""
+    def sweep(self, seconds=0, *, clock=0):
+        """As if so much time had passed: of silence, and on the clock that tokens expire by."""
 
         def work():
-            import time as clock
-
             for peer in self.process.wire.sweep(
-                int(self.process.now() + seconds), clock.time() + seconds
+                int(self.process.now() + seconds), time.time() + clock
             ):
                 peer.owner.close("token_expired", 4001)
 
