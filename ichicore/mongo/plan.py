@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import bson
 import msgspec
 
 from ichicore.errors import ApiError
 from ichicore.mongo import grammar, splice
 from ichicore.mongo.parts import EMPTY, Caps, Command, Part
+from ichicore.rules.codec import decode
+from ichicore.rules.encode import encode
 from ichicore.rules.fields import FieldRule, overlaps
 from ichicore.rules.match import Bound
 from ichicore.rules.policy import Decision
@@ -91,7 +92,7 @@ def _plan(part: Part, decision: Decision, caps: Caps) -> Plan:
     if part.operation == "aggregate":
         plan.pipeline = _pipeline(part, decision, plan.ask)
     elif read is not None and plan.projection is None and part.operation in _RETURNING:
-        plan.projection = bson.encode(read.projection())
+        plan.projection = encode(read.projection())
     if part.operation in grammar.UPDATES:
         _updated(plan, part, decision, caps)
     return plan
@@ -102,7 +103,7 @@ _RETURNING = ("find", "findOne", "findOneAndUpdate", "findOneAndDelete")
 
 def _inserted(document: bytes, decision: Decision, caps: Caps) -> bytes:
     if decision.write is not None:
-        found = decision.write.first_denied(bson.decode(document))
+        found = decision.write.first_denied(decode(document))
         if found is not None:
             denied(f"the field {found} may not be written")
     if decision.set:
@@ -123,9 +124,9 @@ def _pipeline(part: Part, decision: Decision, ask: int) -> tuple[bytes, ...]:
     if decision.filter is not None:
         stages.append(splice.under(b"$match", decision.filter.bson))
     if decision.read is not None:
-        stages.append(bson.encode({"$project": decision.read.projection()}))
+        stages.append(encode({"$project": decision.read.projection()}))
     stages += part.pipeline
-    stages.append(bson.encode({"$limit": ask}))
+    stages.append(encode({"$limit": ask}))
     return tuple(stages)
 
 
@@ -214,7 +215,7 @@ def _upsert_terms(
     own = part.filter
     for path, encoded in part.terms:
         if path in terms:
-            if not values_equal(bson.decode(encoded)["v"], terms[path]):
+            if not values_equal(decode(encoded)["v"], terms[path]):
                 denied(f"the field {path} may not have this value")
             own = splice.without(own, path)
     if own is not part.filter:
@@ -231,7 +232,7 @@ def _replaced(
     document = part.replacement
     decoded = None
     if insert is not None and insert.write is not None:
-        decoded = bson.decode(document)
+        decoded = decode(document)
         if (found := insert.write.first_denied(decoded)) is not None:
             denied(f"the field {found} may not be written")
     stamps = {**(insert.set if insert else {}), **decision.set}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ichicore.rules.codec import decode
+from ichicore.rules.encode import encode
+
 
 def plain(path: str) -> tuple[str, ...]:
     """The names in a path, without positions of arrays (0, $, $[], $[x])."""
@@ -90,9 +93,7 @@ class FieldRule:
         return _drop(document, self._tree)
 
     def strip_raw(self, document: bytes) -> bytes:
-        import bson
-
-        return bson.encode(self.strip(bson.decode(document)))
+        return encode(self.strip(decode(document)))
 
     def first_denied(self, document: dict[str, Any]) -> str | None:
         return _first(document, self._tree, bool(self.allow), "")

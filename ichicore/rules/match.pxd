@@ -30,7 +30,9 @@ cdef class Match:
     cdef bint lenient
     cdef tuple _equalities
     cdef object _index
+    cdef bytes _constant_bson
 
+    cdef bytes constant_bson(self)
     cdef tuple values_for(self, Context identity)
 
 

@@ -13,16 +13,16 @@ from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 
+from ichicore.rules.encode cimport encode_document
 from ichicore.rules.values cimport (
     K_ARRAY, K_ID, K_NULL, K_NUMBER, K_OBJECT, K_STRING, MISSING, compare_any, equal, kind,
     number_of, order,
 )
 
-from bson import decode as _bson_decode
-from bson import encode as _bson_encode
 from bson.objectid import ObjectId
 
 from ichicore.rules import names
+from ichicore.rules.codec import decode
 from ichicore.rules.errors import RuleError
 from ichicore.rules.extended import READERS, is_hex_id
 from ichicore.rules.patterns import PatternError, compile_pattern, quote
@@ -157,8 +157,12 @@ cdef object _build(object spec, Context identity, bint pattern, bint loose):
     cdef object found
     if type(spec) is _Variable:
         found = identity.resolve((<_Variable> spec).name)
-        if found is MISSING or type(found) is str:
-            return quote(found) if pattern and found is not MISSING else found
+        if found is MISSING:
+            return MISSING
+        if type(found) is str:
+            if not _is_text(found):
+                return MISSING
+            return quote(found) if pattern else found
         if loose and PyDateTime_Check(found):
             return found.isoformat()
         return found if _storable(found, 0) else MISSING
@@ -177,7 +181,10 @@ cdef object _build(object spec, Context identity, bint pattern, bint loose):
                 found = _iso(found)
             elif not isinstance(found, (str, int, float)):
                 return MISSING
-            texts.append(quote(str(found)) if pattern else str(found))
+            found = str(found)
+            if not _is_text(found):
+                return MISSING
+            texts.append(quote(found) if pattern else found)
         return "".join(texts)
     if type(spec) is _Either:
         found = _build((<_Either> spec).spec, identity, False, loose)
@@ -204,6 +211,17 @@ cdef object _build(object spec, Context identity, bint pattern, bint loose):
     return spec
 
 
+cdef bint _is_text(str text) except -1:
+    """Whether a text can be stored: JSON can hold halves of characters."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 cdef str _iso(object moment):
     text = moment.isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
@@ -214,8 +232,10 @@ cdef bint _storable(object v, int depth) except -1:
     no number beyond 64 bits, not deep."""
     if depth > 16:
         return False
-    if v is None or isinstance(v, (str, bool, float)) or PyDateTime_Check(v):
-        return not isinstance(v, str) or "\0" not in v or depth >= 0
+    if isinstance(v, str):
+        return _is_text(v)
+    if v is None or isinstance(v, (bool, float)) or PyDateTime_Check(v):
+        return True
     if isinstance(v, int):
         return -INT64_MAX - 1 <= v <= INT64_MAX
     if type(v) is list:
@@ -226,7 +246,7 @@ cdef bint _storable(object v, int depth) except -1:
     if type(v) is dict:
         for key, item in (<dict> v).items():
             if (not isinstance(key, str) or not key or key[0] == "$" or "." in key
-                    or "\0" in key or key == "__proto__" or not _storable(item, depth + 1)):
+                    or "\0" in key or key == "__proto__" or not _is_text(key) or not _storable(item, depth + 1)):
                 return False
         return True
     return False
@@ -587,6 +607,14 @@ cdef class Match:
         bound.frame.request = request
         return bound
 
+    cdef bytes constant_bson(self):
+        """The filter's BSON when it is the same for everybody, else None."""
+        if self.slots:
+            return None
+        if self._constant_bson is None:
+            self._constant_bson = encode_document(self.template)
+        return self._constant_bson
+
     cdef tuple values_for(self, Context identity):
         cdef list values
         cdef Slot slot
@@ -629,7 +657,7 @@ cdef class Bound:
         return (<Node> self.match.root).test(document, f)
 
     def test_raw(self, bytes document not None):
-        return (<Node> self.match.root).test(_bson_decode(document), self.frame)
+        return (<Node> self.match.root).test(decode(document), self.frame)
 
     @property
     def key(self):
@@ -647,7 +675,7 @@ cdef class Bound:
     @property
     def bson(self):
         if self._bson is None:
-            self._bson = _bson_encode(self.filter)
+            self._bson = self.match.constant_bson() or encode_document(self.filter)
         return self._bson
 
     def equality_terms(self):
@@ -804,8 +832,8 @@ cdef class _Compiler:
             return self.wrong(where, f"a path longer than {MOST_PATH}")
         if "" in parts:
             return self.wrong(where, "a path with an empty name")
-        if "\0" in text:
-            return self.wrong(where, "a path with a NUL character")
+        if "\0" in text or not _is_text(text):
+            return self.wrong(where, "a path with a NUL or half of a character")
         if "__proto__" in parts:
             return self.wrong(where, "'__proto__' is not a name")
         for part in parts:
@@ -1119,6 +1147,9 @@ cdef class _Compiler:
         """(spec, varies) of a literal; spec is MISSING when it is wrong."""
         cdef bint varies = False
         if type(source) is str:
+            if not _is_text(source):
+                self.wrong(where, "not a text: half of a character")
+                return MISSING, False
             if not self.interpolate or "$" not in source:
                 return source, False
             try:
@@ -1161,7 +1192,7 @@ cdef class _Compiler:
                 if not key or key[0] == "$":
                     self.wrong(inner, "unknown operator")
                     return MISSING, False
-                if "." in key or "\0" in key or key == "__proto__":
+                if "." in key or "\0" in key or key == "__proto__" or not _is_text(key):
                     self.wrong(inner, "not a name of a field")
                     return MISSING, False
                 spec, one = self.value(item, inner, depth + 1)

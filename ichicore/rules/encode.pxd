@@ -1,0 +1,1 @@
+cdef bytes encode_document(dict document)
