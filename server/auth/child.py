@@ -18,6 +18,8 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
         Child(
             name="passwords",
             command=[sys.executable, "-m", "server.auth.main", str(path)],
+            # A hash walks 19 MiB at random: huge pages save a twentieth of its time.
+            environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
             ready=lambda: _listens(path),
             stop_seconds=5.0,
         )

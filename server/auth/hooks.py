@@ -25,8 +25,8 @@ SWITCH = Statement("select set_config('role', 'service_role', true)", result=NON
 
 
 async def claims(call: Call, user: Subject, method: str) -> dict[str, Any] | None:
-    """What the hook adds; None without one. method: how the user signed in, or "refresh".
-    ApiError 403 sign_in_denied."""
+    """What the hook adds; None without one. method: how the user signed in, "refresh"
+    or "impersonation". ApiError 403 sign_in_denied."""
     name = call.settings.claims_hook
     if name is None:
         return None

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -28,7 +28,7 @@ from server.base.changes import Unframer, framed
 from server.node.lifeline import name_process
 
 MAX_MESSAGE = 65_536  # bytes
-GROUP_NICENESS = 10  # of the whole process against others, where the system groups by session
+GROUP_NICENESS = 5  # of the whole process against others, where the system groups by session
 
 
 class Connection(asyncio.Protocol):
@@ -41,8 +41,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, reason: Exception | None) -> None:
         self._transport = None

@@ -33,10 +33,15 @@ async def refresh(call: Call) -> Response:
 
 
 async def logout(call: Call) -> Response:
-    call.caller()
+    refusal = call.request.refusal
+    if refusal is None:
+        call.caller()
     raw = await call.request.read_body(bodies.MAX_BODY)
     body = bodies.decode(raw or b"{}", bodies.OptionalRefreshToken)
-    await sessions.logout(call, body.refresh_token)
+    if refusal is None:
+        await sessions.logout(call, body.refresh_token)
+    elif body.refresh_token is None or not await sessions.logout_late(call, body.refresh_token):
+        raise refusal
     return json(200, {"logged_out": True})
 
 
@@ -115,12 +120,26 @@ class AuthService:
 
     async def _route(self, request: Request) -> Response:
         path = request.path
+        if request.refusal is not None and not self._logs_out_late(request):
+            raise request.refusal
         handlers = ROUTES.get(path)
         if handlers is None:
             return await self._other(request, path)
         handler = _method(handlers, request.method)
-        _require_key(request)
+        if request.refusal is None:
+            _require_key(request)
         return await handler(await self._call(request))
+
+    def _logs_out_late(self, request: Request) -> bool:
+        """A client that logs out when its access token has expired still means it; the key and
+        the refresh token say who it is."""
+        apikey = request.headers.get("apikey")
+        if request.path != "/logout" or request.method != "POST" or apikey is None:
+            return False
+        assert request.refusal is not None
+        if request.refusal.code != "token_expired":
+            return False
+        return self.room.context.verify(request.project, apikey.strip()).uid is None
 
     async def _call(self, request: Request) -> Call:
         tenant = self.room.tenants.get(request.project.slug)
@@ -135,14 +154,15 @@ class AuthService:
         if path == "/landing":
             _method({"GET": path}, request.method)
             return await landing.show(await self._call(request))
+        if path.startswith("/sessions/") and path.endswith("/revoke"):
+            _method({"POST": path}, request.method)
+            _require_key(request)
+            wanted = path.removeprefix("/sessions/").removesuffix("/revoke")
+            await sessions.revoke_listed(await self._call(request), bodies.uuid(wanted))
+            return json(200, {"revoked": True})
         parts = path.split("/")[1:]
         if parts[0] == "oauth" and len(parts) == 3 and parts[2] in ("authorize", "callback"):
             return await self._oauth(request, parts[1], parts[2])
-        if parts[0] == "sessions" and len(parts) == 3 and parts[2] == "revoke":
-            _method({"POST": path}, request.method)
-            _require_key(request)
-            await sessions.revoke_listed(await self._call(request), bodies.uuid(parts[1]))
-            return json(200, {"revoked": True})
         if parts[0] == "admin":
             return await self._admin(request, path, parts)
         raise _not_found()

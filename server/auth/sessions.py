@@ -312,6 +312,21 @@ async def logout(call: Call, token: str | None) -> None:
         await audit.write(call, "logout", "user", user_id=user_id, session_id=target)
 
 
+async def logout_late(call: Call, token: str) -> bool:
+    """Ends the session whose refresh token this is, now or before its last use, for a client whose
+    access token has expired. False when it is the token of no session that is alive."""
+    given = parse(token)
+    if given is None:
+        return False
+    rows = await call.database.rows(PEEK, given.session_id, given.hash)
+    if not rows:
+        return False
+    user_id = sure(rows[0][0])
+    if await revoke(call, user_id, given.session_id, "logout"):
+        await audit.write(call, "logout", "user", user_id=user_id, session_id=given.session_id)
+    return True
+
+
 async def require_alive(call: Call, session_id: str, user_id: str) -> None:
     """ApiError 401 when the bearer's session has ended."""
     if not await call.database.rows(ALIVE, session_id, user_id):

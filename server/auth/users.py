@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from ichicore.errors import ApiError
-from server.auth import audit, codes, inputs, mail, messages, passwords, sessions, tokens
+from server.auth import audit, codes, hooks, inputs, mail, messages, passwords, sessions, tokens
 from server.auth.answers import json, raw_json
 from server.auth.database import ISO, statement, sure, text
 from server.auth.room import Call
@@ -96,6 +96,10 @@ SESSIONS = statement(
     from auth.sessions
     where user_id = $1::uuid and revoked_at is null and expires_at > now() and ends_at > now()
     """
+)
+
+SUBJECT = statement(
+    "select id, email, phone from auth.users where id = $1::uuid and disabled_at is null"
 )
 
 IMPERSONATE = statement(
@@ -313,6 +317,13 @@ async def impersonate(call: Call, user: str) -> Response:
         raise inputs.bad_request("seconds must be between 60 and 3600.")
     if len(body.reason) > 500 or "\0" in body.reason:
         raise inputs.bad_request("reason is too long.")
+    extra = None
+    if call.settings.claims_hook is not None:
+        rows = await call.database.rows(SUBJECT, user_id)
+        if not rows:
+            raise missing()
+        known = Subject(sure(rows[0][0]), text(rows[0][1]), text(rows[0][2]))
+        extra = await hooks.claims(call, known, "impersonation")
     session_id = str(uuid.uuid4())
     rows = await call.database.rows(
         IMPERSONATE, user_id, session_id, secrets.token_bytes(32), body.seconds, "service_role",
@@ -321,7 +332,9 @@ async def impersonate(call: Call, user: str) -> Response:
     if not rows:
         raise missing()
     subject = Subject(sure(rows[0][0]), text(rows[0][1]), text(rows[0][2]))
-    token = tokens.issue(call.project, subject, session_id, body.seconds, actor="service_role")
+    token = tokens.issue(
+        call.project, subject, session_id, body.seconds, extra, actor="service_role"
+    )
     answer: dict[str, Any] = {"access_token": token, "expires_in": body.seconds}
     answer["user"] = {"id": subject.id, "email": subject.email}
     return json(200, answer)

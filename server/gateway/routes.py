@@ -36,7 +36,7 @@ ROUTES = {
         Route("postgres", Need.ANY, flavor="postgres", rest_errors=True,
               module="server.postgres.mount"),
         Route("mongo", Need.KEY, flavor="mongo", module="server.mongo.service"),
-        Route("auth", Need.NOTHING, module="server.auth.service"),
+        Route("auth", Need.DEFERRED, module="server.auth.service"),
         Route("storage", Need.NOTHING, module="server.storage.service"),
         Route("cdn", Need.IGNORED, own_cors=True, module="server.storage.service",
               factory="create_cdn"),

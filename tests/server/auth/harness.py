@@ -18,9 +18,9 @@ from ichicore.errors import ApiError
 from server.auth import outbox
 from server.auth.service import AuthService, create
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
-from server.base.http import Request, Response, error_response
+from server.base.http import Request, Response
 from server.base.keys import Denied, KeyRing, revoke
-from server.base.project import Project, SigningKey
+from server.base.project import NOBODY, Identity, Project, SigningKey
 from server.control.secrets import new_signing_key, project_key
 from server.postgres.pool import Pool
 
@@ -114,6 +114,7 @@ class Worker:
         self.service = service
         self.project = project
         self.pools = pools
+        self.user = ""  # whom a test is about
         self.denied = Denied()
         self.ring = KeyRing(project, self.denied)
         bus.subscribe(TOKEN_REVOKED, lambda message: revoke(self.denied, message))
@@ -156,17 +157,21 @@ class Worker:
                 raise ApiError(413, "payload_too_large", "The body is too large.")
             return data
 
+        refusal = None
+        if apikey is not None:
+            given["apikey"] = apikey
         try:
             identity = self.ring.identify(
                 None if token is None else f"Bearer {token}", apikey, time.time()
             )
         except ApiError as error:
-            return Answer(error_response(error))
+            identity, refusal = NOBODY, error
         request = Request(
             method, path, query, given, project=self.project, identity=identity,
             base_url=self.project.url, peer=peer, id=uuid.uuid4().hex, read_body=read_body,
             read_stream=lambda limit: iter(()),  # type: ignore[arg-type,return-value]
         )  # fmt: skip
+        request.refusal = refusal
         return Answer(await self.service.handle(request))
 
     def claims(self, token: str) -> dict[str, Any]:
@@ -235,11 +240,16 @@ def run(
 
     async def main() -> None:
         bus = LocalBus()
-        made, stops = [], []
+        made: list[Worker] = []
+        stops: list[Any] = []
         for _ in range(workers):
             pools = LocalPools()
             config = NodeConfig(data_dir=Path("/nowhere"), control_dsn="", development=development)
-            context = WorkerContext(config, LocalDirectory(), pools, bus)
+
+            def verify(project: Project, text: str, number: int = len(made)) -> Identity:
+                return made[number].ring.token(text, time.time())
+
+            context = WorkerContext(config, LocalDirectory(), pools, bus, verify)
             service = await create(context)
             for start in context.on_start:
                 await start()

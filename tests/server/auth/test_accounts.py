@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import bcrypt
+import jwt
 import psycopg
 import pytest
 from argon2 import PasswordHasher
@@ -162,6 +163,36 @@ def test_logout_ends_one_session_and_logout_all_every_one(pg_database: str) -> N
     run(pg_database, work)
 
 
+def test_logout_works_with_an_access_token_that_has_expired(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        one, two = await worker.sign_in(), await worker.sign_in()
+        key = worker.project.keys[0]
+        claims = {**worker.claims(one["access_token"]), "iat": 1, "exp": 2}
+        late = jwt.encode(claims, key.secret, algorithm="HS256", headers={"kid": key.kid})
+        wrong = jwt.encode(claims, "x" * 48, algorithm="HS256", headers={"kid": key.kid})
+        body = {"refresh_token": one["refresh_token"]}
+        for token, code, options in (
+            (wrong, "invalid_token", {}),
+            (late, "token_expired", {"key": None}),
+            (late, "invalid_api_key", {"key": "ich_pub_x"}),
+            (late, "token_expired", {"key": two["access_token"]}),
+        ):
+            answer = await worker.post("/logout", body, token=token, **options)
+            assert (answer.status, answer.code) in ((401, code), (401, "invalid_api_key")), options
+        for path, given in (("/logout-all", None), ("/logout", {"refresh_token": "x" * 80}),
+                            ("/logout", {}), ("/me", None)):  # fmt: skip
+            method = "GET" if path == "/me" else "POST"
+            answer = await worker.send(method, path, given, token=late)
+            assert (answer.status, answer.code) == (401, "token_expired"), path
+        assert (await worker.post("/logout", body, token=late)).status == 200
+        assert (await worker.post("/refresh", body)).code == "invalid_refresh_token"
+        assert (await worker.send("GET", "/me", token=one["access_token"])).status == 401
+        assert (await worker.send("GET", "/me", token=two["access_token"])).status == 200
+
+    run(pg_database, work)
+
+
 def test_reset_by_link_ends_all_sessions_and_works_once(pg_database: str) -> None:
     async def work(worker: Worker) -> None:
         await worker.sign_up()
@@ -289,6 +320,10 @@ def test_the_claims_hook_adds_claims_and_a_failing_one_denies(pg_database: str) 
         again = await worker.post("/refresh", {"refresh_token": session["refresh_token"]})
         claims = worker.claims(again.json["access_token"])
         assert claims["method"] == "refresh"
+        user = claims["sub"]
+        lent = await worker.post(f"/admin/users/{user}/impersonate", {}, key="service")
+        claims = worker.claims(lent.json["access_token"])
+        assert (claims["plan"], claims["method"]) == ("pro", "impersonation")
         for email in ("evil@example.com", "slow@example.com"):
             await worker.sign_up(email)
             answer = await worker.post("/login", {"email": email, "password": PASSWORD})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import statistics
 import time
 import uuid
 from typing import Any
 
 import jwt
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from server.auth import codes, sessions
+from server.auth import codes, sessions, tokens
 from server.auth.outbound import Outbound, OutboundError
 from server.auth.settings import Smtp
 from server.auth.templates import Rendered
@@ -82,27 +86,32 @@ def test_user_enumeration_by_sign_up(pg_database: str) -> None:
 
 
 def test_user_enumeration_by_time(pg_database: str) -> None:
+    asked: list[tuple[str, dict[str, str]]] = [
+        ("/login", {"password": "not the lamp"}),
+        ("/password-reset/request", {}),
+        ("/verify-email/resend", {}),
+        ("/login/passwordless/request", {}),
+        ("/login/2fa/verify", {"code": "123456"}),
+    ]
+
     async def work(worker: Worker) -> None:
         await worker.sign_up()
         times: dict[tuple[str, str], list[float]] = {}
         for _ in range(6):
             for email in (ANN, "nobody@example.com"):
-                for path, body in (
-                    ("/login", {"password": "not the lamp"}),
-                    ("/password-reset/request", {}),
-                ):
+                for path, body in asked:
                     began = time.perf_counter()
                     await worker.post(path, {"email": email, **body})
                     took = time.perf_counter() - began
                     times.setdefault((path, email), []).append(took)
                     await worker.service.room.settle()
-        for path in ("/login", "/password-reset/request"):
+        for path, _ in asked:
             known, unknown = (
                 statistics.median(times[path, e]) for e in (ANN, "nobody@example.com")
             )
             assert abs(known - unknown) < 0.02, (path, known, unknown)
 
-    run(pg_database, work, **OPEN)
+    run(pg_database, work, passwordless="both", **OPEN)
 
 
 def test_password_guessing_locks_longer_and_longer(pg_database: str) -> None:
@@ -179,8 +188,6 @@ def test_a_forged_refresh_token_ends_no_session(pg_database: str) -> None:
         token = (await worker.sign_in())["refresh_token"]
         parsed = sessions.parse(token)
         assert parsed is not None
-        import base64
-
         for forged in (
             base64.urlsafe_b64encode(parsed.body[:16] + bytes(44)).decode(),
             base64.urlsafe_b64encode(parsed.body[:-1] + b"\0" + parsed.tag).decode(),
@@ -379,6 +386,90 @@ def test_tokens_that_are_not_ours(pg_database: str) -> None:
     run(pg_database, work)
 
 
+def test_a_public_key_used_as_a_shared_secret(pg_database: str) -> None:
+    key = tokens.new_signing_key("RS256")
+    public = tokens._private(key).public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        good = (await worker.sign_in())["access_token"]
+        claims = worker.claims(good)
+        body = msgspec.json.encode(claims)
+        for secret in (pem, pem.strip(), key.secret.encode(), b""):
+            for kid in (key.kid, worker.project.keys[1].kid, None):
+                head = {"alg": "HS256", "typ": "JWT"} | ({"kid": kid} if kid else {})
+                text = b".".join(
+                    base64.urlsafe_b64encode(part).rstrip(b"=")
+                    for part in (msgspec.json.encode(head), body)
+                )
+                mark = base64.urlsafe_b64encode(hmac.digest(secret, text, "sha256")).rstrip(b"=")
+                answer = await worker.send("GET", "/me", token=f"{text.decode()}.{mark.decode()}")
+                assert (answer.status, answer.code) == (401, "invalid_token")
+        assert (await worker.send("GET", "/me", token=good)).status == 200
+
+    run(pg_database, work, keys=(key,))
+
+
+def test_one_kind_of_token_in_the_place_of_another(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        session = await worker.sign_in()
+        access, refresh = session["access_token"], session["refresh_token"]
+        for token in (refresh, f"ich_pub_{access}", f"ich_admin_{access}"):
+            answer = await worker.send("GET", "/me", token=token)
+            assert answer.status == 401, token
+        for key in (access, refresh, f"ich_pub_{access}", f"ich_admin_{access}"):
+            answer = await worker.send("GET", "/me", token=access, key=key)
+            assert (answer.status, answer.code) == (401, "invalid_api_key")
+            answer = await worker.send("GET", "/admin/users", key=key)
+            assert answer.status == 401
+        answer = await worker.send("GET", "/admin/users", token=access)
+        assert (answer.status, answer.code) == (403, "forbidden")
+        answer = await worker.send("GET", "/admin/users", token=access, key="service")
+        assert (answer.status, answer.code) == (403, "forbidden")
+        for body in ({"refresh_token": access}, {"refresh_token": worker.project.anon_key}):
+            answer = await worker.post("/refresh", body)
+            assert (answer.status, answer.code) == (401, "invalid_refresh_token")
+        for path in ("/login/magic", "/login/2fa/magic", "/verify-email"):
+            for token in (access, refresh):
+                answer = await worker.post(path, {"token": token})
+                assert (answer.status, answer.code) == (400, "expired_token")
+
+    run(pg_database, work, passwordless="magic", **OPEN)
+
+
+def test_host_header_poisoning_of_links_in_mail(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        headers = {"host": "evil.example", "x-forwarded-host": "evil.example"}
+        await worker.post("/password-reset/request", {"email": ANN}, headers=headers)
+        text = (await worker.outbox(ANN))[0]["text"]
+        assert "evil.example" not in text
+        assert f"{worker.project.url}/auth/landing?" in text
+
+    run(pg_database, work)
+
+
+def test_a_second_step_of_another_user(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        for email in (ANN, BOB):
+            await worker.sign_up(email)
+            assert (await worker.post("/login", {"email": email, "password": PASSWORD})).json[
+                "twofa_required"
+            ]
+        bobs = await worker.code(BOB)
+        if bobs != await worker.code(ANN):
+            answer = await worker.post("/login/2fa/verify", {"email": ANN, "code": bobs})
+            assert (answer.status, answer.code) == (400, "invalid_code")
+        # Without the password there is nothing to answer, even for one's own address.
+        await worker.sql("delete from auth.codes")
+        answer = await worker.post("/login/2fa/verify", {"email": BOB, "code": bobs})
+        assert (answer.status, answer.code) == (400, "invalid_code")
+
+    run(pg_database, work, twofa="otp", **OPEN)
+
+
 def test_a_revoked_session_is_refused_by_every_worker_within_a_second(pg_database: str) -> None:
     async def work(one: Worker, two: Worker) -> None:
         await one.sign_up()
@@ -540,6 +631,27 @@ def test_clock_changes(pg_database: str) -> None:
         limited = await worker.post("/login", {"email": ANN, "password": PASSWORD})
         if limited.status == 429:
             assert int(limited.headers["retry-after"]) <= 60
+
+    run(pg_database, work)
+
+
+@pytest.mark.parametrize(
+    ("iat", "exp", "status"),
+    [(29, 900, 200), (35, 900, 401), (-900, -25, 200), (-900, -31, 401), (-900, 900, 200)],
+)
+def test_clocks_of_two_machines_that_differ(
+    pg_database: str, iat: int, exp: int, status: int
+) -> None:
+    """A token of a machine whose clock is up to thirty seconds away is as good as ours."""
+
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        claims = worker.claims((await worker.sign_in())["access_token"])
+        now = int(time.time())
+        claims = {**claims, "iat": now + iat, "exp": now + exp}
+        token = tokens.sign(claims, worker.project.keys[0])
+        answer = await worker.send("GET", "/me", token=token)
+        assert answer.status == status, answer
 
     run(pg_database, work)
 

@@ -7,10 +7,13 @@ import string
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.auth import accounts
 from server.auth.service import ADMIN_ROUTES, ROUTES, USER_ROUTES
+from tests.server.auth import shapes
 from tests.server.auth.harness import PASSWORD, Worker, run
 
 FIELDS = (
@@ -70,6 +73,77 @@ QUERIES = st.one_of(
         st.text(max_size=20),
     ).map("=".join),
 )  # fmt: skip
+RATES = {
+    name: {"count": 1_000_000, "seconds": 1}
+    for name in ("login_per_ip", "signup_per_ip", "verify_per_ip", "message_per_ip", "oauth_per_ip",
+                 "login_per_ip_and_email", "login_per_email", "message_per_address",
+                 "message_per_address_hour", "verify_per_ip_and_address", "verify_per_address_hour",
+                 "password_per_user")
+}  # fmt: skip
+
+
+def test_every_endpoint_is_fuzzed_by_its_shape() -> None:
+    known = {(m, p) for routes in (ROUTES, ADMIN_ROUTES) for p, of in routes.items() for m in of}
+    known |= {
+        (m, f"/admin/users/{{id}}/{rest}".rstrip("/"))
+        for rest, of in USER_ROUTES.items()
+        for m in of
+    }
+    assert known == set(shapes.BODIES) | shapes.BARE
+
+
+async def fuzz(worker: Worker, method: str, path: str, token: str | None) -> None:
+    """One endpoint with many bodies made from the type that it takes."""
+    kind = shapes.BODIES.get((method, path.replace(worker.user, "{id}")))
+    key = "service" if path.startswith("/admin") else "anon"
+    loop = asyncio.get_running_loop()
+
+    @settings(
+        max_examples=25 if kind else 4, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(shapes.bodies(kind))
+    def check(raw: bytes) -> None:
+        call = worker.send(method, path, raw=raw, key=key, token=token)
+        answer = asyncio.run_coroutine_threadsafe(call, loop).result(20)
+        assert 200 <= answer.status < 500, (path, raw, answer)
+        assert answer.code != "not_found", (path, answer)
+        if answer.status >= 400:
+            assert isinstance(answer.json["code"], str)
+            assert isinstance(answer.json["detail"], str)
+            assert "Traceback" not in answer.json["detail"]
+
+    await asyncio.to_thread(check)
+    await worker.service.room.settle()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_endpoint_takes_bodies_of_its_own_shape(
+    pg_database: str, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(accounts, "REFUSAL_SECONDS", 0.0)
+
+    async def work(worker: Worker) -> None:
+        worker.user = (await worker.sign_up(shapes.EXISTING)).json["user_id"]
+        hashed = await worker.service.room.passwords.hash(PASSWORD)
+        for method, path in sorted([*shapes.BODIES, *shapes.BARE])[part::4]:
+            # Whatever an administrator's example did to the user is undone.
+            await worker.sql("delete from auth.users where email = $1", shapes.EXISTING)
+            await worker.sql(
+                "insert into auth.users (id, email, password_hash) values ($1::uuid, $2, $3)"
+                " on conflict (id) do update set email = $2, password_hash = $3,"
+                " disabled_at = null",
+                worker.user, shapes.EXISTING, hashed,
+            )  # fmt: skip
+            await worker.forget_limits()
+            session = await worker.sign_in(shapes.EXISTING)
+            token = None if path.startswith("/admin") else session["access_token"]
+            await fuzz(worker, method, path.replace("{id}", worker.user), token)
+
+    run(
+        pg_database, work, rate_limits=RATES, passwordless="both", phone={"enabled": True},
+        lockout={"free": 100_000, "free_per_email": 100_000}, password_reset="both",
+    )  # fmt: skip
 
 
 def _fits(value: Any) -> bool:
@@ -87,7 +161,7 @@ def test_every_endpoint_takes_anything(pg_database: str) -> None:
         loop = asyncio.get_running_loop()
 
         @settings(
-            max_examples=600, deadline=None, derandomize=True,
+            max_examples=300, deadline=None, derandomize=True,
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(
@@ -110,13 +184,8 @@ def test_every_endpoint_takes_anything(pg_database: str) -> None:
         await asyncio.to_thread(check)
         await worker.service.room.settle()
 
-    rates = {
-        name: {"count": 1_000_000, "seconds": 1}
-        for name in ("login_per_ip", "signup_per_ip", "verify_per_ip", "message_per_ip",
-                     "oauth_per_ip", "login_per_ip_and_email")
-    }  # fmt: skip
     run(
-        pg_database, work, rate_limits=rates, passwordless="both", phone={"enabled": True},
+        pg_database, work, rate_limits=RATES, passwordless="both", phone={"enabled": True},
         providers={"github": {"client_id": "x", "client_secret": "y"}},
         redirect_urls=["https://app.example.com/cb"],
     )  # fmt: skip

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-import jwt
+import httpx
 import pytest
 
-from server.auth import redirects
-from server.auth.providers import ProviderError, challenge, client_secret, github_person
-from server.auth.settings import Provider as Client
+from server.auth import oauth, providers, redirects
+from server.auth.providers import ProviderError, apple_name, challenge, github_person
 from server.auth.tokens import new_signing_key
+from tests.server.auth.big_providers import Apple, GitHub
 from tests.server.auth.harness import PASSWORD, Answer, Worker, run
 from tests.server.auth.provider import CLIENT_ID, CLIENT_SECRET, Provider, visit
 
@@ -279,28 +280,115 @@ def test_a_provider_that_is_away(pg_database: str) -> None:
     run(pg_database, work)
 
 
-def test_apple_posts_its_answer_and_wants_a_signed_secret(pg_database: str) -> None:
-    key = new_signing_key("ES256")
-    client = Client(
-        kind="apple", client_id="com.example.shop", team_id="TEAM", key_id="KEY",
-        private_key=key.secret,
-    )  # fmt: skip
-    secret = client_secret(client)
-    assert jwt.get_unverified_header(secret)["kid"] == "KEY"
-    claims = jwt.decode(secret, options={"verify_signature": False})
-    assert claims["aud"] == "https://appleid.apple.com"
-    assert claims["sub"] == "com.example.shop"
+async def at(
+    worker: Worker, name: str, client: dict[str, Any], redirect: str = BACK
+) -> tuple[str, str]:
+    """Sets out for a provider; gives the address it is sent to and the cookie."""
+    worker.configure(providers={name: client}, redirect_urls=[BACK])
+    query = urlencode({"redirect": redirect})
+    begun = await worker.send("GET", f"/oauth/{name}/authorize", key=None, query=query)
+    assert begun.status == 302, begun
+    return begun.headers["location"], cookie(begun)
 
-    async def work(worker: Worker, provider: Provider) -> None:
-        begun = await set_out(worker)
-        location = await visit(begun.headers["location"])
-        answer = await worker.send(
-            "POST", "/oauth/work/callback", key=None, raw=urlsplit(location).query.encode(),
-            headers={"cookie": cookie(begun)},
-        )  # fmt: skip
-        assert "access_token" in landed(answer)
 
-    with_provider(pg_database, work)
+def test_apple_posts_its_answer_and_wants_a_signed_secret(
+    pg_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(worker: Worker) -> None:
+        apple = Apple()
+        async with await apple.start():
+            monkeypatch.setattr(providers, "APPLE", apple.base)
+            client = {
+                "client_id": "com.example.shop", "team_id": "TEAM", "key_id": "KEY",
+                "private_key": apple.key.secret,
+            }  # fmt: skip
+            location, jar = await at(worker, "apple", client)
+            async with httpx.AsyncClient() as browser:
+                posted = (await browser.get(location)).json()
+            posted["user"] = '{"name":{"firstName":"Ann","lastName":"Lee"},"email":"x@y.z"}'
+            answer = await worker.send(
+                "POST", "/oauth/apple/callback", key=None, raw=urlencode(posted).encode(),
+                headers={"cookie": jar},
+            )  # fmt: skip
+            found = landed(answer)
+            me = (await worker.send("GET", "/me", token=found["access_token"])).json
+            assert (me["email"], me["email_verified"]) == (ANN, True)
+            assert me["metadata"]["name"] == "Ann Lee"
+            # The second time it sends no name, and another client's key is refused.
+            for key, wanted in ((apple.key.secret, None), (apple.own.secret, "provider_error"),
+                                (new_signing_key("ES256").secret, "provider_error")):  # fmt: skip
+                location, jar = await at(worker, "apple", {**client, "private_key": key})
+                async with httpx.AsyncClient() as browser:
+                    posted = (await browser.get(location)).json()
+                answer = await worker.send(
+                    "POST", "/oauth/apple/callback", key=None, raw=urlencode(posted).encode(),
+                    headers={"cookie": jar},
+                )  # fmt: skip
+                assert landed(answer).get("error") == wanted
+        for bad in ("", "x", "[]", '{"name":[]}', '{"name":{"firstName":1}}', "[" * 9000):
+            assert apple_name(bad) == {}
+
+    run(pg_database, work)
+
+
+def test_a_provider_that_posts_needs_a_cookie_that_posts_carry() -> None:
+    call = SimpleNamespace(project=SimpleNamespace(url="https://shop.example.com"))
+    made = oauth._set_cookie(call, "state", "value", True, 60)  # type: ignore[arg-type]
+    assert made.endswith("HttpOnly; SameSite=None; Secure")
+    made = oauth._set_cookie(call, "state", "value", False, 60)  # type: ignore[arg-type]
+    assert made.endswith("HttpOnly; SameSite=Lax; Secure")
+
+
+def test_github_is_asked_for_the_person_and_the_addresses(
+    pg_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(worker: Worker) -> None:
+        hub = GitHub()
+        async with await hub.start():
+            monkeypatch.setattr(providers, "GITHUB_AUTHORIZE", f"{hub.base}/login/oauth/authorize")
+            monkeypatch.setattr(providers, "GITHUB_TOKEN", f"{hub.base}/login/oauth/access_token")
+            monkeypatch.setattr(providers, "GITHUB_API", hub.base)
+            client = {"client_id": "hub", "client_secret": "hub secret"}
+
+            async def signed_in(**other: Any) -> dict[str, str]:
+                location, jar = await at(worker, "github", {**client, **other})
+                back = urlsplit(await visit(location)).query
+                return landed(
+                    await worker.send(
+                        "GET", "/oauth/github/callback", key=None, query=back,
+                        headers={"cookie": jar},
+                    )
+                )  # fmt: skip
+
+            found = await signed_in()
+            me = (await worker.send("GET", "/me", token=found["access_token"])).json
+            assert (me["email"], me["email_verified"]) == (ANN, True)
+            assert me["metadata"]["avatar_url"] == "https://x/y.png"
+            assert (await signed_in())["user_id"] == found["user_id"]
+            assert (await signed_in(client_secret="wrong"))["error"] == "provider_error"
+            hub.emails = None
+            assert (await signed_in())["error"] == "provider_error"
+
+    run(pg_database, work)
+
+
+def test_google_is_an_issuer_of_its_own(pg_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(worker: Worker) -> None:
+        provider = Provider(f"{worker.project.url}/auth/oauth/google/callback")
+        async with await provider.start():
+            monkeypatch.setattr(providers, "GOOGLE", provider.issuer)
+            client = {"client_id": CLIENT_ID, "client_secret": CLIENT_SECRET}
+            location, jar = await at(worker, "google", client)
+            assert set(dict(parse_qsl(urlsplit(location).query))["scope"].split()) == {
+                "openid", "email", "profile",
+            }  # fmt: skip
+            answer = await worker.send(
+                "GET", "/oauth/google/callback", key=None,
+                query=urlsplit(await visit(location)).query, headers={"cookie": jar},
+            )  # fmt: skip
+            assert landed(answer)["email"] == ANN
+
+    run(pg_database, work)
 
 
 def test_github_vouches_for_the_primary_address_alone() -> None:
