@@ -87,16 +87,17 @@ class _Users:
     def __init__(self, options: argparse.Namespace) -> None:
         from server.cli.main import client
 
-        project = client(options).project(options.project)
-        self.url: str = project["url"]
-        self.key: str = project["service_key"]
+        node = client(options)
+        project = node.project(options.project)
+        self.url, self.headers = node.reach(project)
+        self.headers |= {"apikey": project["service_key"], "content-type": "application/json"}
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         request = urllib.request.Request(  # noqa: S310
             f"{self.url}/auth/admin/{path}",
             data=None if body is None else json.dumps(body).encode(),
             method=method,
-            headers={"apikey": self.key, "content-type": "application/json"},
+            headers=self.headers,
         )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 
 class CommandError(Exception):
@@ -35,6 +35,9 @@ class AdminClient:
             ) from None
         self.config: dict[str, Any] = listener["config"]
         self.url: str = self.config["admin_url"]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener["host"], listener["host"])  # noqa: S104
+        host = f"[{host}]" if ":" in host else host
+        self.data_plane = f"http://{host}:{listener['port']}"
 
     def call(self, method: str, path: str, body: object = None, seconds: float = 120) -> Any:
         """The decoded answer within `seconds`; CommandError with the server's own words
@@ -58,6 +61,11 @@ class AdminClient:
                 f"the node of {self.data_dir} does not answer at {self.url}; if it is not running, "
                 f"start it with: ichibase serve --data-dir {self.data_dir}"
             ) from None
+
+    def reach(self, project: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        """(base address, headers) of a project's own requests: by this machine, as its name may
+        be known elsewhere alone."""
+        return self.data_plane, {"host": urlsplit(project["url"]).netloc}
 
     def project(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.call("GET", f"/admin/v1/projects/{quote(name, safe='')}")

@@ -118,6 +118,39 @@ def test_a_revoked_session_is_refused_by_workers_that_start_later(node):
         assert (status, json.loads(raw)["code"]) == (401, "invalid_token")
 
 
+def test_a_project_of_documents_alone_has_users_too(node):
+    made = node.cli("projects", "create", "papers", "--flavor", "mongo", "--json")
+    project = json.loads(made.stdout)
+    assert project["flavor"] == "mongo"
+    shown = node.project("papers")
+    headers = {
+        "host": f"papers.localhost:{node.port}", "apikey": shown["anon_key"],
+        "content-type": "application/json",
+    }  # fmt: skip
+
+    def ask(method, path, body=None, token=None):
+        given = {**headers, **({"authorization": f"Bearer {token}"} if token else {})}
+        raw = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(node.url + path, raw, given, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    body = {"email": "doc@example.com", "password": PASSWORD}
+    wait_until(lambda: ask("POST", "/auth/signup", body)[0] in (201, 409))
+    status, session = ask("POST", "/auth/login", body)
+    assert status == 200
+    token = session["access_token"]
+    assert ask("GET", "/auth/me", token=token)[1]["email"] == body["email"]
+    found = node.cli("users", "list", "--project", "papers", "--json")
+    assert json.loads(found.stdout)["total"] == 1
+    # The token of one project is nothing to another.
+    status, told = send(node, "GET", "/auth/me", token=token)
+    assert (status, told["code"]) == (401, "invalid_token")
+
+
 def test_the_outbox_shows_what_would_have_been_sent(node):
     bob = "bob@example.com"
     assert send(node, "POST", "/auth/signup", {"email": bob, "password": PASSWORD})[0] == 201
