@@ -57,7 +57,7 @@ class Providers:
         self._outbound = outbound
         self._metadata: dict[str, tuple[float, Metadata]] = {}
         self._keys: dict[str, tuple[float, dict[str, jwt.PyJWK]]] = {}
-        self._lock = asyncio.Lock()
+        self._locks: dict[str, asyncio.Lock] = {}  # a provider that is away holds up no other
 
     async def authorize_url(
         self, name: str, provider: Provider, callback: str, state: str, nonce: str, verifier: str
@@ -170,7 +170,7 @@ class Providers:
 
     async def _key(self, url: str, kid: str | None) -> jwt.PyJWK:
         """The provider's key, asked for again when it is not known yet."""
-        async with self._lock:
+        async with self._locks.setdefault(url, asyncio.Lock()):
             for attempt in (1, 2):
                 asked, keys = self._keys.get(url, (float("-inf"), {}))
                 found = keys.get(kid) if kid else next(iter(keys.values()), None)
