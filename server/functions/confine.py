@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 from server.functions.cgroups import Cgroups
@@ -38,11 +39,14 @@ class ConfineError(RuntimeError):
 
 
 def deno_binary() -> Path:
-    """The program of the deno package."""
-    import sysconfig
-
-    beside = Path(sysconfig.get_path("scripts")) / "deno"
-    found = str(beside) if beside.exists() else shutil.which("deno")
+    """The program of the deno package, else one that is installed otherwise."""
+    with contextlib.suppress(PackageNotFoundError):
+        for entry in files("deno") or ():
+            if entry.name == "deno" and entry.parent.name == "bin":
+                path = Path(str(entry.locate())).resolve()
+                if path.exists():
+                    return path
+    found = shutil.which("deno")
     if found is None:
         raise ConfineError("the deno package is not installed")
     return Path(found).resolve()

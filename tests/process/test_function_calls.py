@@ -1,0 +1,358 @@
+"""What a function may be written as, who may call it, and how its answers travel."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+from server.functions.sockets import BINARY, CLOSE, TEXT, Reader, encode
+from tests.process.functions_node import Project
+from tests.process.running import RunningNode, wait_until
+
+SHAPES = {
+    "handler": "Deno.serve(() => new Response('1'));",
+    "options": "Deno.serve({ port: 1, onListen() {} }, () => new Response('1'));",
+    "member": "Deno.serve({ handler: () => new Response('1') });",
+    "both": "Deno.serve(() => new Response('1')); Deno.serve(() => new Response('2'));\n"
+    "export default { fetch: () => new Response('3') };",
+    "default": "export default function (req: Request) { return new Response('1'); }",
+    "fetch": "export default { async fetch(req: Request) { return new Response('1'); } };",
+}
+PARTS = """
+Deno.serve(async (req: Request, info) => {
+  const url = new URL(req.url);
+  switch (url.pathname.split("/")[3]) {
+    case "echo":
+      return new Response(req.body, { headers: { "x-type": req.headers.get("content-type") ?? "" } });
+    case "trickle": {
+      let n = 0;
+      return new Response(new ReadableStream({
+        async pull(c) {
+          if (n++ === 5) return c.close();
+          await new Promise((r) => setTimeout(r, 100));
+          c.enqueue(new TextEncoder().encode(`${n}\\n`));
+        },
+      }), { headers: { "content-type": "text/event-stream" } });
+    }
+    case "large":
+      return new Response(new Uint8Array(8_000_000).fill(97));
+    case "wait":
+      req.signal.addEventListener("abort", () => console.log("the client has left"));
+      await new Promise((r) => setTimeout(r, 20_000));
+      return new Response("late");
+    case "empty":
+      return new Response(null, { status: 204 });
+    case "socket": {
+      const { socket, response } = Deno.upgradeWebSocket(req);
+      socket.onopen = () => socket.send("welcome");
+      socket.onmessage = (e) => e.data === "bye" ? socket.close() : socket.send(e.data);
+      return response;
+    }
+    case "own": {
+      const base = Deno.env.get("ICHIBASE_PROJECT_URL");
+      const headers = { apikey: Deno.env.get("ICHIBASE_SERVICE_KEY")! };
+      const answer = await fetch(`${base}/functions/parts/echo`, {
+        method: "POST", headers: { ...headers, "x-forwarded-for": "1.2.3.4" }, body: "to myself",
+      });
+      return new Response(`${answer.url === base + "/functions/parts/echo"} ${await answer.text()}`);
+    }
+    default: {
+      const copy = new Request(req);
+      return Response.json({
+        url: req.url, copied: copy.url, cloned: req.clone().url, method: req.method,
+        headers: Object.fromEntries(req.headers), remote: info.remoteAddr,
+        env: [Deno.env.get("A_SECRET") ?? null, (await import("node:process")).default.env.A_SECRET ?? null],
+      }, { headers: { "access-control-allow-origin": "*", "x-own": "1", "set-cookie": "a=b" } });
+    }
+  }
+});
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def project(module_folder):
+    running = RunningNode(module_folder)
+    running.start()
+    try:
+        yield Project(running)
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def parts(project):
+    project.deploy("parts", PARTS)
+    return project
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_of_handler_is_taken(project, shape):
+    project.deploy(shape, SHAPES[shape])
+    assert project.call(shape)[:2] == (200, b"1")
+
+
+def user_token(project):
+    def post(path, body):
+        request = urllib.request.Request(
+            f"{project.node.url}/auth{path}", json.dumps(body).encode(),
+            {"apikey": project.anon, "content-type": "application/json"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())
+
+    person = {"email": "ann@example.com", "password": "tangerine lamp 41"}
+    post("/signup", person)
+    return post("/login", person)["access_token"]
+
+
+def test_the_auth_switch(project):
+    text = PARTS.replace('"parts/', '"switch/')
+    bearer = {"authorization": f"Bearer {user_token(project)}"}
+    broken = {"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x"}
+    project.deploy("switch", text, auth="user")
+    assert project.code("switch") == (401, "missing_token")
+    assert project.code("switch", key=False) == (401, "missing_api_key")
+    assert project.code("switch", headers=broken)[0] == 401
+    status, body, _ = project.call("switch", headers=bearer)
+    told = json.loads(body)["headers"]
+    assert (status, told["x-ichibase-role"]) == (200, "authenticated")
+    assert told["x-ichibase-user-id"]
+    project.deploy("switch", text, auth="none")
+    spoofed = {"x-ichibase-role": "service_role", "x-ichibase-user-id": "somebody", **broken}
+    status, body, _ = project.call("switch", key=False, headers=spoofed)
+    assert status == 200
+    told = json.loads(body)["headers"]
+    assert not [name for name in told if name.startswith("x-ichibase-")]
+    assert told["authorization"] == broken["authorization"]
+    assert project.code("_mongo_policy") == (404, "function_not_found")
+    assert project.code("..%2fswitch") == (404, "function_not_found")
+
+
+def test_the_request_arrives_as_it_was_sent(parts):
+    given = {"content-type": "text/x-y", "x-own": "a", "cookie": "a=1; b=2", "te": "trailers",
+             "x-forwarded-for": "6.6.6.6", "x-request-id": "mine-1"}  # fmt: skip
+    _, body, headers = parts.call("parts/a%2Fb/%C3%A4?x=%20&y", b"body", "PATCH", given)
+    told = json.loads(body)
+    base = f"http://{parts.host}/functions/parts"
+    assert told["url"] == told["copied"] == told["cloned"]
+    assert told["url"] in (f"{base}/a%2Fb/%C3%A4?x=%20&y", f"{base}/a/b/%C3%A4?x=%20&y")
+    assert told["method"] == "PATCH"
+    seen = told["headers"]
+    assert seen["x-request-id"] == headers["x-request-id"] == "mine-1"
+    assert seen["x-forwarded-for"] == told["remote"]["hostname"]
+    assert (seen["content-type"], seen["cookie"], seen["apikey"]) == (
+        "text/x-y", "a=1; b=2", parts.anon)  # fmt: skip
+    assert "te" not in seen
+    assert headers["x-own"] == "1"
+    assert headers["set-cookie"] == "a=b"
+    assert headers["access-control-allow-origin"] is None
+    assert parts.call("parts/empty")[:2] == (204, b"")
+    assert parts.call("parts/large", method="HEAD")[:2] == (200, b"")
+
+
+def test_bodies_pass_whole_both_ways(parts):
+    raw = os.urandom(5_000_000)
+    assert parts.call("parts/echo", raw)[1] == raw
+    pieces = [os.urandom(70_000) for _ in range(40)]
+    assert parts.call("parts/echo", iter(pieces))[1] == b"".join(pieces)
+    status, body, headers = parts.call("parts/large")
+    assert (status, len(body), headers["content-length"]) == (200, 8_000_000, "8000000")
+
+
+def test_answers_stream(parts):
+    with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
+        head = f"GET /functions/parts/trickle HTTP/1.1\r\nhost: {parts.host}\r\napikey: "
+        client.sendall(f"{head}{parts.anon}\r\nconnection: close\r\n\r\n".encode())
+        arrived, text = [], b""
+        while data := client.recv(65536):
+            text += data
+            arrived.append(time.monotonic())
+    assert text.count(b"\n") >= 5
+    assert len(arrived) >= 5
+    assert arrived[-1] - arrived[0] > 0.3
+
+
+def test_a_client_that_leaves_aborts_the_signal(parts):
+    with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
+        head = f"GET /functions/parts/wait HTTP/1.1\r\nhost: {parts.host}\r\napikey: "
+        client.sendall(f"{head}{parts.anon}\r\n\r\n".encode())
+        time.sleep(0.5)
+    parts.logged("the client has left")
+
+
+def test_a_function_reaches_its_own_project(parts):
+    assert parts.call("parts/own")[1] == b"true to myself"
+
+
+def test_secrets_arrive_and_are_not_shown(parts):
+    assert parts.admin("PUT", "/secrets", {"values": {"A_SECRET": "xyzzy"}})[0] == 200
+    assert wait_until(
+        lambda: json.loads(parts.call("parts")[1])["env"] == ["xyzzy", "xyzzy"], seconds=10
+    )
+    assert "xyzzy" not in json.dumps(parts.admin("GET", "/secrets"))
+    for name, value in (("ICHIBASE_X", "1"), ("1A", "x"), ("A", "\x00"), ("B", "x" * 50_000)):
+        assert parts.admin("PUT", "/secrets", {"values": {name: value}})[1]["code"] == (
+            "invalid_secret"
+        )
+    for process in parts.node.process_of().children(recursive=True):
+        assert "xyzzy" not in " ".join(process.cmdline())
+    data = parts.node.data_dir
+    for path in data.rglob("*"):
+        if path.is_file() and "pgdata" not in path.parts:
+            assert b"xyzzy" not in path.read_bytes(), path
+    rows = parts.node.cli("functions", "secrets", "list").stdout
+    assert "A_SECRET" in rows
+    assert "xyzzy" not in rows
+
+
+class Client:
+    """A WebSocket client of the tests."""
+
+    def __init__(self, project, path, **headers):
+        self.socket = socket.create_connection(("127.0.0.1", project.node.port), timeout=20)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [f"GET /functions/{path} HTTP/1.1", f"host: {project.host}", "upgrade: websocket",
+                 "connection: Upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {key}",
+                 *(f"{name}: {value}" for name, value in headers.items())]  # fmt: skip
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = self.socket.recv(1)
+            if not piece:
+                break
+            head += piece
+        self.status = int(head.split()[1])
+        accept = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+        assert self.status != 101 or base64.b64encode(accept) in head
+        self.reader = Reader()
+        self.waiting = []
+
+    def send(self, kind, data):
+        self.socket.sendall(encode(kind, data))
+
+    def receive(self):
+        while not self.waiting:
+            data = self.socket.recv(65536)
+            if not data:
+                return None
+            self.waiting += self.reader.feed(data)
+        return self.waiting.pop(0)
+
+
+def test_sockets_are_relayed(parts):
+    refused = Client(parts, "parts/socket")
+    assert refused.status == 401
+    refused.socket.close()
+    refused = Client(parts, "parts/empty", apikey=parts.anon)
+    assert refused.status == 502
+    refused.socket.close()
+    client = Client(parts, f"parts/socket?token={parts.anon}")
+    assert client.status == 101
+    assert client.receive() == (TEXT, b"welcome")
+    for kind, data in ((TEXT, "grüße".encode()), (BINARY, os.urandom(200_000)), (TEXT, b"")):
+        client.send(kind, data)
+        assert client.receive() == (kind, data)
+    client.send(TEXT, b"bye")
+    assert client.receive() in (None, (CLOSE, b""), (CLOSE, b"\x03\xe8"))
+    client.socket.close()
+
+
+def test_the_command_line(project, tmp_path):
+    node = project.node
+    run = ["functions"]
+    folder = tmp_path / "functions"
+    there = ["--dir", str(folder)]
+    assert "wrote" in node.cli(*run, "new", "greet", *there).stdout
+    assert "deployed greet version 1" in node.cli(*run, "deploy", "greet", *there).stdout
+    said = node.cli(*run, "invoke", "greet", "-d", '{"name":"Ann"}').stdout
+    assert json.loads(said) == {"message": "Hello, Ann!"}
+    source = folder / "greet" / "index.ts"
+    source.write_text("const x: number = 'y';\nDeno.serve(() => new Response(x + ''));\n")
+    refused = node.cli(*run, "deploy", "greet", *there, ok=False)
+    assert refused.returncode == 1
+    assert "greet: index.ts:1:7: Type 'string' is not assignable to type 'number'" in refused.stderr
+    source.write_text("console.log('at work'); Deno.serve(() => new Response('two'));\n")
+    watching = subprocess.Popen(
+        **node.command(*run, "serve", *there), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert wait_until(lambda: project.call("greet")[1] == b"two", seconds=30)
+        source.write_text("console.log('at work'); Deno.serve(() => new Response('three'));\n")
+        assert wait_until(lambda: project.call("greet")[1] == b"three", seconds=30)
+        time.sleep(1.0)
+    finally:
+        watching.terminate()
+        output = watching.communicate(timeout=20)[0]
+    assert "/functions/greet serves version 3" in output
+    assert "at work" in output
+    kept = json.loads(node.cli(*run, "versions", "greet", "--json").stdout)
+    assert [version["version"] for version in kept] == [3, 2, 1]
+    assert "serving version 1" in node.cli(*run, "rollback", "greet", "--version", "1").stdout
+    assert wait_until(lambda: b"Hello" in project.call("greet", b"{}")[1])
+    assert "greet" in node.cli(*run, "list").stdout
+    node.cli(*run, "secrets", "set", "ONE=1", "TWO=two words")
+    node.cli(*run, "secrets", "set", "--env-file", "-", input="# a\nexport THREE='3'\n")
+    names = json.loads(node.cli(*run, "secrets", "list", "--json").stdout)
+    assert {"ONE", "TWO", "THREE"} <= {name["name"] for name in names}
+    node.cli(*run, "secrets", "unset", "ONE")
+    refused = node.cli(*run, "secrets", "unset", "ONE", ok=False)
+    assert "secret_not_found" in refused.stderr
+    assert "at work" in node.cli(*run, "logs", "greet").stdout
+    assert "isolation" in node.cli(*run, "status").stdout
+    node.cli(*run, "delete", "greet", "--yes")
+    assert project.code("greet") == (404, "function_not_found")
+
+
+def test_a_call_from_inside_is_quick_and_meets_the_function(parts):
+    """As the document gateway calls `_mongo_policy`."""
+    from server.base.functions import Functions
+
+    parts.deploy("_mongo_policy", """
+      Deno.serve(async (req) => Response.json({ allow: (await req.json()).op === "find" }));
+    """)  # fmt: skip
+    functions = Functions(parts.node.data_dir)
+
+    async def measure():
+        project_id = await id_of(parts)
+
+        class Limits:
+            function_wall_ms, function_cpu_ms, function_memory = 5_000, 2_000, 134_217_728
+            function_concurrency, function_bundle, functions = 5, 1 << 20, 10
+
+        class Asking:
+            limits = Limits
+            id = project_id
+            slug, url, flavor = "default", parts.node.url, "postgres"
+            anon_key, service_key = parts.anon, parts.service
+            settings: dict = {}
+
+        answer = await functions.call_internal(Asking, "_mongo_policy", b'{"op":"find"}')
+        assert json.loads(answer) == {"allow": True}
+        times = []
+        for _ in range(200):
+            began = time.perf_counter()
+            await functions.call_internal(Asking, "_mongo_policy", b'{"op":"x"}')
+            times.append(time.perf_counter() - began)
+        await functions.stop()
+        return sorted(times)[len(times) // 2]
+
+    assert asyncio.run(measure()) < 0.005  # a millisecond and less on a quiet machine
+
+
+async def id_of(project):
+    import psycopg
+
+    control = json.loads((project.node.data_dir / "run" / "node.json").read_text())
+    async with await psycopg.AsyncConnection.connect(control["config"]["control_dsn"]) as database:
+        rows = await database.execute("select id from projects where slug = %s", (project.name,))
+        return (await rows.fetchone())[0]
