@@ -29,7 +29,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     database_bytes: Postgres and documents together. storage_bytes: files. connections: to the
     project's database, of one worker. statement_ms: longest statement of a request.
     owner_statement_ms: of the owner's own sessions.
-    idle_transaction_ms, lock_ms, work_memory, temp_bytes: of the project's sessions in Postgres.
+    idle_transaction_ms, lock_ms, work_memory, parallel_workers (of one statement), temp_bytes: of
+    the project's sessions in Postgres.
     operation_ms, max_documents, document_body, document_bytes: of the document API.
     realtime_connections: sockets at once. realtime_messages: a second, per project.
     function_wall_ms, function_cpu_ms, function_memory, function_body: of one invocation.
@@ -50,6 +51,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idle_transaction_ms: Milliseconds
     lock_ms: Milliseconds
     work_memory: Annotated[int, msgspec.Meta(ge=65_536, le=2**40)]
+    parallel_workers: Any0
     temp_bytes: Any0
     operation_ms: Milliseconds
     max_documents: Some

@@ -137,6 +137,7 @@ def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
     shared = {
         "temp_file_limit": f"{max(1, limits.temp_bytes // 1024)}kB",
         "work_mem": f"{limits.work_memory // 1024}kB",
+        "max_parallel_workers_per_gather": str(min(limits.parallel_workers, 1024)),
         "idle_in_transaction_session_timeout": f"{limits.idle_transaction_ms}ms",
     }
     if kind == "owner":

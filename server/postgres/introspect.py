@@ -292,14 +292,20 @@ def _tables(
 
 
 async def load(
-    fetch: Fetch, settings: RestSettings, version: int, *, previous: Catalog | None = None
+    fetch: Fetch,
+    settings: RestSettings,
+    version: int,
+    *,
+    previous: Catalog | None = None,
+    known_timezones: dict[int, frozenset[str]] | None = None,
 ) -> Catalog:
     """The catalog of the schemas that the settings expose.
 
     fetch: runs one statement with text parameters and gives rows of text (booleans 't' and 'f').
     version: the new catalog's number, higher than that of any earlier one. previous: the catalog
-    that this one replaces; what cannot have changed is taken from it. A schema that does not
-    exist is as good as an empty one.
+    that this one replaces; what cannot have changed is taken from it. known_timezones: of the
+    same server, by its version; filled in, since they take longer to read than all the rest. A
+    schema that does not exist is as good as an empty one.
     """
     exposed = text_array(settings.schemas)
     facts = await fetch(SQL["schemas"], (exposed,))
@@ -314,8 +320,12 @@ async def load(
     handlers = _handlers(await fetch(SQL["handlers"], (exposed,)))
     if previous is not None and previous.server_version == server_version:
         timezones = previous.timezones
+    elif known_timezones is not None and server_version in known_timezones:
+        timezones = known_timezones[server_version]
     else:
         timezones = frozenset(name or "" for (name,) in await fetch(SQL["timezones"], ()))
+        if known_timezones is not None:
+            known_timezones[server_version] = timezones
 
     resolver = relationships.Resolver(keys, views)
     tables = _tables(found, resolver, triggered)

@@ -52,6 +52,15 @@ select md5(string_agg(x, ',' order by x)) from (
 ) changes(x)"""
 
 log = logging.getLogger("ichibase.postgres")
+# By server and its version: the same for all projects of a cluster.
+TIMEZONES: dict[str, dict[int, frozenset[str]]] = {}
+
+
+def server_of(project: Project) -> str:
+    """Where the project's database is, without its name and login."""
+    address = (project.authenticator_dsn or "").rpartition("@")[2]
+    place, _, options = address.partition("?")
+    return f"{place.partition('/')[0]}?{options}"
 
 
 def statement_timeout(project: Project, node_timeout_ms: int) -> int:
@@ -117,8 +126,11 @@ class ProjectRest:
         if self._poller is None:
             self._listener.start()
             self._poller = asyncio.get_running_loop().create_task(self._poll())
+            # The pool's first connection is made beside the one that listens.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._began.wait(), 2.0)
+                await asyncio.gather(
+                    asyncio.wait_for(self._began.wait(), 2.0), self.pool.fetch("select 1")
+                )
         await self.reload()
 
     async def reload(self) -> None:
@@ -133,7 +145,10 @@ class ProjectRest:
         self._stale = False
         self._version += 1
         ((fingerprint,),) = await self.pool.fetch(FINGERPRINT)
-        catalog = await introspect.load(self.pool.fetch, self.settings, self._version)
+        known = TIMEZONES.setdefault(server_of(self.project), {})
+        catalog = await introspect.load(
+            self.pool.fetch, self.settings, self._version, known_timezones=known
+        )
         self.pool.forget()
         # Settings of the roles are left alone here: the three roles belong to every project of
         # the cluster, and whoever may switch to one may change its settings (ALTER ROLE ... SET).

@@ -1,0 +1,213 @@
+"""Measuring, warning, sleeping; one leader at a time; tasks that fail alone."""
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+
+from server.base.events import Events, Failed, Noted
+from server.base.metrics import Metrics
+from server.base.usage import Usage
+from server.control.database import connect
+from server.control.lifecycle import Lifecycle
+from server.maintenance import idle
+from server.maintenance import leader as leading
+from server.maintenance.leader import Leader
+from server.maintenance.quotas import Quotas, stage_of
+from server.maintenance.scheduler import Scheduler, Task
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+class Listening(Events):
+    def __init__(self):
+        super().__init__()
+        self.told = []
+        self.listeners.append(self.told.append)
+
+
+@pytest.fixture(scope="module")
+def measured(world):
+    record = run(world.fresh().create("measured", tier="free", owner="measured"))
+    yield record
+    run(world.fresh().delete("measured"))
+
+
+def owner(record):
+    return psycopg.connect(record.dsn("owner", record.owner_password), autocommit=True)
+
+
+def warnings(world):
+    with psycopg.connect(world.dsn) as control:
+        return control.execute(
+            "select detail ->> 'quota', (detail ->> 'percent')::int from audit "
+            "where project = 'measured' and action = 'quota.warning' order by id"
+        ).fetchall()
+
+
+def test_stages():
+    assert [stage_of(p) for p in (0, 79, 80, 99, 100, 250)] == [0, 0, 80, 80, 100, 100]
+
+
+def test_sizes_are_measured_and_warned_of_once_on_the_way_up(world, measured):
+    projects, events = world.fresh(), Listening()
+    life = Lifecycle(projects)
+
+    async def passes():
+        usage = Usage(world.dsn)
+        quotas = Quotas(projects, usage, events)
+        await quotas.measure()
+        (size,) = (quotas.use[measured.id][1]["database_bytes"].used,)
+        assert size > 5_000_000
+        await life.change("measured", {"limits": {"database_bytes": int(size / 0.85)}}, "test")
+        for _ in range(3):
+            await quotas.measure()
+        assert warnings(world) == [("database_bytes", 80)]
+        await life.change("measured", {"limits": {"database_bytes": size - 1}}, "test")
+        for _ in range(3):
+            await quotas.measure()
+        assert warnings(world) == [("database_bytes", 80), ("database_bytes", 100)]
+        assert (await projects.find("measured")).read_only
+        await life.change("measured", {"limits": {}}, "test")
+        await quotas.measure()
+        assert not (await projects.find("measured")).read_only
+        await life.change("measured", {"limits": {"database_bytes": int(size / 0.9)}}, "test")
+        await quotas.measure()
+        assert warnings(world)[2:] == [("database_bytes", 80)]
+        await life.change("measured", {"limits": {}}, "test")
+        gauges = {(name, dict(labels).get("kind")): value
+                  for name, labels, value in quotas.gauges()
+                  if dict(labels).get("project") == "measured"}  # fmt: skip
+        assert gauges["ichibase_project_bytes", "database"] >= size
+        await usage.stop()
+
+    run(passes())
+    assert any(isinstance(e, Noted) and "read-only" in e.what for e in events.told)
+
+
+def test_growth_is_seen_without_counting_rows(world, measured):
+    projects = world.fresh()
+
+    async def sizes():
+        usage = Usage(world.dsn)
+        quotas = Quotas(projects, usage, Events())
+        await quotas.measure()
+        before = quotas.use[measured.id][1]["database_bytes"].used
+        with owner(measured) as session:
+            session.execute("create table grown as select repeat('x', 500) as t "
+                            "from generate_series(1, 20000)")  # fmt: skip
+            await quotas.measure()
+        after = quotas.use[measured.id][1]["database_bytes"].used
+        await usage.flush()
+        assert usage.level(measured.id, "database_bytes") == after
+        await usage.stop()
+        return after - before
+
+    assert run(sizes()) > 9_000_000
+    with owner(measured) as session:
+        session.execute("drop table grown")
+
+
+def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
+    life = Lifecycle(world.fresh())
+    run(life.change("measured", {"limits": {"sleep_days": 0.2 / 86_400}}, "test"))
+    time.sleep(0.3)
+
+    def sleepers():
+        return run(idle.put_to_sleep(world.fresh(), Events()))
+
+    with owner(measured) as session:
+        session.execute("select 1")
+        with psycopg.connect(world.dsn, autocommit=True) as control:
+            control.execute("insert into usage (project_id, day, counter, value) values "
+                            "(%s, now()::date, 'requests', 1)", (measured.id,))  # fmt: skip
+        assert sleepers() == []  # used just now
+        time.sleep(0.3)
+        session.execute("select 1")
+        assert sleepers() == []  # its developer is at it
+        time.sleep(0.3)
+        assert sleepers() == ["measured"]
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("select 1")
+    assert run(world.fresh().find("measured")).state == "sleeping"
+    assert sleepers() == []
+    run(life.step("measured", "wake", "test"))
+    run(life.change("measured", {"limits": {}}, "test"))
+    assert sleepers() == []
+
+
+def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
+    monkeypatch.setattr(leading, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(leading, "BEAT_SECONDS", 0.05)
+    at_work = []
+
+    def make(name):
+        async def work():
+            at_work.append(name)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                at_work.remove(name)
+
+        return Leader(world.dsn, Events(), work)
+
+    async def story():
+        one, two = make("one"), make("two")
+        tasks = [asyncio.create_task(one.run())]
+        await asyncio.sleep(0.3)
+        tasks.append(asyncio.create_task(two.run()))
+        await asyncio.sleep(0.3)
+        assert (at_work, one.leads, two.leads) == (["one"], True, False)
+        async with await connect(world.cluster.admin_dsn) as admin:  # its connection breaks
+            await admin.execute(
+                "select pg_terminate_backend(l.pid) from pg_locks l where locktype = 'advisory' "
+                "and granted and database = (select oid from pg_database where datname = $1)",
+                (psycopg.conninfo.conninfo_to_dict(world.dsn)["dbname"],),
+            )
+        deadline = time.monotonic() + 10
+        seen = set()
+        while time.monotonic() < deadline and not (two.leads or one.leads):
+            seen.add(tuple(at_work))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert len(at_work) == 1
+        assert all(len(names) <= 1 for names in seen)
+        first = tasks[0] if one.leads else tasks[1]
+        first.cancel()
+        await asyncio.wait([first])
+        await asyncio.sleep(0.5)
+        assert len(at_work) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    run(story())
+    assert at_work == []
+
+
+def test_a_task_that_fails_does_not_keep_the_others_waiting():
+    done, events, metrics = [], Listening(), Metrics()
+
+    async def fail():
+        raise RuntimeError("no")
+
+    async def away():
+        raise psycopg.OperationalError("away")
+
+    async def work():
+        done.append(1)
+
+    async def some():
+        tasks = [Task("bad", 0.01, fail), Task("away", 0.01, away), Task("good", 0.02, work)]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.4):
+                await Scheduler(tasks, events, metrics).run()
+
+    run(some())
+    assert len(done) >= 3
+    assert any(isinstance(event, Failed) for event in events.told)
+    counted = {labels[0][1]: n for (name, labels), n in metrics.counters.items()}
+    assert set(counted) == {"bad", "away"}
