@@ -86,16 +86,15 @@ class Worker:
         return self.directory.ready.is_set() and self.revocations.ready.is_set()
 
     def open_express(self) -> ExpressWay:
-        """The short way of plain reads."""
-        from server.postgres import faults
-        from server.postgres.response import large
+        """The short way of plain reads and writes."""
+        from server.postgres import faults, short
 
         def rest_of(project: Any) -> Any:
             service: Any = self.edge.services.get("postgres")
             rest = None if service is None else service.projects.get(project.id)
             return rest if rest is not None and rest.project is project else None
 
-        way = ExpressWay(self.edge, rest_of, faults, large)
+        way = ExpressWay(self.edge, rest_of, faults, short)
         if self.config.access_log != "all":  # that log has a line for each request
             self.edge.opened = way.open
         self.directory.on_change(lambda project, slug: way.close_all())

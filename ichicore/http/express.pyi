@@ -26,6 +26,7 @@ class Lane:
     engine: Any
     generation: Any
     tally: Tally
+    writes: bool
 
 class Ticket:
     def done(self) -> bool: ...
@@ -40,6 +41,9 @@ class Express:
     noted: Callable[..., None]
     failed: Callable[..., int]
     spooled: Callable[..., None]
+    answered: Callable[..., int]
+    resume: Callable[[Any, Any, bytes], None]
+    page: Callable[[Any, list[bytes]], tuple[int | None, int]]
     canonical: Callable[[bytes], str]
     clock: Callable[[], float]
     now: Callable[[], float]

@@ -1,5 +1,5 @@
-"""The short way of a plain read: a request whose plan is known goes from the HTTP server to the
-database and back without a task, a future or a layer in between.
+"""The short way of plain reads and writes: a request whose plan is known goes from the HTTP server
+to the database and back without a task, a future or a layer in between.
 
 Only requests without any peculiarity go this way; `Express.handle` gives None for all others, which
 then take the general way. Both give the same answers.
@@ -8,19 +8,24 @@ cimport cython
 
 from ichicore.pg.group cimport Group, Statement
 from ichicore.pg.placing cimport Placing
+from ichicore.rest import payload as _payload
 from ichicore.rest import shape as _shape
 from ichicore.rest.sql cimport bind
 
 cdef object scan = _shape.scan
+cdef object look_into = _payload.scan
 
-# Headers with which a request takes the general way.
+# Headers with which a request takes the general way: any, and a read.
 cdef frozenset PECULIAR = frozenset((
-    "origin", "prefer", "range", "apikey", "cookie", "accept-profile", "x-request-id",
-    "content-length", "transfer-encoding", "upgrade",
+    "origin", "range", "apikey", "cookie", "accept-profile", "content-profile", "x-request-id",
+    "transfer-encoding", "upgrade", "content-encoding", "expect",
 ))
+cdef frozenset OF_WRITES = frozenset(("prefer", "content-length"))
+cdef dict ACTIONS = {"POST": "insert", "PATCH": "update", "DELETE": "delete"}
 cdef enum:
     MAX_URL = 8192
     MAX_HEADERS = 24
+    MAX_BODY = 65536
     SLOW = 1  # seconds from which a request may be worth a line in the log
 
 
@@ -96,6 +101,7 @@ cdef class Lane:
     cdef public object engine       # whose `generation` must be the one of `plans`
     cdef public object generation
     cdef public Tally tally
+    cdef public bint writes         # the project's state lets them pass
 
 
 @cython.final
@@ -105,6 +111,8 @@ cdef class Ticket:
 
     cdef object protocol
     cdef object scope
+    cdef object identity
+    cdef str method
     cdef object callback
     cdef Group group
     cdef object plan
@@ -115,6 +123,7 @@ cdef class Ticket:
     cdef Lane lane
     cdef double started
     cdef unsigned long long number
+    cdef Py_ssize_t offset
     cdef bint finished
     cdef public bint _asyncio_future_blocking
 
@@ -132,9 +141,12 @@ cdef class Ticket:
         cdef object query
         if self.finished:
             return
+        if self.plan.action != "read":
+            self.written(result)
+            return
         if type(body) is not bytes:
             self.express.spooled(self.scope, self.protocol, self.headers, self.plan, result,
-                                 self.query, self.lane.base_path, self.number)
+                                 self.query, self.lane.base_path, self.number, self.offset)
             self.finish(200)
             return
         rows = result.rows
@@ -143,7 +155,7 @@ cdef class Ticket:
         if query:
             location = f"{location}?{query}"
         headers = [
-            ("content-range", f"0-{rows - 1}/*" if rows else "*/*"),
+            ("content-range", f"{self.offset}-{self.offset + rows - 1}/*" if rows else "*/*"),
             ("content-location", location),
             ("content-type", self.plan.media.content_type),
             ("x-request-id", self.express.prefix + "%08x" % self.number),
@@ -151,6 +163,20 @@ cdef class Ticket:
         ]
         self.protocol.response_bytes(200, headers, body)
         self.finish(200)
+
+    cdef int written(self, object result) except -1:
+        """Answers a write."""
+        cdef object constant = self.plan.constant
+        cdef list headers
+        if constant is None:
+            self.finish(self.express.answered(self.scope, self.protocol, self.headers, self.plan,
+                                              result, self.lane.base_path, self.number))
+            return 0
+        headers = [*constant[1], ("x-request-id", self.express.prefix + "%08x" % self.number),
+                   *self.lane.extra]
+        self.protocol.response_bytes(constant[0], headers, b"")
+        self.finish(constant[0])
+        return 0
 
     def set_exception(self, error):
         if self.finished:
@@ -221,6 +247,9 @@ cdef class Express:
     cdef public object noted        # (scope, headers, number, status, seconds) of slow and failed
     cdef public object failed       # (scope, protocol, headers, error, number, role): its status
     cdef public object spooled      # answers with a large body
+    cdef public object answered     # answers a write: its status
+    cdef public object resume       # (scope, protocol, body): a write goes on the general way
+    cdef public object page         # (plan, values): limit or None, and offset
     cdef public object canonical    # query string -> the one of Content-Location
     cdef public object clock        # seconds, for durations
     cdef public object now          # epoch seconds
@@ -235,8 +264,11 @@ cdef class Express:
 
     def handle(self, scope, protocol):
         """A ticket to await, or None when the request has to take the general way."""
-        cdef Ticket ticket = self.ticket(scope, protocol)
-        if ticket is None or not self.enter(ticket):
+        cdef Ticket ticket
+        if scope.method != "GET":
+            return None
+        ticket = self.ticket(scope, protocol, "GET")
+        if ticket is None or not self.read(ticket) or not self.enter(ticket):
             return None
         try:
             ticket.lane.submit(ticket.group, ticket, not ticket.plan.quick)
@@ -247,10 +279,43 @@ cdef class Express:
     cdef bint direct(self, scope, protocol) except -1:
         """Serves a request from another thread than the loop's; false when it has to come to the
         loop, with nothing done."""
-        cdef Ticket ticket = self.ticket(scope, protocol)
-        if ticket is None or not ticket.plan.quick:
+        cdef Ticket ticket
+        cdef str method = scope.method
+        if method == "GET":
+            ticket = self.ticket(scope, protocol, method)
+            return ticket is not None and self.read(ticket) and self.send(ticket)
+        if method not in ACTIONS:
             return False
-        if not self.enter(ticket):
+        ticket = self.ticket(scope, protocol, method)
+        if ticket is None or not ticket.lane.writes:
+            return False
+        if method == "DELETE":
+            return "content-length" not in ticket.headers and self.write(ticket, None) \
+                and self.send(ticket)
+        if ticket.headers.get("content-type") not in ("application/json",
+                                                      "application/json; charset=utf-8"):
+            return False
+        length = ticket.headers.get("content-length", "")
+        if not 0 < len(length) < 6 or not length.isdigit() or int(length) > MAX_BODY:
+            return False
+        protocol().add_done_callback(ticket)  # comes back by Handover, in this thread
+        return True
+
+    cdef int arrived(self, Ticket ticket, given) except -1:
+        """The body of a write is there, or broke off."""
+        cdef bytes body
+        try:
+            body = given.result()
+        except Exception:
+            body = b""
+        if len(body) != int(ticket.headers["content-length"]) or not self.write(ticket, body) \
+                or not self.send(ticket):
+            self.resume(ticket.scope, ticket.protocol, body)
+        return 0
+
+    cdef bint send(self, Ticket ticket) except -1:
+        """Hands a ticket's group to a connection. False when it cannot be now."""
+        if not ticket.plan.quick or not self.enter(ticket):
             return False
         ticket.group._waiter = ticket
         try:
@@ -275,17 +340,15 @@ cdef class Express:
         ticket.lane.rest.used = ticket.started
         return True
 
-    cdef Ticket ticket(self, scope, protocol):
-        """What a request asks, or None when it is not for the short way."""
+    cdef Ticket ticket(self, scope, protocol, str method):
+        """Who asks where, or None when the request is not for the short way."""
         cdef Lane lane
         cdef Ticket ticket
-        cdef Group group
         cdef str path, query
         cdef dict headers
         cdef list items
-        cdef object known, plan, made, role, identity
-        if scope.method != "GET":
-            return None
+        cdef object known
+        cdef bint reads = method == "GET"
         path = scope.path
         if not path.startswith("/postgres/"):
             return None
@@ -297,54 +360,97 @@ cdef class Express:
         if len(headers) != len(items) or len(headers) != len(raw) or len(items) > MAX_HEADERS:
             return None
         lane = self.lanes.get(headers.get("host"))
-        if lane is None or lane.denied or lane.engine.generation is not lane.generation:
+        if lane is None or lane.engine.generation is not lane.generation:
             return None
         for name in headers:
-            if name in PECULIAR:
+            if name in PECULIAR or (reads and name in OF_WRITES):
                 return None
         authorization = headers.get("authorization")
         if authorization is None:
             return None
         known = lane.known.get(authorization)
-        if known is None or self.now() >= known.until:
+        if known is None or self.now() >= known.until or (
+                lane.denied and lane.denied.covers(known.identity.claims, self.now())):
             return None
         query = scope.query_string
         path = path[9:]
         if len(query) + len(path) > MAX_URL:
             return None
-        scanned = scan(query.encode())
-        if scanned is None:
-            return None
-        plan = lane.plans.get(
-            (False, path[1:], None, headers.get("accept"), None, False, scanned[0])
-        )
-        if plan is None or not plan.express:
-            return None
-        identity = known.identity
-        role = identity.role
-        made = (<dict> plan.openings).get(role, False)
-        if made is False:
-            made = lane.preface(plan, role)
-            (<dict> plan.openings)[role] = made
-        if made is None:
-            return None
-        group = Group(role)
-        group.add(<Statement> made[0], (
-            *made[1], role.encode(), identity.claims_json, b"GET", path.encode(),
-            self.dumps(headers), b"{}", *made[2],
-        ))
-        group.add(plan.main, bind(plan.layout, scanned[1], None, None, 0))
         ticket = Ticket.__new__(Ticket)
         ticket.protocol = protocol
         ticket.scope = scope
-        ticket.group = group
-        ticket.plan = plan
+        ticket.method = method
         ticket.headers = headers
+        ticket.identity = known.identity
         ticket.query = query
         ticket.path = path
         ticket.express = self
         ticket.lane = lane
         return ticket
+
+    cdef bint read(self, Ticket ticket) except -1:
+        """Gives a ticket what it takes to read; false when it has to take the general way."""
+        cdef object page
+        scanned = scan(ticket.query.encode())
+        if scanned is None:
+            return False
+        plan = ticket.lane.plans.get(
+            (False, ticket.path[1:], None, ticket.headers.get("accept"), None, False, scanned[0])
+        )
+        if plan is None or not plan.express:
+            return False
+        if not plan.ranged:
+            return self.group(ticket, plan, scanned[1], None, None, 0)
+        try:
+            page = self.page(plan, scanned[1])
+        except Exception:
+            return False  # the general way says what is wrong
+        ticket.offset = page[1]
+        return self.group(ticket, plan, scanned[1], None, page[0], page[1])
+
+    cdef bint write(self, Ticket ticket, bytes body) except -1:
+        """The same for a write. body: None for a DELETE."""
+        cdef tuple names = ()
+        cdef bint is_object = True
+        cdef bytes query = ticket.query.encode()
+        cdef dict headers = ticket.headers
+        scanned = scan(query, mutation=True)
+        if scanned is None or b"columns=" in query:
+            return False
+        if body is not None:
+            found = look_into(body)
+            if found is None or found[0] == "scalar" or not found[2]:
+                return False
+            names = tuple(sorted(found[1]))
+            is_object = found[0] == "object"
+        plan = ticket.lane.plans.get((
+            ACTIONS[ticket.method], ticket.path[1:], None, headers.get("accept"),
+            headers.get("prefer"), names, is_object, scanned[0],
+        ))
+        if plan is None or not plan.express:
+            return False
+        return self.group(ticket, plan, scanned[1], body, None, 0)
+
+    cdef bint group(self, Ticket ticket, plan, list values, bytes body, limit, offset) except -1:
+        """Makes a ticket's statements."""
+        cdef object made
+        cdef str role = ticket.identity.role
+        cdef Group group
+        made = (<dict> plan.openings).get(role, False)
+        if made is False:
+            made = ticket.lane.preface(plan, role)
+            (<dict> plan.openings)[role] = made
+        if made is None:
+            return False
+        group = Group(role)
+        group.add(<Statement> made[0], (
+            *made[1], role.encode(), ticket.identity.claims_json, ticket.method.encode(),
+            ticket.path.encode(), self.dumps(ticket.headers), b"{}", *made[2],
+        ))
+        group.add(plan.main, bind(plan.layout, values, body, limit, offset))
+        ticket.group = group
+        ticket.plan = plan
+        return True
 
 
 @cython.final
@@ -368,6 +474,9 @@ cdef class Handover:
 
     def __call__(self, callback, *args, context=None):
         cdef object told
+        if type(callback) is Ticket:
+            (<Ticket> callback).express.arrived(<Ticket> callback, args[0])
+            return None
         if self.way is not None and len(args) == 2:
             told = args[1]
             if self.watcher is None and type(told).__name__ == self.kind:

@@ -92,7 +92,7 @@ class Edge:
         self._in_flight: dict[int, tuple[float, asyncio.Task[Any], Any]] = {}
         self._watchers: dict[int, asyncio.Task[None]] = {}
         self._gone: set[int] = set()
-        self.opened: Callable[[str | None, Site], None] | None = None  # a read went the general way
+        self.opened: Callable[[str | None, Site], None] | None = None  # by the general way
         self._prefix = secrets.token_hex(6)
         self._count = 0
         self._sweeper: asyncio.Task[None] | None = None
@@ -198,7 +198,7 @@ class Edge:
             await self._socket(site, service, request, protocol)
             return None
         response = await service.handle(request)
-        if self.opened is not None and route.rest_errors and request.method == "GET":
+        if self.opened is not None and route.rest_errors:
             self.opened(host, site)
         return response
 

@@ -1,7 +1,9 @@
-"""Opens the short way of plain reads for the hosts whose project has its engine ready."""
+"""Opens the short way of plain reads and writes for hosts whose project has its engine ready."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from time import perf_counter, time
 from typing import Any
 
@@ -21,11 +23,12 @@ from server.gateway.site import Site
 class ExpressWay:
     """Keeps the lanes of one worker. `rest_of` gives a project's mounted engine, or None."""
 
-    def __init__(self, edge: Edge, rest_of: Any, faults: Any, large: Any) -> None:
-        """faults: the Postgres service's module of error answers. large: makes the Response of a
-        body that is in a file."""
+    def __init__(self, edge: Edge, rest_of: Any, faults: Any, engine: Any) -> None:
+        """faults: the Postgres service's module of error answers. engine: its module of answers on
+        the short way."""
         self.edge = edge
-        self.large = large
+        self.engine = engine
+        self._resumed: set[asyncio.Task[None]] = set()
         self.rest_of = rest_of
         self.faults = faults
         self.way = Express(f"{edge._prefix}x")
@@ -36,6 +39,9 @@ class ExpressWay:
         self.way.noted = self.noted
         self.way.failed = self.failed
         self.way.spooled = self.spooled
+        self.way.answered = self.answered
+        self.way.resume = self.resume
+        self.way.page = engine.page
         self.way.canonical = canonical
         self.way.clock = perf_counter  # the event loop's and the pool's
         self.way.now = time
@@ -66,6 +72,7 @@ class ExpressWay:
         lane.engine = rest.engine
         lane.generation = generation
         lane.tally = site.tally
+        lane.writes = site.plain
         self.way.lanes[host] = lane
 
     def close_all(self) -> None:
@@ -111,9 +118,48 @@ class ExpressWay:
 
     def spooled(
         self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
-        query: str, base_path: str, number: int,
+        query: str, base_path: str, number: int, offset: int,
     ) -> None:  # fmt: skip
         """Answers with a body that is in a file."""
         request = self._request(scope, protocol, headers, number)
-        response: Response = self.large(plan, result, canonical(query.encode()), base_path)
+        response: Response = self.engine.read(
+            plan, result, offset, canonical(query.encode()), base_path
+        )
         reply.send_spooled(protocol, response, request)
+
+    def answered(
+        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
+        base_path: str, number: int,
+    ) -> int:  # fmt: skip
+        """Answers a write whose answer depends on its rows; the status."""
+        request = self._request(scope, protocol, headers, number)
+        response: Response = self.engine.written(plan, result, base_path)
+        if response.stream is None:
+            return reply.send(protocol, response, request)
+        return reply.send_spooled(protocol, response, request)
+
+    def resume(self, scope: Any, protocol: Any, body: bytes) -> None:
+        """Sends a write whose body has been read on the general way; from any thread."""
+        self.way.loop.call_soon_threadsafe(self._resume, scope, Replayed(protocol, body))
+
+    def _resume(self, scope: Any, protocol: Replayed) -> None:
+        task = self.way.loop.create_task(self.edge.handle(scope, protocol))
+        self._resumed.add(task)
+        task.add_done_callback(self._resumed.discard)
+
+
+class Replayed:
+    """The HTTP server's protocol object after its body has been read."""
+
+    def __init__(self, protocol: Any, body: bytes) -> None:
+        self._protocol = protocol
+        self._body = body
+
+    async def __call__(self) -> bytes:
+        return self._body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)

@@ -246,7 +246,8 @@ def _base_body(value: bytes | None, type_oid: bytes | None) -> bytes:
     return value
 
 
-def _main_outcome(plan: Plan, result: Result) -> Outcome:
+def main_outcome(plan: Plan, result: Result) -> Outcome:
+    """What the main statement of a plan gave."""
     kind = plan.result
     if kind == ROWS:
         return Outcome(result.rows, body=result.body)
@@ -374,7 +375,7 @@ class Runner:
     def _outcome(
         self, plan: Plan, results: list[Result], first: int, limit: int | None, offset: int
     ) -> Outcome:
-        outcome = _main_outcome(plan, results[first])
+        outcome = main_outcome(plan, results[first])
         at = first + 1
         if plan.count is not None:
             outcome.total = _number(results[at].values[0][0])

@@ -63,6 +63,8 @@ class Plan:
     check: "singular", "max-affected" or "put" conditions on the number of rows. rollback: nothing
     is to be kept. isolation: level of the transaction when not the default. quick: expected to be
     short. settings: of the function, for the transaction. path: percent-encoded, for Location.
+    express, openings, constant, cap: for the short way: whether it may go there, the opening
+    statement by role, the answer when it is always the same, most rows of any answer.
     """
 
     action: Action
@@ -97,6 +99,8 @@ class Plan:
     express: bool = False
     path: str = ""
     openings: dict[str, object] = field(default_factory=dict)
+    constant: tuple[int, list[tuple[str, str]]] | None = None
+    cap: int | None = None
     quick_runs: int = 0
 
     @property
@@ -113,17 +117,19 @@ class Plan:
             self.quick_runs = -PROVEN_RUNS
 
     def is_plain(self) -> bool:
-        """Whether its answer follows from the rows alone, with no header or setting to mind."""
+        """Whether its answer follows from the page and the rows alone, with no header or setting
+        to mind."""
+        reads = self.action == "read" and self.result == ROWS
+        writes = self.action in ("insert", "update", "delete") and self.result in (AFFECTED, ROWS)
         return (
-            self.action == "read"
-            and self.result == ROWS
+            (reads or writes)
             and self.count is None
             and self.estimate is None
             and self.isolation is None
             and self.profile is None
-            and self.applied is None
+            and (writes or self.applied is None)
             and not (
-                self.head or self.ranged or self.needs_gucs or self.inserted or self.checks
+                self.head or self.needs_gucs or self.inserted or self.checks or self.keys
                 or self.rollback or self.counted
             )
         )  # fmt: skip

@@ -8,7 +8,6 @@ from urllib.parse import quote as percent_encode
 import orjson
 
 from ichicore.errors import ApiError
-from ichicore.pg.executor import Result
 from server.base.http import Headers, Response
 from server.postgres.execute import Outcome
 from server.postgres.faults import HIGHEST_STATUS, LOWEST_STATUS, sendable
@@ -163,9 +162,3 @@ def _answer(
         headers.append(("content-length", str(len(body))))
         return Response(status, headers, stream=body)
     return Response(status, headers, body)
-
-
-def large(plan: Plan, result: Result, canonical: str, base_path: str) -> Response:
-    """The answer to a plain read whose body is in a file."""
-    outcome = Outcome(result.rows, body=result.body)
-    return respond(plan, outcome, offset=0, canonical=canonical, base_path=base_path)

@@ -16,7 +16,7 @@ from ichicore.rest import shape
 from ichicore.rest.ast import Query
 from ichicore.rest.catalog import Catalog, Routine
 from server.base.http import Response
-from server.postgres import faults, payloads, ranges, root
+from server.postgres import faults, payloads, ranges, root, short
 from server.postgres.execute import ROLE_SETTINGS, Opening, Preface, Runner, Setting
 from server.postgres.planning import Payload, Plan, Planner, without_tx
 from server.postgres.pool import Pool
@@ -113,6 +113,9 @@ class Generation:
 
     def remember(self, key: object, plan: Plan) -> None:
         plan.express = plan.is_plain() and not self.settings.server_timing_enabled
+        if plan.express:
+            plan.cap = self.settings.max_rows
+            plan.constant = short.constant(plan)
         self.plans[key] = plan
         if len(self.plans) > PLANS:
             self.plans.popitem(last=False)
