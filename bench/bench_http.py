@@ -27,6 +27,7 @@ import jwt
 
 from bench.loads import LoadError, pgbench, wrk
 from bench.report import run_parts, show
+from bench.statements import of_request
 from server.node.embedded_pg import free_port
 
 USER = "11111111-1111-4111-8111-111111111111"
@@ -163,23 +164,15 @@ class Node:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def settings_statement(path: str, method: str) -> str:
-    claims = json.dumps({"sub": USER, "role": "authenticated", "iat": 1, "exp": 2,
-                         "aud": "authenticated", "iss": "http://127.0.0.1"})  # fmt: skip
-    headers = json.dumps({"host": "127.0.0.1:8000", "authorization": "Bearer " + "x" * 200})
-    values = {
-        "role": "authenticated", "request.jwt.claims": claims, "request.method": method,
-        "request.path": path, "request.headers": headers,
-    }  # fmt: skip
-    calls = (f"set_config('{name}', '{value}', true)" for name, value in values.items())
-    return "select " + ", ".join(calls) + ";"
+CLAIMS = {"sub": USER, "role": "authenticated", "iat": 1, "exp": 2, "aud": "authenticated",
+          "iss": "http://127.0.0.1"}  # fmt: skip
 
 
-def scripts(path: str, method: str, setup: str, statement: str) -> tuple[str, str]:
-    """(one pipeline with one sync, four statements one after the other)."""
-    settings = settings_statement(path, method)
-    pipelined = f"{setup}\n\\startpipeline\n{settings}\n{statement}\n\\endpipeline\n"
-    four = f"{setup}\nbegin;\n{settings}\n{statement}\ncommit;\n"
+def scripts(setup: str, statements: tuple[str, str]) -> tuple[str, str]:
+    """(one pipeline with one sync, four statements one after the other) for pgbench."""
+    settings, main = statements
+    pipelined = f"{setup}\n\\startpipeline\n{settings}\n{main}\n\\endpipeline\n"
+    four = f"{setup}\nbegin;\n{settings}\n{main}\ncommit;\n"
     return pipelined, four
 
 
@@ -189,8 +182,11 @@ def median_of(runs: list[dict[str, float]], key: str = "rate") -> float:
 
 def bench_read(node: Node, dsn: str, seconds: float, rounds: int, clients: int) -> dict[str, Any]:
     setup = rf"\set id random(1, {ROWS})"
-    pipelined, four = scripts("/notes", "GET", setup, "select * from notes where id = :id;")
     headers = {"authorization": f"Bearer {node.token()}"}
+    pipelined, four = scripts(setup, of_request(
+        dsn, "GET", "notes", "id=eq.7", {"host": "127.0.0.1:8000", **headers}, CLAIMS,
+        variables={"7": ":id"},
+    ))  # fmt: skip
     first = json.loads(call(f"{node.url}/postgres/notes?id=eq.7", headers))
     if [row["id"] for row in first] != [7]:
         raise LoadError(f"the read by key answers {first!r}")
@@ -213,11 +209,6 @@ def bench_read(node: Node, dsn: str, seconds: float, rounds: int, clients: int) 
 
 
 def bench_insert(node: Node, dsn: str, seconds: float, rounds: int, clients: int) -> dict[str, Any]:
-    insert = (
-        "insert into log (body) select body from json_to_recordset("
-        """'[{"body":"a line of the log"}]'::json) as _ (body text);"""
-    )
-    pipelined, _ = scripts("/log", "POST", "", insert)
     lua = """
 local body = '[{"body":"a line of the log"}]'
 request = function() return wrk.format("POST", "/postgres/log", nil, body) end
@@ -226,6 +217,10 @@ request = function() return wrk.format("POST", "/postgres/log", nil, body) end
         "authorization": f"Bearer {node.token()}", "content-type": "application/json",
         "prefer": "return=minimal",
     }  # fmt: skip
+    pipelined, _ = scripts("", of_request(
+        dsn, "POST", "log", "", {"host": "127.0.0.1:8000", **headers}, CLAIMS,
+        body=b'[{"body":"a line of the log"}]',
+    ))  # fmt: skip
     wrk(node.url, seconds=1, connections=clients, headers=headers, lua=lua)
     http, pipe = [], []
     for _ in range(rounds):
