@@ -1195,7 +1195,7 @@ cdef class _Reader:
         if operator == "$pop":
             return self.int32(node.key, node.key_len, self.direction(index))
         if operator in ("$push", "$addToSet"):
-            return self.pushed(operator, index)
+            return self.pushed(operator, index, path)
         if operator == "$pull":
             return self.pulled(index, path)
         if operator == "$pullAll":
@@ -1204,7 +1204,7 @@ cdef class _Reader:
             return self.value(index, node.key, node.key_len, 1)
         return self.bits(index)
 
-    cdef int pushed(self, str operator, uint32_t index) except -1:
+    cdef int pushed(self, str operator, uint32_t index, str path) except -1:
         cdef tj_node *node = &self.tape.nodes[index]
         cdef uint32_t child = index + 1
         cdef size_t at
@@ -1222,12 +1222,24 @@ cdef class _Reader:
                     self.bad(child, "a list is expected")
                 self.value(child, b"$each", 5, 1)
             elif name == "$sort":
+                self.sort_reads(child, path)
                 self.push_sort(child)
             else:
                 self.int32(self.tape.nodes[child].key, self.tape.nodes[child].key_len,
                            self.integer(child, INT32_MIN))
             child = self.tape.nodes[child].next
         return self.close(at)
+
+    cdef int sort_reads(self, uint32_t index, str path) except -1:
+        """The order of elements tells of what they are sorted by."""
+        cdef uint32_t child = index + 1
+        if self.tape.nodes[index].type != TJ_OBJECT:
+            self.reads.append(path)
+            return 0
+        while child < self.tape.nodes[index].next:
+            self.reads.append(f"{path}.{self.key(child)}")
+            child = self.tape.nodes[child].next
+        return 0
 
     cdef int push_sort(self, uint32_t index) except -1:
         cdef tj_node *node = &self.tape.nodes[index]

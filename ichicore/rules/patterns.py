@@ -1,9 +1,10 @@
 """Regular expressions whose cost is bounded.
 
 Evaluated here by RE2: time is linear in the text, memory is bounded. What is sent to a database
-server is run by that server's own backtracking engine, so patterns that backtrack exponentially are
-refused as well: groups that repeat without a bound and contain repeats or alternatives, back
-references, and more than a few repeats without a bound.
+server is run by that server's own backtracking engine, so patterns that make one exponential are
+refused as well: repeats, options and alternatives within repeats, back references, look-around,
+more than three repeats without a bound, and long rows of options or alternatives. What is left
+takes at most time that grows with a power (up to the fourth) of the length of the text.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import re2
 MOST_PATTERN = 256
 MOST_UNBOUNDED = 3
 MOST_COUNT = 256
+MOST_WAYS = 1024
 OPTIONS = frozenset("imsx")
 _LOOK = {codes.ASSERT, codes.ASSERT_NOT, codes.GROUPREF, codes.GROUPREF_EXISTS}
 _REPEATS = {codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT}
@@ -77,7 +79,7 @@ def check_pattern(text: str, options: str = "") -> None:
             tree = parser.parse(text, _flags(options))
     except (re.error, OverflowError, RecursionError, Warning) as error:
         raise PatternError(f"not a pattern: {error}") from None
-    if _unbounded(tree, False) > MOST_UNBOUNDED:
+    if _cost(tree, False)[0] > MOST_UNBOUNDED:
         raise PatternError(f"more than {MOST_UNBOUNDED} repeats without a bound")
 
 
@@ -134,30 +136,39 @@ def _without_blanks(text: str) -> str:
     return "".join(kept)
 
 
-def _unbounded(tree: Iterable[Any], repeated: bool) -> int:
-    """How many repeats without a bound are in a parsed pattern. `repeated`: within one."""
-    count = 0
+def _cost(tree: Iterable[Any], repeated: bool) -> tuple[int, int]:
+    """Of a parsed pattern, how many repeats without a bound it has, and in how many ways the rest
+    of it can be tried at one place. `repeated`: within a repeat."""
+    unbounded, ways = 0, 1
     for operation, argument in tree:
+        inner, choices = 0, 1
         if operation in _LOOK:
             raise PatternError("back references and look-around are not allowed")
         if operation in _REPEATS:
-            low, high, inner = argument
-            open_ended = high is parser.MAXREPEAT or high > MOST_COUNT
-            if low > MOST_COUNT:
+            low, high, body = argument
+            endless = high is parser.MAXREPEAT
+            if low > MOST_COUNT or (high > MOST_COUNT and not endless):
                 raise PatternError(f"a repeat of more than {MOST_COUNT}")
             if repeated and high > 1:
                 raise PatternError("a repeat within a repeat")
             if repeated and low != high:
                 raise PatternError("an optional part within a repeat")
-            count += open_ended
-            count += _unbounded(inner, repeated or high > 1)
+            inner, choices = _cost(body, repeated or high > 1)
+            if endless:
+                inner += 1
+            else:
+                choices = choices + 1 if high <= 1 and low == 0 else choices * (high - low + 1)
         elif operation is codes.BRANCH:
             if repeated:
                 raise PatternError("alternatives within a repeat")
-            for branch in argument[1]:
-                count += _unbounded(branch, repeated)
+            found = [_cost(branch, repeated) for branch in argument[1]]
+            inner, choices = max(one for one, _ in found), sum(many for _, many in found)
         elif operation is codes.SUBPATTERN:
-            count += _unbounded(argument[3], repeated)
+            inner, choices = _cost(argument[3], repeated)
         elif operation is codes.ATOMIC_GROUP:
-            count += _unbounded(argument, repeated)
-    return count
+            inner, choices = _cost(argument, repeated)
+        unbounded += inner
+        ways *= choices
+        if ways > MOST_WAYS:
+            raise PatternError("too many optional parts, repeats or alternatives after each other")
+    return unbounded, ways

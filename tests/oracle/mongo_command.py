@@ -642,7 +642,7 @@ class _Reader:
                 bad(f"{where}: 1 or -1 is expected")
             return int(value)
         if operator in ("$push", "$addToSet"):
-            return self.pushed(operator, value, where)
+            return self.pushed(operator, value, where, path)
         if operator == "$pull":
             return self.pulled(value, where, path)
         if operator == "$pullAll":
@@ -651,7 +651,7 @@ class _Reader:
             return self.value(value, where, 1)
         return self.bits(value, where)
 
-    def pushed(self, operator: str, value: Any, where: str) -> Any:
+    def pushed(self, operator: str, value: Any, where: str, path: str) -> Any:
         if type(value) is not dict or "$each" not in value:
             return self.value(value, where, 1)
         known = ("$each", "$position", "$slice", "$sort") if operator == "$push" else ("$each",)
@@ -665,6 +665,10 @@ class _Reader:
                     bad(f"{inner}: a list is expected")
                 made[key] = self.value(operand, inner, 1)
             elif key == "$sort":
+                names = list(operand) if type(operand) is dict else []
+                self.reads += [f"{path}.{name}" for name in names]
+                if type(operand) is not dict:
+                    self.reads.append(path)
                 made[key] = self.push_sort(operand, inner)
             else:
                 made[key] = self.integer(operand, inner)
