@@ -1,0 +1,325 @@
+"""Sockets of a whole node: by the public port, by a proxy, and when its processes are killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server.node.embedded_pg import free_port
+from tests.oracle.websocket import CLOSE
+from tests.process.running import RunningNode, wait_until
+from tests.server.realtime.world import Talker
+
+ROOT = Path(__file__).parents[2]
+RULES = {
+    "channels": {"room:*": {"subscribe": True, "send": True, "presence": True}},
+    "tables": {"notes": {"rule": {"public": True}}},
+}
+
+
+@pytest.fixture(scope="module")
+def node(module_folder):
+    running = RunningNode(
+        module_folder,
+        environment={"ICHIBASE_WORKERS": "2", "ICHIBASE_REALTIME_PORT": str(free_port())},
+    )
+    running.start()
+    running.sql("create table notes (id int primary key, public bool)")
+    running.cli("settings", "default", "set", "realtime", json.dumps(RULES))
+    running.cli("settings", "default", "set", "cors", '{"origins": ["https://app.example"]}')
+    time.sleep(1)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture(scope="module")
+def keys(node):
+    return node.project()
+
+
+def realtime_port(node):
+    return int(node.environment["ICHIBASE_REALTIME_PORT"])
+
+
+OPEN = []
+
+
+@pytest.fixture(autouse=True)
+def _close_sockets():
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def connect(node, who, port=None, headers=()):
+    made = Talker.connect("127.0.0.1", port or node.port, f"/realtime?token={who}", headers)
+    OPEN.append(made)
+    return made
+
+
+def join(client, channel="room:1", **more):
+    answer = client.ask(type="subscribe", ref="1", kind="broadcast", channel=channel, **more)
+    assert answer["type"] == "subscribed", answer
+
+
+def post(node, path, body, bearer=None, apikey=None):
+    headers = {"content-type": "application/json"}
+    if bearer:
+        headers["authorization"] = f"Bearer {bearer}"
+    if apikey:
+        headers["apikey"] = apikey
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(node.url + path, data, headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def process(node, name):
+    return next(p for p in node.process_of().children(recursive=True) if p.name() == name)
+
+
+def test_the_public_port_and_the_realtime_port_meet(node, keys):
+    a, b = connect(node, keys["anon_key"]), connect(node, keys["anon_key"], realtime_port(node))
+    for client in (a, b):
+        join(client)
+    a.say(type="broadcast", channel="room:1", event="x", payload={"n": "ü" * 3000})
+    assert b.hear()["payload"] == {"n": "ü" * 3000}
+    b.say(type="broadcast", channel="room:1", event="y", payload=[1])
+    assert a.hear()["event"] == "y"
+    a.silent()
+    a.send(2, b"\x00\xff")
+    assert a.hear()["code"] == "bad_frame"
+    a.send(CLOSE)
+    while a.hear() is not None:
+        pass
+    assert wait_until(lambda: published(node, keys) == 1)
+    b.close()
+    assert wait_until(lambda: published(node, keys) == 0)
+
+
+def published(node, keys):
+    body = {"channel": "room:1", "payload": None}
+    return post(node, "/realtime/publish", body, keys["service_key"])[1]["delivered"]
+
+
+def test_refusals_keep_their_status_on_the_public_port(node, keys):
+    for port in (node.port, realtime_port(node)):
+        for who, headers, status in (
+            ("x", (), 401), ("", (), 401),
+            (keys["anon_key"], (("Origin", "https://evil.example"),), 403),
+            (keys["anon_key"], (("Host", "nobody.localhost"),), 404),
+        ):  # fmt: skip
+            with pytest.raises(ConnectionRefusedError) as refused:
+                connect(node, who, port, headers)
+            assert refused.value.args[0] == status
+        allowed = connect(node, keys["anon_key"], port, (("Origin", "https://app.example"),))
+        allowed.silent()
+        allowed.close()
+
+
+def test_publishing_over_http(node, keys):
+    client = connect(node, keys["anon_key"])
+    join(client, "room:9")
+    body = {"channel": "room:9", "event": "e", "payload": {"n": 1.10}}
+    assert post(node, "/realtime/publish", body, keys["service_key"]) == (202, {"delivered": 1})
+    assert client.hear() == {
+        "type": "broadcast", "channel": "room:9", "event": "e", "payload": {"n": 1.1}, "from": "",
+    }  # fmt: skip
+    assert post(node, "/realtime/publish", body, apikey=keys["service_key"])[0] == 202
+    assert post(node, "/realtime/publish", body, keys["anon_key"])[0] == 403
+    assert post(node, "/realtime/publish", body)[1]["code"] == "missing_api_key"
+    users = {"user_ids": ["a", "b"], "payload": 1}
+    assert post(node, "/realtime/publish", users, keys["service_key"])[1] == {"delivered": 0}
+    for bad in (
+        b"", b"[]", b"{", b'{"payload":1}', b'{"channel":"a"}', b'{"channel":"a b","payload":1}',
+        b'{"channel":"a","user_id":"b","payload":1}', b'{"channel":5,"payload":1}',
+        b'{"channel":"a","payload":nul}', b'{"user_ids":[1],"payload":1}',
+        b'{"channel":"a","payload":1,"event":"' + b"e" * 129 + b'"}',
+        b'{"user_ids":["' + b'","'.join(b"u%d" % n for n in range(1001)) + b'"],"payload":1}',
+        b'{"channel":"a","payload":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    ):  # fmt: skip
+        status, answer = post(node, "/realtime/publish", bad, keys["service_key"])
+        assert (status, answer["code"]) == (400, "bad_request"), bad[:80]
+    huge = b'{"channel":"a","payload":"' + b"x" * 200_000 + b'"}'
+    assert post(node, "/realtime/publish", huge, keys["service_key"])[0] == 413
+    assert node.get("/realtime")[0] == 426
+    assert node.get("/realtime/nothing")[0] == 404
+    assert node.get("/realtime/publish")[0] == 405
+    client.close()
+
+
+def test_signing_out_cuts_the_sockets_within_a_second(node, keys):
+    person = {"email": "rt@example.com", "password": "tangerine lamp 41"}
+    post(node, "/auth/signup", person, apikey=keys["anon_key"])
+    status, session = post(node, "/auth/login", person, apikey=keys["anon_key"])
+    assert status == 200, session
+    token = session["access_token"]
+    sockets = [connect(node, token), connect(node, token, realtime_port(node))]
+    uid = session["user"]["id"]
+    for client in sockets:
+        join(client, f"user:{uid}")
+    body = {"user_id": uid, "event": "hi", "payload": {}}
+    assert post(node, "/realtime/publish", body, keys["service_key"])[1] == {"delivered": 2}
+    for client in sockets:
+        assert client.hear()["channel"] == f"user:{uid}"
+    began = time.monotonic()
+    refresh = {"refresh_token": session["refresh_token"]}
+    assert post(node, "/auth/logout", refresh, token, keys["anon_key"])[0] == 200
+    for client in sockets:
+        assert client.hear() == {"type": "closing", "reason": "token_revoked", "code": 4001}
+        assert time.monotonic() - began < 1
+    assert sockets[1].hear() == ("close", 4001)
+    with pytest.raises(ConnectionRefusedError):
+        connect(node, token)
+
+
+class Reconnecting(threading.Thread):
+    """Does what the SDKs do: connects again a second after it was cut off, subscribes again."""
+
+    def __init__(self, node, who, port=None):
+        super().__init__(daemon=True)
+        self.node, self.who, self.port = node, who, port
+        self.rows = []
+        self.up = threading.Event()
+        self.ended = False
+        self.start()
+
+    def run(self):
+        while not self.ended:
+            try:
+                self.once()
+            except OSError:
+                pass
+            self.up.clear()
+            time.sleep(0.5)
+
+    def once(self):
+        client = connect(self.node, self.who, self.port)
+        client.say(type="subscribe", ref="1", kind="postgres", table="notes")
+        while not self.ended:
+            try:
+                found = client.hear(0.5)
+            except TimeoutError:
+                continue
+            if not isinstance(found, dict):
+                break
+            self.take(found)
+        client.close()
+
+    def take(self, found):
+        if found["type"] == "subscribed":
+            self.up.set()
+        elif found["type"] == "change":
+            self.rows.append(found["record"]["id"])
+
+
+@pytest.mark.parametrize("victim", ["ichibase-worker", "ichibase-rt"])
+def test_later_changes_come_exactly_once_after_a_kill(node, keys, victim):
+    node.sql("delete from notes")
+    watchers = [
+        Reconnecting(node, keys["anon_key"]),
+        Reconnecting(node, keys["anon_key"], realtime_port(node)),
+    ]
+    assert all(watcher.up.wait(30) for watcher in watchers)
+    node.sql("insert into notes values (1, true), (2, false)")
+    assert wait_until(lambda: all(watcher.rows == [1] for watcher in watchers))
+    # with two workers either may hold the socket
+    dead = [p for p in node.process_of().children(recursive=True) if p.name() == victim]
+    for one in dead:
+        one.kill()
+    psutil.wait_procs(dead, 10)
+    assert wait_until(lambda: node.get("/readyz")[0] == 200, 20)
+    assert wait_until(lambda: not watchers[0].up.is_set() or watchers[0].up.wait(1), 5)
+    time.sleep(1.5)
+    assert all(watcher.up.wait(40) for watcher in watchers)
+    node.sql("insert into notes select n, n % 2 = 0 from generate_series(10, 29) n")
+    expected = [1, *range(10, 30, 2)]
+    assert wait_until(lambda: all(watcher.rows == expected for watcher in watchers), 20)
+    time.sleep(0.5)
+    for watcher in watchers:
+        watcher.ended = True
+        watcher.join(10)
+    assert [watcher.rows for watcher in watchers] == [expected, expected]
+
+
+def test_nginx_splits_the_path(node, keys, folder):
+    assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
+    text = (ROOT / "docs" / "realtime.md").read_text()
+    location = re.search(r"```nginx\n(.*?)```", text, re.DOTALL).group(1)
+    location = location.replace("127.0.0.1:8002", f"127.0.0.1:{realtime_port(node)}")
+    port = free_port()
+    (folder / "nginx.conf").write_text(f"""
+daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 512; }}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port};
+    {location}
+    location / {{ proxy_pass http://127.0.0.1:{node.port}; proxy_set_header Host $host; }}
+  }}
+}}
+""")
+    nginx = subprocess.Popen(
+        ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", f"{folder}/error.log"]
+    )
+    try:
+        assert wait_until(lambda: _answers(port))
+        before = process(node, "ichibase-rt").num_fds()
+        a, b = connect(node, keys["anon_key"], port), connect(node, keys["anon_key"], port)
+        assert process(node, "ichibase-rt").num_fds() == before + 2
+        for client in (a, b):
+            join(client, "room:5")
+        a.say(type="broadcast", channel="room:5", event="x", payload="p" * 20_000)
+        assert b.hear()["payload"] == "p" * 20_000
+        body = json.dumps({"channel": "room:5", "payload": 1}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/realtime/publish", body,
+            {"authorization": f"Bearer {keys['service_key']}"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request) as answer:
+            assert json.loads(answer.read()) == {"delivered": 2}
+        with pytest.raises(ConnectionRefusedError) as refused:
+            connect(node, "x", port)
+        assert refused.value.args[0] == 401
+        a.send(CLOSE, b"\x03\xe8")
+        while isinstance(found := a.hear(), dict):
+            pass
+        assert found == ("close", 1000)
+    finally:
+        nginx.terminate()
+        nginx.wait(10)
+
+
+def _answers(port):
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2)
+    except OSError:
+        return False
+    return True
+
+
+def test_stopping_says_goodbye_on_both_ports(node, keys):
+    sockets = [connect(node, keys["anon_key"], port) for port in (None, realtime_port(node))]
+    for client in sockets:
+        client.silent()
+    node.process.terminate()
+    for client in sockets:
+        assert client.hear(20) == {"type": "closing", "reason": "shutdown", "code": 4000}
+    assert node.process.wait(60) == 0
