@@ -6,9 +6,14 @@ typedef const unsigned char *text;
 
 static int put_number(jb_buf *out, text p, size_t len)
 {
-    size_t at = len > 0 && p[0] == '-';
-    if (at < len && p[at] >= '0' && p[at] <= '9')
+    size_t at = len > 0 && p[0] == '-', i;
+    if (at < len && p[at] >= '0' && p[at] <= '9') {
+        for (i = at; i < len; i++)
+            if (!((p[i] >= '0' && p[i] <= '9') || p[i] == '.' || p[i] == 'e' || p[i] == '+' ||
+                  p[i] == '-'))
+                return PT_MALFORMED;
         return jb_put(out, p, len);
+    }
     return jt_string(out, p, len); /* NaN, Infinity */
 }
 
@@ -18,8 +23,12 @@ static int put_stamp(jb_buf *out, text p, size_t len, int zoned)
     text end = p + len;
     text space = memchr(p, ' ', len);
     char *o;
+    size_t i;
     if (jb_room(out, len + 5))
         return PT_NO_MEMORY;
+    for (i = 0; i < len; i++)
+        if (p[i] < ' ' || p[i] == '"' || p[i] == '\\')
+            return PT_MALFORMED;
     o = out->data + out->len;
     *o++ = '"';
     if (space == NULL) {

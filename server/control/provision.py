@@ -190,6 +190,10 @@ async def remove(cluster: Cluster, record: Record) -> None:
     """Drop the project's database, ending its sessions, and its roles. May be repeated."""
     async with await connect(cluster.admin_dsn) as admin:
         drop = sql.SQL("drop database if exists {} with (force)")
+        feed = record.role("feed")
+        if await fetch(admin, "select 1 from pg_roles where rolname = $1", (feed,)):
+            # A reader that is ended comes back at once.
+            await run(admin, sql.SQL("alter role {} nologin").format(sql.Identifier(feed)))
         await end_replication(admin, record.database)
         await run(admin, drop.format(sql.Identifier(record.database)))
         for kind in LOGINS:

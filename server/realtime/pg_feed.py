@@ -200,7 +200,7 @@ class PgFeed:
             self.decoder.types.forget()
             types = await pg_types.of_published(connection)
             await pg_types.learn(connection, self.decoder.types, types)
-            stream = Stream(connection, self.decoder, self._hand_over, self._learn)
+            stream = Stream(connection, self.decoder, self._hand_over, self._learn, self._republish)
             at = pg_slot.show_lsn(self.decoder.end_lsn)
             await stream.start(
                 f"START_REPLICATION SLOT {self.slot_name} LOGICAL {at} (proto_version '1', "
@@ -260,9 +260,6 @@ class PgFeed:
     # --- what comes -------------------------------------------------------------------------
 
     def _hand_over(self, item: Change | Publish) -> Taken:
-        if self.decoder.schema_changed:
-            self.decoder.schema_changed = False
-            self._republish()
         try:
             if isinstance(item, Publish):
                 return Taken.YES if self.sink.publish(self.project.id, item) else Taken.NO

@@ -69,7 +69,7 @@ async def connect(dsn: str, *, replication: bool) -> Connection:
 
 class Stream:
     """hand_over takes each change or message, or not, and may not block. learn is called when types
-    are missing; the stream goes on with resume()."""
+    are missing; the stream goes on with resume(). altered is called after DDL."""
 
     def __init__(
         self,
@@ -77,11 +77,13 @@ class Stream:
         decoder: Decoder,
         hand_over: Callable[[Change | Publish], Taken],
         learn: Callable[[], None],
+        altered: Callable[[], None],
     ) -> None:
         self.connection = connection
         self.decoder = decoder
         self.hand_over = hand_over
         self.learn = learn
+        self.altered = altered
         self.pending: deque[Change | Publish] = deque()
         self.handed_lsn = decoder.end_lsn
         self._loop = asyncio.get_running_loop()
@@ -203,6 +205,9 @@ class Stream:
                 return False
             messages = decoder.drain(self._pointer, BATCH)
             pending.extend(decoder.take())
+            if decoder.schema_changed:
+                decoder.schema_changed = False
+                self.altered()
             if messages < 0:
                 raise self._last_words()
             if messages:

@@ -95,10 +95,10 @@ def run_sql(project: Project, *statements: str) -> None:
 
 @asynccontextmanager
 async def feeding(
-    project: Project, *tables: str, drop: bool = True, node: str = "test"
+    project: Project, *tables: str, drop: bool = True, node: str = "test", kept: Kept | None = None
 ) -> AsyncIterator[tuple[PgFeed, Kept]]:
     """A running feed; faults fail the test."""
-    kept = Kept()
+    kept = kept or Kept()
     events = Events()
     faults: list[Event] = []
     events.listeners.append(lambda e: faults.append(e) if isinstance(e, Failed) else None)

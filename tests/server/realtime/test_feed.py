@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import psutil
 import psycopg
 import pytest
 
+from ichicore.live.change import Change
 from server.base.project import Project
 from server.node.embedded_pg import EmbeddedPostgres
-from tests.server.realtime.feed_world import World, feeding, owner, run_sql
+from tests.server.realtime.feed_world import Kept, World, feeding, owner, run_sql
 
 
 @pytest.fixture(scope="module")
@@ -139,5 +141,288 @@ def test_nothing_is_kept_for_nobody(project: Project) -> None:
             await kept.until(lambda: len(kept.messages) == 1)
         with owner(project) as connection:
             assert not connection.execute(slots, (feed.slot_name,)).fetchall()
+
+    asyncio.run(work())
+
+
+def test_old_values_by_replica_identity(project: Project) -> None:
+    run_sql(
+        project,
+        "create table d (id int primary key, a text)",
+        "create table f (id int primary key, a text)",
+        "alter table f replica identity full",
+        "create table i (id int primary key, code text not null, a text)",
+        "create unique index by_code on i (code)",
+        "alter table i replica identity using index by_code",
+        "create table n (id int, a text)",
+    )
+
+    async def work() -> None:
+        names = ("public.d", "public.f", "public.i", "public.n")
+        async with feeding(project, *names) as (feed, kept):
+            assert feed.states == {
+                "public.d": "all", "public.f": "all", "public.i": "all", "public.n": "inserts",
+            }  # fmt: skip
+            run_sql(
+                project,
+                "insert into d values (1, 'x')", "update d set a = 'y'", "update d set id = 2",
+                "delete from d",
+                "insert into f values (1, 'x')", "update f set a = 'y'", "delete from f",
+                "insert into i values (1, 'c', 'x')", "update i set a = 'y'",
+                "update i set code = 'e'", "delete from i",
+                "insert into n values (1, 'x')", "update n set a = 'y'", "delete from n",
+                "insert into d values (9, 'end')",
+            )  # fmt: skip
+            await kept.until(lambda: bool(kept.changes) and kept.changes[-1].record == {
+                "id": 9, "a": "end"})  # fmt: skip
+            shown = [(c.source[7:], c.event[0], c.record, c.old) for c in kept.changes]
+            assert shown == [
+                ("d", "I", {"id": 1, "a": "x"}, None),
+                ("d", "U", {"id": 1, "a": "y"}, {"id": 1}),
+                ("d", "U", {"id": 2, "a": "y"}, {"id": 1}),
+                ("d", "D", None, {"id": 2}),
+                ("f", "I", {"id": 1, "a": "x"}, None),
+                ("f", "U", {"id": 1, "a": "y"}, {"id": 1, "a": "x"}),
+                ("f", "D", None, {"id": 1, "a": "y"}),
+                ("i", "I", {"id": 1, "code": "c", "a": "x"}, None),
+                ("i", "U", {"id": 1, "code": "c", "a": "y"}, {"code": "c"}),
+                ("i", "U", {"id": 1, "code": "e", "a": "y"}, {"code": "c"}),
+                ("i", "D", None, {"code": "e"}),
+                ("n", "I", {"id": 1, "a": "x"}, None),
+                ("d", "I", {"id": 9, "a": "end"}, None),
+            ]
+
+    asyncio.run(work())
+
+
+def test_long_values_that_did_not_change(project: Project) -> None:
+    long = "select string_agg(md5(i::text), '') from generate_series(1, 300) i"
+    run_sql(
+        project,
+        "create table toast (id int primary key, long text, n int)",
+        "alter table toast alter column long set storage external",
+        "create table toast_full (id int primary key, long text, n int)",
+        "alter table toast_full alter column long set storage external",
+        "alter table toast_full replica identity full",
+    )
+
+    async def work() -> None:
+        async with feeding(project, "public.toast", "public.toast_full") as (_, kept):
+            for table in ("toast", "toast_full"):
+                run_sql(
+                    project,
+                    f"insert into {table} select 1, ({long}), 1",
+                    f"update {table} set n = 2",
+                    f"update {table} set long = 'short'",
+                )
+            await kept.until(lambda: len(kept.changes) >= 6)
+            inserted, updated, third, *full = kept.changes
+            assert inserted.record is not None
+            assert len(inserted.record["long"]) == 9600
+            assert updated.record == {"id": 1, "n": 2}
+            assert updated.unchanged == ("long",)
+            assert (third.record, third.unchanged) == ({"id": 1, "long": "short", "n": 2}, ())
+            assert full[1].record is not None
+            assert full[1].unchanged == ()
+            assert len(full[1].record["long"]) == 9600
+            assert full[1].old == {**full[1].record, "n": 1}
+
+    asyncio.run(work())
+
+
+def test_truncation_is_told(project: Project) -> None:
+    run_sql(project, "create table t1 (id int primary key)", "create table t2 (id int primary key)")
+
+    async def work() -> None:
+        async with feeding(project, "public.t1", "public.t2") as (_, kept):
+            run_sql(project, "truncate t1, t2", "insert into t1 values (1)")
+            await kept.until(lambda: len(kept.changes) == 1)
+            assert sorted(kept.notices, key=str) == [
+                ("public.t1", "table_truncated"), ("public.t2", "table_truncated"),
+            ]  # fmt: skip
+
+    asyncio.run(work())
+
+
+def test_the_schema_changes_under_way(project: Project) -> None:
+    run_sql(
+        project,
+        "create type mood as enum ('sad')",
+        "create type pair as (a int)",
+        "create table s (id int primary key, a text)",
+    )
+
+    async def work() -> None:
+        async with feeding(project, "public.s") as (feed, kept):
+            run_sql(
+                project,
+                "insert into s values (1, 'x')",
+                "alter table s add column m mood",
+                "insert into s values (2, 'x', 'sad')",
+                "alter table s add column p pair, drop column a",
+                "insert into s values (3, 'sad', '(1)')",
+                "alter table s alter column id type bigint",
+                "alter table s rename column m to mood",
+                "insert into s values (30000000000, 'sad', '(2)')",
+            )
+            await kept.until(lambda: len(kept.changes) >= 4)
+            run_sql(
+                project,
+                "alter type pair add attribute b text",
+                "alter type mood add value 'glad'",
+                "insert into s values (5, 'glad', '(3,x)')",
+            )
+            await kept.until(lambda: len(kept.changes) >= 5)
+            assert [c.record for c in kept.changes] == [
+                {"id": 1, "a": "x"},
+                {"id": 2, "a": "x", "m": "sad"},
+                {"id": 3, "m": "sad", "p": {"a": 1}},
+                {"id": 30000000000, "mood": "sad", "p": {"a": 2}},
+                {"id": 5, "mood": "glad", "p": {"a": 3, "b": "x"}},
+            ]
+            # Without its key the table can still be written to; only inserts are told then.
+            run_sql(
+                project,
+                "alter table s drop constraint s_pkey",
+                "update s set mood = null where id = 1",
+                "insert into s values (6, 'sad')",
+            )
+            await kept.until(lambda: len(kept.changes) >= 6)
+            await kept.until(lambda: feed.states == {"public.s": "inserts"})
+            run_sql(
+                project,
+                "alter table s add primary key (id)",
+                "update s set mood = 'glad' where id = 6",
+            )
+            await kept.until(lambda: len(kept.changes) >= 7)
+            assert [c.event for c in kept.changes[5:]] == ["INSERT", "UPDATE"]
+
+    asyncio.run(work())
+
+
+def test_partitions_are_told_as_their_table(project: Project) -> None:
+    run_sql(
+        project,
+        "create table p (id int, k text, primary key (id, k)) partition by list (k)",
+        "create table p_a partition of p for values in ('a')",
+        "create table p_b partition of p for values in ('b')",
+    )
+
+    async def work() -> None:
+        async with feeding(project, "public.p") as (feed, kept):
+            assert feed.states == {"public.p": "all"}
+            run_sql(
+                project,
+                "insert into p values (1, 'a')", "update p set k = 'b'",
+                "create table p_c partition of p for values in ('c')",
+                "insert into p values (2, 'c')", "update p set id = 3 where k = 'c'",
+            )  # fmt: skip
+            await kept.until(lambda: len(kept.changes) >= 5)
+            assert {c.source for c in kept.changes} == {"public.p"}
+            assert [c.event for c in kept.changes] == [
+                "INSERT", "DELETE", "INSERT", "INSERT", "UPDATE",
+            ]  # fmt: skip
+
+    asyncio.run(work())
+
+
+def test_generated_columns_are_told(project: Project) -> None:
+    run_sql(
+        project,
+        "create table g (id int primary key, n int, twice int generated always as (2 * n) stored)",
+    )
+
+    async def work() -> None:
+        async with feeding(project, "public.g") as (_, kept):
+            run_sql(project, "insert into g values (1, 4)")
+            await kept.until(lambda: len(kept.changes) >= 1)
+            assert kept.changes[0].record == {"id": 1, "n": 4, "twice": 8}
+
+    asyncio.run(work())
+
+
+def test_tables_that_cannot_be_told(project: Project, world: World) -> None:
+    run_sql(
+        project,
+        "create view w as select 1 as a",
+        "create unlogged table u (id int primary key)",
+        'create table "q.x""y" (id int primary key)',
+    )
+    with world.admin(project) as admin:
+        admin.execute("create table foreign_one (id int primary key)")
+
+    async def work() -> None:
+        names = ["w", "u", "nothing", 'q.x"y', "foreign_one"]
+        async with feeding(
+            project, *[f"public.{name}" for name in names], "auth.schema_migrations"
+        ) as (feed, kept):
+            assert feed.states == {
+                "public.w": "unsupported", "public.u": "unsupported", "public.nothing": "missing",
+                'public.q.x"y': "all", "public.foreign_one": "forbidden",
+                "auth.schema_migrations": "missing",
+            }  # fmt: skip
+            run_sql(project, 'insert into "q.x""y" values (1)')
+            await kept.until(lambda: len(kept.changes) == 1)
+            assert kept.changes[0].source == 'public.q.x"y'
+            run_sql(project, "create table nothing (id int primary key)")
+            await kept.until(lambda: feed.states["public.nothing"] == "all")
+
+    try:
+        asyncio.run(work())
+    finally:
+        with world.admin(project) as admin:
+            admin.execute("drop table foreign_one; drop view w")
+
+
+def test_settings_decide_what_is_told(project: Project) -> None:
+    run_sql(project, "create table x (id int primary key)", "create table y (id int primary key)")
+
+    async def work() -> None:
+        async with feeding(project, "public.x") as (feed, kept):
+            run_sql(project, "insert into x values (1)", "insert into y values (1)")
+            await kept.until(lambda: len(kept.changes) == 1)
+            feed.configure(project, frozenset({"public.y"}))
+            assert await feed.ready("public.y") == "all"
+            run_sql(project, "insert into x values (2)", "insert into y values (2)")
+            await kept.until(lambda: len(kept.changes) == 2)
+            feed.configure(project, frozenset())
+            await feed.ready()
+            run_sql(project, "insert into x values (3)", "insert into y values (3)")
+            feed.configure(project, frozenset({"public.x", "public.y"}))
+            await feed.ready()
+            run_sql(project, "insert into x values (4)", "insert into y values (4)")
+            await kept.until(lambda: len(kept.changes) >= 4)
+            assert [(c.source, c.record) for c in kept.changes] == [
+                ("public.x", {"id": 1}), ("public.y", {"id": 2}),
+                ("public.x", {"id": 4}), ("public.y", {"id": 4}),
+            ]  # fmt: skip
+
+    asyncio.run(work())
+
+
+def test_a_large_transaction_in_bounded_memory(project: Project) -> None:
+    rows = 100_000
+    run_sql(project, "create table big (id int primary key, body text)")
+
+    class Counting(Kept):
+        biggest = 0
+
+        def change(self, project_id: str, change: Change) -> bool:
+            assert change.record is not None
+            self.sum = getattr(self, "sum", 0) + change.record["id"]
+            if len(self.changes) < 3 or change.record["id"] == rows:
+                self.changes.append(change)
+                self.told.set()
+            return True
+
+    async def work() -> None:
+        kept = Counting()
+        async with feeding(project, "public.big", kept=kept):
+            before = psutil.Process().memory_info().rss
+            insert = f"insert into big select g, repeat('x', 200) from generate_series(1, {rows}) g"
+            await asyncio.to_thread(run_sql, project, insert)
+            await kept.until(lambda: len(kept.changes) == 4, 60)
+            assert kept.sum == rows * (rows + 1) // 2
+            assert psutil.Process().memory_info().rss - before < 8 << 20
 
     asyncio.run(work())
