@@ -108,6 +108,15 @@ class Files(RunningNode):
         with psycopg.connect(self.system_dsn(), autocommit=True) as connection:
             return [list(row) for row in connection.execute(text).fetchall()]
 
+    def rows_as(self, role: str, claims: str, text: str) -> list[Any]:
+        """Of a statement as a client's role runs it."""
+        import psycopg
+
+        with psycopg.connect(self.system_dsn()) as connection:
+            connection.execute(f"set local role {role}")
+            connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+            return connection.execute(text).fetchall()
+
     def system_dsn(self) -> str:
         import psycopg
 
