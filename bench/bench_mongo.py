@@ -90,6 +90,7 @@ class Bench:
                 for n in range(DOCUMENTS)
             )  # fmt: skip
             self.ids = made.inserted_ids
+            notes.create_index("user_id")
         self._settings({"rules": RULES})
         self.headers = {
             "apikey": self.node.project["anon_key"], "content-type": "application/json",

@@ -22,7 +22,7 @@ from server.control import records, sections, sqlrun, tenancy
 from server.control.database import Cluster
 from server.control.lifecycle import Lifecycle, shown_state
 from server.control.owners import LOCAL_OWNER
-from server.control.projects import Projects, away
+from server.control.projects import Projects, away, no_documents
 from server.control.records import Record
 from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
 from server.mongo.address import read_server
@@ -210,10 +210,7 @@ class AdminApi:
     async def create(self, request: AdminRequest) -> AdminResponse:
         wanted = request.decode(CreateProject)
         if wanted.flavor in {"mongo", "both"} and self.projects.documents is None:
-            raise ApiError(
-                409, "mongo_not_available",
-                "This node has no document server: install SecantusDB or set mongo_url.",
-            )  # fmt: skip
+            raise no_documents()
         record = await self.projects.create(
             wanted.name, wanted.flavor, wanted.tier, actor="admin", owner=wanted.owner
         )

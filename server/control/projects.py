@@ -222,6 +222,28 @@ class Projects:
                     )
         return outcome
 
+    async def add_documents(self, slug: str, actor: str = "node") -> Record:
+        """Give a project of tables documents as well. 409 when it has them."""
+        record = await self.find(slug)
+        if self.documents is None:
+            raise no_documents()
+        if record.flavor != "postgres":
+            raise ApiError(409, "conflict", f'The project "{slug}" has documents already.')
+        owners.check_flavor("both", record.tier, self.limits(record).flavors)
+        kept = new_address(record.id, secrets.new_password())
+        async with self.control() as control, locked(control, record.id):
+            await self.documents.provision(kept)
+            async with control.transaction():
+                done = await control.execute(
+                    """update projects set flavor = 'both', mongo_url = $2
+                    where id = $1 and flavor = 'postgres'""",
+                    (record.id, kept),
+                )
+                if done.rowcount == 0:
+                    raise ApiError(409, "conflict", "The project has just been changed.")
+                await audit(control, actor, "project.documents", slug)
+        return await self.find(slug)
+
     async def put_settings(
         self, slug: str, section: str, value: dict[str, Any], actor: str = "node"
     ) -> None:
@@ -374,6 +396,13 @@ async def audit(
         "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
         (actor, action, project, text),
     )
+
+
+def no_documents() -> ApiError:
+    return ApiError(
+        409, "mongo_not_available",
+        "This node has no document server: install SecantusDB or set mongo_url.",
+    )  # fmt: skip
 
 
 def unknown(slug: str) -> ApiError:

@@ -17,7 +17,8 @@ from pymongo.errors import CollectionInvalid, OperationFailure, PyMongoError
 from ichicore.errors import ApiError
 from ichicore.rules import RuleError, compile_policy
 from server.base.project import Project
-from server.control.api import AdminApi
+from server.control import records
+from server.control.api import AdminApi, ShownProject, shown
 from server.control.routes import AdminRequest, AdminResponse, Router
 from server.mongo import faults, history
 from server.mongo.explain import Explained, Question, explain
@@ -113,6 +114,8 @@ def register(router: Router, api: AdminApi) -> None:
     base = "/admin/v1/projects/{project}/mongo"
     one = base + "/collections/{collection}"
     add = router.add
+    add("POST", base, rooms.enable, "Give a project of tables documents as well",
+        result=ShownProject)  # fmt: skip
     add("GET", base + "/collections", rooms.collections, "Collections with their sizes",
         result=list[ShownCollection])  # fmt: skip
     add("POST", base + "/collections", rooms.create, "Create a collection",
@@ -170,6 +173,11 @@ class _Routes:
         if project.mongo_url is None or self.api.projects.documents is None:
             raise faults.away("This node has no document server.")
         return project
+
+    async def enable(self, request: AdminRequest) -> AdminResponse:
+        projects = self.api.projects
+        record = await projects.add_documents(request.params["project"], actor="admin")
+        return AdminResponse(201, shown(record, records.to_project(record, projects.config)))
 
     async def collections(self, request: AdminRequest) -> AdminResponse:
         async with self._database(request) as database:

@@ -27,6 +27,8 @@ def _register_mongo(commands: Any, shared: argparse.ArgumentParser) -> None:
     made = commands.add_parser("mongo", help="Manage a project's documents.")
     actions = made.add_subparsers(required=True, metavar="ACTION")
 
+    one = actions.add_parser("enable", parents=[shared], help="give a project of tables documents")
+    one.set_defaults(run=enable)
     one = actions.add_parser("collections", parents=[shared], help="list the collections")
     one.set_defaults(run=collections)
     one = actions.add_parser("create", parents=[shared], help="create a collection")
@@ -134,6 +136,12 @@ def _json(text: str, what: str) -> Any:
 
 
 # Collections and indexes
+
+
+def enable(options: argparse.Namespace) -> int:
+    found = _Admin(options).call("POST", "mongo")
+    print_json(found) if options.json else print(f"{options.project} has documents now")
+    return 0
 
 
 def collections(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ again. Documents that another write changes meanwhile make the server refuse, an
 from __future__ import annotations
 
 import re
+import struct
 import time
 from typing import Any, NamedTuple
 
@@ -63,6 +64,20 @@ class Change(NamedTuple):
     look: bool = False
 
 
+SIZE = struct.Struct("<i")
+SINGLE = b"\x08singleBatch\0\x01"
+
+
+def _text(name: bytes, value: str) -> bytes:
+    """A member of a BSON document."""
+    data = value.encode()
+    return b"".join((b"\x02", name, b"\0", SIZE.pack(len(data) + 1), data, b"\0"))
+
+
+def _number(name: bytes, value: int) -> bytes:
+    return b"".join((b"\x10", name, b"\0", SIZE.pack(value)))
+
+
 def denied() -> ApiError:
     return ApiError(403, "policy_denied", "The document would leave what the rules allow.")
 
@@ -83,6 +98,7 @@ class Executor:
         self.deadline = time.monotonic() + seconds
         self.most = most
         self.disk = disk
+        self._tail = store.suffix
 
     def left(self) -> float:
         """Seconds; ApiError 504 when there are none."""
@@ -91,16 +107,19 @@ class Executor:
             raise faults.timed_out()
         return left
 
-    async def command(self, body: dict[str, Any]) -> bytes:
-        """The raw answer of a command that succeeded."""
+    # Reading
+
+    async def ask(self, elements: bytes) -> bytes:
+        """The raw answer to a command of these encoded members."""
         left = self.left()
-        body["maxTimeMS"] = max(1, round(left * 1000))
-        body["$db"] = self.store.database
-        answer = await self.store.run(bson.encode(body), left)
+        length = len(elements) + len(self._tail) + 20
+        command = b"".join((
+            SIZE.pack(length), elements, b"\x10maxTimeMS\0", SIZE.pack(max(1, int(left * 1000))),
+            self._tail, b"\0",
+        ))  # fmt: skip
+        answer = await self.store.run(command, left)
         self.store.succeeded(answer)
         return answer
-
-    # Reading
 
     async def find(
         self,
@@ -112,18 +131,15 @@ class Executor:
         skip: int = 0,
     ) -> list[bytes]:
         """The raw answers that hold the documents, at most `limit` of them."""
-        body: dict[str, Any] = {"find": self.collection, "filter": raw(filter), "limit": limit}
+        parts = [_text(b"find", self.collection), b"\x03filter\0", filter, _number(b"limit", limit)]
         if projection is not None:
-            body["projection"] = raw(projection)
+            parts += [b"\x03projection\0", projection]
         if sort is not None:
-            body["sort"] = raw(sort)
+            parts += [b"\x03sort\0", sort]
         if skip:
-            body["skip"] = skip
-        if limit == 1:
-            body["singleBatch"] = True
-        else:
-            body["batchSize"] = limit
-        return await self._batches(await self.command(body))
+            parts.append(_number(b"skip", skip))
+        parts.append(SINGLE if limit == 1 else _number(b"batchSize", limit))
+        return await self._batches(await self.ask(b"".join(parts)))
 
     async def aggregate(self, pipeline: tuple[bytes, ...], limit: int) -> list[bytes]:
         """limit: that of the pipeline's last stage."""
@@ -131,7 +147,7 @@ class Executor:
             "aggregate": self.collection, "pipeline": [raw(stage) for stage in pipeline],
             "cursor": {"batchSize": limit}, "allowDiskUse": self.disk,
         }  # fmt: skip
-        return await self._batches(await self.command(body))
+        return await self._batches(await self.ask(bson.encode(body)[4:-1]))
 
     async def _batches(self, first: bytes) -> list[bytes]:
         """What a cursor gives until it ends; its documents are bounded by its command's limit."""
@@ -157,11 +173,13 @@ class Executor:
         await self.store.run(bson.encode({**body, "$db": self.store.database}), 2.0)
 
     async def count(self, filter: bytes) -> int:
-        answer = await self.command({"count": self.collection, "query": raw(filter)})
+        answer = await self.ask(_text(b"count", self.collection) + b"\x03query\0" + filter)
         return int(bson.decode(answer)["n"])
 
     async def distinct(self, field: str, filter: bytes) -> bytes:
-        return await self.command({"distinct": self.collection, "key": field, "query": raw(filter)})
+        return await self.ask(
+            _text(b"distinct", self.collection) + _text(b"key", field) + b"\x03query\0" + filter
+        )
 
     # Writing
 

@@ -133,6 +133,7 @@ class Store:
         self.url = url
         self.address = Address(url)
         self.database = self.address.database
+        self.suffix = bson.encode({"$db": self.database})[4:-1]  # of every command
         self.limit = limit
         self.used = time.monotonic()
         self.closed = False
@@ -158,9 +159,11 @@ class Store:
 
     async def profile(self) -> Profile:
         if self._profile is None:
-            admin = self.client.admin
-            build = await admin.command("buildInfo")
-            self._profile = Profile(build, await admin.command("hello"))
+            found = [
+                check(await self.run(bson.encode({name: 1, "$db": "admin"}), 5.0), self)
+                for name in ("buildInfo", "hello")
+            ]
+            self._profile = Profile(found[0], found[1])
         return self._profile
 
     async def run(self, command: bytes, seconds: float) -> bytes:
@@ -172,10 +175,8 @@ class Store:
         for attempt in (1, 2):
             connection = await self._take()
             try:
-                async with asyncio.timeout(seconds + GRACE_SECONDS):
-                    answer = await connection.send(command)
+                return await connection.send(command, seconds + GRACE_SECONDS)
             except TimeoutError:
-                connection.close()
                 raise faults.timed_out() from None
             except wire.WireError as error:
                 self._server = None
@@ -187,7 +188,6 @@ class Store:
                 raise
             finally:
                 self._give_back(connection)
-            return answer
         raise faults.away()
 
     async def write(self, body: dict[str, Any], seconds: float) -> bytes:

@@ -39,13 +39,15 @@ class LoginError(ConnectionError):
 class Connection(asyncio.Protocol):
     """One connection, in use by one caller at a time."""
 
-    __slots__ = ("_buffer", "_need", "_waiting", "transport")
+    __slots__ = ("_buffer", "_loop", "_need", "_timer", "_waiting", "transport")
 
     def __init__(self) -> None:
         self.transport: Any = None
         self._buffer = bytearray()
         self._need = 0
         self._waiting: asyncio.Future[bytes] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
 
     # Called by the event loop
 
@@ -84,6 +86,8 @@ class Connection(asyncio.Protocol):
             self._waiting = waiting
             self._broken("an answer of another kind")
             return
+        if self._timer is not None:
+            self._timer.cancel()
         if not waiting.done():
             # a checksum may follow the document
             waiting.set_result(message[21 : len(message) - 4] if flags & 1 else message[21:])
@@ -92,8 +96,16 @@ class Connection(asyncio.Protocol):
         self._fail(reason)
         self.close()
 
+    def _late(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(TimeoutError())
+        self.close()
+
     def _fail(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, None
+        if self._timer is not None:
+            self._timer.cancel()
         if waiting is not None and not waiting.done():
             waiting.set_exception(WireError(reason, sent=True))
 
@@ -108,14 +120,17 @@ class Connection(asyncio.Protocol):
             and not self._buffer
         )
 
-    def send(self, command: bytes) -> asyncio.Future[bytes]:
-        """command: a BSON document with `$db`. The answer's document; WireError."""
+    def send(self, command: bytes, seconds: float | None = None) -> asyncio.Future[bytes]:
+        """command: a BSON document with `$db`. The answer's document; WireError, or TimeoutError
+        after so many seconds, which ends the connection and with it the operation."""
         if not self.usable:
             raise WireError("the connection is closed", sent=False)
         length = 21 + len(command)
         if length > MAX_MESSAGE:
             raise WireError("the command is too large", sent=False)
-        self._waiting = future = asyncio.get_running_loop().create_future()
+        self._waiting = future = self._loop.create_future()
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self._late)
         head = HEAD.pack(length, next(_ids) & 0x7FFFFFFF, 0, OP_MSG, 0, 0)
         self.transport.write(head + command)
         return future

@@ -88,7 +88,7 @@ def test_a_project_with_documents_alone_comes_and_goes(node):
         own.things.insert_one({"_id": 1})
     with database(node.project()["mongo_url"]) as other, pytest.raises(OperationFailure):
         other.client[own.name].things.find_one()
-    node.cli("projects", "delete", "notes", "--yes")
+    node.cli("projects", "delete", "notes", "--yes", "--now")
     client = MongoClient(made["mongo_url"], serverSelectionTimeoutMS=1000)
     with client, pytest.raises(PyMongoError):
         client.get_default_database().things.find_one()
@@ -121,5 +121,12 @@ def test_a_node_without_documents_runs_no_document_server(folder):
         assert running.project()["mongo_url"] is None
         assert documents_process(running) is None
         assert not (running.data_dir / "mongo").exists()
+        made = json.loads(running.cli("mongo", "enable", "--json").stdout)
+        assert made["flavor"] == "both"
+        assert documents_process(running) is not None
+        with database(made["mongo_url"]) as own:
+            own.things.insert_one({"_id": 1})
+        again = running.cli("mongo", "enable", ok=False)
+        assert "has documents already" in again.stderr
     finally:
         running.end()
