@@ -3,7 +3,8 @@
 Files of a backup, in the folder <project id>/<backup id> of the store: `manifest.json` (sizes and
 SHA-256 of the others, readable without a key), `postgres.dump` (pg_dump's custom format),
 `documents.bson` (where the project has documents), `content.json` (rows and checksums of each
-table and collection, taken from the same snapshot) and `project.json` (keys and settings). With a
+table and collection, taken from the same snapshot), `storage.json` (the files it knows of, whose
+bytes stay where they are) and `project.json` (keys and settings). With a
 key all but the manifest are sealed, and the manifest carries a MAC. The manifest is written last:
 a folder without one is what an interrupted backup has left.
 """
@@ -14,13 +15,13 @@ import base64
 import hashlib
 import hmac
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from server.backup import content, documents, tools
+from server.backup import content, documents, files, tools
 from server.backup.content import Table
 from server.backup.documents import Collection
 from server.backup.seal import derive, new_salt, seal, unseal
@@ -31,15 +32,14 @@ from server.control.projects import Projects
 from server.control.records import Record
 
 FORMAT = 1
-DUMP, DOCUMENTS, CONTENT, PROJECT = (
-    "postgres.dump",
-    "documents.bson",
-    "content.json",
-    "project.json",
-)
+DUMP = "postgres.dump"
+DOCUMENTS = "documents.bson"
+CONTENT = "content.json"
+STORAGE = "storage.json"
+PROJECT = "project.json"
 MANIFEST = "manifest.json"
 
-Progress = Callable[[str, int, int], Awaitable[None]]  # step, done, total (bytes, 0 when unknown)
+Progress = files.Progress  # bytes; 0 when the total is not known
 
 
 class BackupError(RuntimeError):
@@ -189,6 +189,7 @@ async def _create(
         await writer.put(DUMP, _told(tool.output(), "database", size, progress))
         await progress("checksums", 0, 0)
         tables = await content.tables(connection)
+        stored = await files.listed(connection)
         await connection.execute("rollback")
     collections: dict[str, Collection] = {}
     url = records.to_project(record, projects.config).mongo_url
@@ -196,6 +197,7 @@ async def _create(
         await progress("documents", 0, 0)
         await writer.put(DOCUMENTS, documents.read(url, collections))
     await writer.put_text(CONTENT, Content(record.database, tables, collections))
+    await writer.put_text(STORAGE, stored)
     await writer.put_text(PROJECT, kept(record))
     manifest = Manifest(
         FORMAT, writer.backup_id, record.id, record.slug, record.flavor, record.tier,

@@ -18,17 +18,19 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from server.backup import content, documents, listing, tools
+from server.backup import content, documents, files, listing, tools
 from server.backup.archive import (
     CONTENT,
     DOCUMENTS,
     DUMP,
+    STORAGE,
     BackupError,
     Content,
     Progress,
     Reader,
 )
 from server.backup.documents import Collection
+from server.backup.files import Stored
 from server.backup.listing import Entry
 from server.control import provision, records, secrets
 from server.control.database import (
@@ -49,12 +51,14 @@ IGNORED = "errors ignored on restore"
 
 
 class Outcome(msgspec.Struct):
-    """warnings: what could not be made again, of what holds no rows."""
+    """files: that the database knows of. warnings: what could not be made again, of what holds no
+    rows, and files that are gone."""
 
     tables: int
     rows: int
     documents: int
     warnings: list[str]
+    files: int = 0
 
 
 class Target:
@@ -253,6 +257,12 @@ async def into_project(
             await progress("documents", 0, 0)
             found = await documents.write(url, _pieces(folder / DOCUMENTS))
             outcome.documents = _same(before.collections, found)
+        if (folder / STORAGE).exists():
+            stored = msgspec.json.decode((folder / STORAGE).read_bytes(), type=list[Stored])
+            outcome.files = len(stored)
+            outcome.warnings += await files.settle(
+                projects.config, reader.manifest.project_id, record.id, stored, progress
+            )
     return outcome
 
 

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 READ = 1 << 20
 
@@ -84,16 +83,12 @@ class ObjectStore:
     """An object store; its credentials come from the environment, as its own tools take them."""
 
     def __init__(self, url: str) -> None:
-        from obstore.store import from_url
+        from server.storage.remote import StoreUrlError, connect
 
-        parts = urlsplit(url)
-        options: dict[str, Any] = {}
-        if parts.scheme == "s3" and os.environ.get("AWS_ENDPOINT", "").startswith("http://"):
-            options["client_options"] = {"allow_http": True}
         try:
-            self.store: Any = from_url(url, **options)
-        except Exception as error:
-            raise StoreError(f"backup_url cannot be used: {error}") from None
+            self.store: Any = connect(url)
+        except StoreUrlError as error:
+            raise StoreError(str(error).replace("storage_url", "backup_url")) from None
 
     async def put(self, path: str, source: AsyncIterator[bytes]) -> None:
         import obstore

@@ -25,11 +25,13 @@ class ToolError(RuntimeError):
 
 
 def program(name: str, cluster: Cluster) -> str:
-    """Path of a tool that fits the cluster: TLS is only in the system's."""
-    if cluster.kind != "embedded":
+    """Path of a tool that fits the cluster: the embedded ones know every server up to their own
+    version, but no TLS."""
+    if cluster.options.get("sslmode") in ("require", "verify-ca", "verify-full"):
         found = shutil.which(name)
-        if found is not None:
-            return found
+        if found is None:
+            raise ToolError(f"{name} is missing: install the client tools of the server's version")
+        return found
     return str(binaries() / name)
 
 

@@ -227,6 +227,38 @@ def test_sockets_are_told_when_their_project_sleeps_and_wake_it(node, project):
     assert wait_until(lambda: answered(101))
 
 
+def documents(node, project, operation, body):
+    request = urllib.request.Request(
+        f"{node.url}/mongo/v1/{operation}/things", method="POST", data=json.dumps(body).encode(),
+        headers={"host": f"both.localhost:{node.port}", "content-type": "application/json",
+                 "apikey": project["service_key"]},
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return json.loads(error.read())
+
+
+def test_documents_are_backed_up_and_restored_with_their_ids(node):
+    node.cli("projects", "create", "both", "--flavor", "both")
+    project = node.project("both")
+    docs = [
+        {"_id": n, "text": f"document {n}", "deep": {"list": [n, None, 1.5]}} for n in range(40)
+    ]
+    assert wait_until(
+        lambda: "insertedIds" in documents(node, project, "insertMany", {"docs": docs}), 30
+    )
+    before = documents(node, project, "find", {"filter": {}, "sort": {"_id": 1}})
+    made = cli(node, "backups", "create", "both")
+    assert "and 40 documents" in node.cli("backups", "verify", made["backup"]).stdout
+    assert documents(node, project, "deleteMany", {"filter": {"_id": {"$gt": 4}}})["deleted"] == 35
+    documents(node, project, "insertOne", {"doc": {"_id": "later"}})
+    assert "and 40 documents" in node.cli("backups", "restore", made["backup"], "--yes").stdout
+    assert documents(node, project, "find", {"filter": {}, "sort": {"_id": 1}}) == before
+    node.cli("projects", "delete", "both", "--yes", "--now")
+
+
 def test_a_deleted_project_comes_back_and_goes_for_good(node, project):
     assert "undelete kitchen" in node.cli("projects", "delete", "kitchen", "--yes").stdout
     assert wait_until(lambda: get(node, project)[0] == 404)

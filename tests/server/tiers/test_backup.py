@@ -185,7 +185,8 @@ def roles(shop):
 def test_a_backup_is_private_files_with_their_sums(shop, backup):
     folder = shop.folder(backup)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert set(manifest["files"]) == {"postgres.dump", "content.json", "project.json"}
+    names = {"postgres.dump", "content.json", "storage.json", "project.json"}
+    assert set(manifest["files"]) == names
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
     content = json.loads((folder / "content.json").read_bytes())
@@ -511,3 +512,38 @@ def test_an_owner_cannot_run_code_as_the_administrator_by_a_restore(shop):
     with shop.session() as owner:
         assert owner.execute("select n from trap").fetchall() == [(1,)]
         owner.execute("drop table trap, spied; drop function spy")
+
+
+FILES_OF = """
+create table storage.objects (id uuid default gen_random_uuid(), bucket text, path text,
+  version text, size bigint, sha256 bytea)
+"""
+
+
+def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path):
+    made = Shop(world, "filed", data_dir=tmp_path)
+    versions = [f"{n:032x}" for n in range(1, 4)]
+    folder = tmp_path / "storage" / made.record.id / "00"
+    folder.mkdir(parents=True)
+    with made.session("system") as system:
+        system.execute(FILES_OF)
+        for number, version in enumerate(versions):
+            body = b"x" * number
+            (folder / version).write_bytes(body)
+            system.execute(
+                "insert into storage.objects (bucket, path, version, size, sha256) "
+                "values ('public', %s, %s, %s, '')",
+                (f"f{number}", version, number),
+            )
+    backup = made.backup()
+    state, result, error = made.job("restore", backup=backup)
+    assert (state, error, result["files"], result["warnings"]) == ("done", None, 3, [])
+    (folder / versions[1]).unlink()
+    state, result, error = made.job("restore", backup=backup, into="filed-two")
+    assert (state, error) == ("done", None)
+    assert result["warnings"] == ["files that are no longer in the store: public/f1"]
+    copy = run(made.projects().find("filed-two"))
+    there = sorted(p.name for p in (tmp_path / "storage" / copy.id / "00").iterdir())
+    assert there == [versions[0], versions[2]]
+    for slug in ("filed", "filed-two"):
+        run(made.projects().delete(slug))
