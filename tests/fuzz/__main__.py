@@ -12,7 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAMES = ("query", "shape", "json", "bodies", "headers", "settings")
+NAMES = (
+    "query",
+    "shape",
+    "json",
+    "bodies",
+    "headers",
+    "settings",
+    "body",
+    "rules",
+    "match",
+    "answer",
+)
 MOST_BYTES = 400
 SLOWEST = 5  # seconds for one input
 

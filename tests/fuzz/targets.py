@@ -12,6 +12,7 @@ from ichicore.http import accept, prefer, target
 from ichicore.rest import grammar, payload, query, shape
 from server.postgres import payloads
 from server.standalone import conffile, rolepath
+from tests.fuzz import documents
 from tests.oracle import payload as payload_twin
 from tests.oracle import rest_query, rest_shape
 
@@ -105,9 +106,11 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"return=representation, count=exact, timezone=UTC, max-affected=1, handling=strict",
         b'application/vnd.pgrst.plan+json; for="text/csv"; options=analyze|wal;q=0.5, */*',
     ),
+    **documents.SEEDS,
     "settings": (b'db-uri = "x\\n" # c\nport = 1\nflag=true\n', b'.a."b-c"[0][?(@ ==^ "x")]'),
 }
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    **documents.TARGETS,
     "query": query_string,
     "shape": shapes,
     "json": json_body,
