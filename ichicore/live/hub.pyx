@@ -13,6 +13,7 @@ from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_Check
 
+import json
 from collections import deque
 
 import orjson
@@ -21,7 +22,7 @@ from ichicore.live.change cimport Change
 from ichicore.live.wire cimport encode_bytes
 
 cdef dict BITS = {"INSERT": 1, "UPDATE": 2, "DELETE": 4, "insert": 1, "update": 2, "delete": 4}
-cdef str NUMERIC = "0123456789+-.eE"
+cdef uint64_t last_stamp = 0  # of the changes of all hubs
 
 
 def event_bits(events):
@@ -353,8 +354,13 @@ cdef class Hub:
             if self.groups is None:
                 if not self.waiting:
                     return False
-                self.begin(self.waiting.popleft())
                 budget -= 1
+                try:
+                    self.begin(self.waiting.popleft())
+                except Exception as error:
+                    self.groups = []
+                    self.faults += 1
+                    self.last_fault = error
             while self.at < len(self.groups):
                 if budget <= 0:
                     return True
@@ -371,9 +377,11 @@ cdef class Hub:
                 return True
 
     cdef bint begin(self, change) except -1:
+        global last_stamp
         cdef int bit = <int>BITS.get(change.event, 0)
         self.changes += 1
-        self.stamp += 1
+        last_stamp += 1
+        self.stamp = last_stamp
         self.at = 0
         self.groups = []
         self.about = self.sources.get((change.kind, change.source))
@@ -437,7 +445,12 @@ cdef class Hub:
                 self.faults += 1
                 self.last_fault = error
                 return 0
-        frame = self.frame_for(with_old, group.whole)
+        try:
+            frame = self.frame_for(with_old, group.whole)
+        except Exception as error:  # one change that cannot be told must not hold up the others
+            self.faults += 1
+            self.last_fault = error
+            return 0
         while PyDict_Next(group.members, &at, &member, &number):
             peer = <Peer>member
             if peer.stamp != self.stamp:
@@ -473,4 +486,7 @@ cdef bytes as_json(object value, bytes text, object fields):
         return text
     if fields is not None:
         value = fields.strip(value) if value is not None else {}
-    return orjson.dumps(value)
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # numbers beyond 64 bits and halves of characters, which jsonb and json hold
+        return json.dumps(value, separators=(",", ":")).encode()

@@ -334,7 +334,14 @@ class Process:
 
     def _pump(self, project_id: str) -> None:
         tenant = self.tenants.get(project_id)
-        if tenant is not None and tenant.hub.pump(PUMP):
+        more = False
+        if tenant is not None:
+            try:
+                more = tenant.hub.pump(PUMP)
+            except Exception:
+                more = True  # the next change is another one
+                self._fault("delivering a change")
+        if more:
             assert self._loop is not None
             self._loop.call_soon(self._pump, project_id)
         else:
@@ -359,13 +366,14 @@ class Process:
     def documents(self, message: dict[str, Any]) -> None:
         """Changed documents that a worker tells of."""
         name, project = message["collection"], message["project"]
-        for event in message["events"]:
+        moment = time.time_ns()
+        for number, event in enumerate(message["events"], 1):
             record, old = event.get("record"), event.get("old")
             self.change(
                 project,
                 Change(
                     "mongo", name, event["event"], record=record, old=old,
-                    position=event.get("position") or "",
+                    position=f"{moment:016x}-{number:08x}",
                 ),
             )  # fmt: skip
 

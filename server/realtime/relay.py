@@ -3,6 +3,9 @@
 A worker takes the socket as it took the request, opens one of its own to the realtime process over
 a unix socket and passes messages both ways. Who may connect is decided there. A proxy that sends
 /realtime straight to the realtime process saves this step.
+
+Pings of the realtime process are not answered here: that would keep a client that is gone alive.
+The HTTP server has no way to pass them on, so here it is the client's own frames that count.
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ from typing import Any
 from server.base import unix
 from server.base.http import Request
 
-SLACK = 1 << 20  # bytes the worker may hold for a client that reads slowly
 KEY = "aWNoaWJhc2UtcmVsYXktMQ=="
 MASK = b"\x00\x00\x00\x00"  # a mask that changes nothing
 PASSED = ("host", "origin")
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+TEXT, BINARY, CLOSE = 1, 2, 8
 OPEN_SECONDS = 10.0
 
 
@@ -85,7 +87,7 @@ async def relay(path: Path, request: Request, protocol: Any) -> None:
             return
         transport = await protocol.accept()
         inwards = asyncio.ensure_future(_from_client(transport, writer))
-        outwards = asyncio.ensure_future(_to_client(transport, reader, writer, rest))
+        outwards = asyncio.ensure_future(_to_client(transport, reader, rest))
         try:
             await asyncio.wait({inwards, outwards}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -134,17 +136,13 @@ async def _from_client(transport: Any, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-async def _to_client(
-    transport: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rest: bytes
-) -> None:
+async def _to_client(transport: Any, reader: asyncio.StreamReader, rest: bytes) -> None:
     frames = Frames()
     data = rest
     while True:
         for opcode, payload in frames.feed(data):
             if opcode == TEXT:
                 await transport.send_str(payload.decode())
-            elif opcode == PING:
-                writer.write(masked(PONG, payload))
             elif opcode == CLOSE:
                 return
         data = await reader.read(1 << 16)
