@@ -64,6 +64,7 @@ class Process:
         self._listeners: list[socket.socket] = []
         self._sweeper: asyncio.Task[None] | None = None
         self._pumping: set[str] = set()
+        self._moment = 0  # of the documents told last, nanoseconds
         self.wake_project: Callable[[str], Awaitable[Any]] | None = None
         self._waking: set[asyncio.Task[None]] = set()
         directory.on_change(self._changed)
@@ -366,7 +367,7 @@ class Process:
     def documents(self, message: dict[str, Any]) -> None:
         """Changed documents that a worker tells of."""
         name, project = message["collection"], message["project"]
-        moment = time.time_ns()
+        self._moment = moment = max(time.time_ns(), self._moment + 1)
         for number, event in enumerate(message["events"], 1):
             record, old = event.get("record"), event.get("old")
             self.change(

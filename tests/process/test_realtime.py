@@ -163,6 +163,21 @@ def test_publishing_over_http(node, keys):
     client.close()
 
 
+def test_a_client_of_the_public_port_that_never_reads(node, keys):
+    lazy = connect(node, keys["anon_key"])
+    join(lazy, "room:7")
+    workers = [p for p in node.process_of().children(True) if p.name() == "ichibase-worker"]
+    before = sum(worker.memory_info().rss for worker in workers)
+    body = {"channel": "room:7", "payload": "x" * 100_000}
+    reached = [
+        post(node, "/realtime/publish", body, keys["service_key"])[1]["delivered"]
+        for _ in range(400)
+    ]
+    assert reached[0] == 1
+    assert reached[-1] == 0  # 40 MB were not kept for it
+    assert sum(worker.memory_info().rss for worker in workers) - before < 24 << 20
+
+
 def test_signing_out_cuts_the_sockets_within_a_second(node, keys):
     person = {"email": "rt@example.com", "password": "tangerine lamp 41"}
     post(node, "/auth/signup", person, apikey=keys["anon_key"])
