@@ -26,6 +26,7 @@ from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
 from server.realtime.feeds import Feeds, node_id
+from server.realtime.mongo_feed import DocumentFeeds
 from server.realtime.process import Process, listening
 from server.realtime.relay import socket_for_workers
 
@@ -56,6 +57,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     process = Process(directory, hosts, events, usage, directory.ready.is_set)
     feeds = Feeds(process, node_id(config.data_dir), config.control_dsn, directory.all, events)
     process.feeds = feeds
+    process.streams = DocumentFeeds(process, events)
     process.wake_project = directory.wake
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()

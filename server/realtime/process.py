@@ -24,12 +24,14 @@ from server.base.keys import revoke
 from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
+from server.realtime.mongo_feed import DocumentFeed, DocumentFeeds, notice
 from server.realtime.session import EXPIRED, REVOKED, Session, Subscription
 from server.realtime.tenant import Tenant
 
 FLUSH = 160  # connections written to before the loop may do something else, about a millisecond
 PUMP = 1_000  # decisions and frames before the loop may do something else
 SWEEP_SECONDS = 1.0
+LINGER_TICKS = 30  # between looks at streams of projects without sockets
 FULL_SECONDS = 0.5  # without accepting, when there is no room for another connection
 SHUTDOWN = 4000
 BACKLOG = 4096
@@ -55,6 +57,7 @@ class Process:
         self.usage = usage
         self.ready = ready
         self.feeds = feeds
+        self.streams: DocumentFeeds | None = None
         self.wire = Wire(self, max_frames=500, **options)
         self.tenants: dict[str, Tenant] = {}  # by project id
         self.now = time.monotonic
@@ -120,6 +123,8 @@ class Process:
             await asyncio.wait([self._sweeper])
         if self.feeds is not None:
             await self.feeds.stop()
+        if self.streams is not None:
+            await self.streams.stop()
         self._loop.remove_reader(self.wire.fileno())
         self.wire.close_all()
 
@@ -194,6 +199,7 @@ class Process:
         self.accepted += 1
         if self.feeds is not None:
             self.feeds.wanted(tenant)
+        self._review_stream(tenant)
 
     def _not_active(self, project: Project) -> None:
         """Refuses a socket; one to a sleeping project wakes it, and clients try again."""
@@ -283,6 +289,8 @@ class Process:
                 del self.tenants[tenant.project.id]
                 if self.feeds is not None:
                     self.feeds.unwanted(tenant)
+                if self.streams is not None:
+                    self.streams.end(tenant.project.id)
             return
         known = self.tenants.get(project.id)
         if known is None:
@@ -298,6 +306,7 @@ class Process:
                 session.review()
         if self.feeds is not None:
             self.feeds.changed(known)
+        self._review_stream(known)
 
     def revoked(self, message: dict[str, Any]) -> None:
         """A message of the topic TOKEN_REVOKED: its sockets are cut without grace."""
@@ -315,7 +324,12 @@ class Process:
         self, session: Session, subscription: Subscription, told: dict[str, Any]
     ) -> None:
         """Acknowledges a subscription of rows or documents, once changes are being read."""
-        if self.feeds is not None and subscription.given.kind == "postgres":
+        stream = None
+        if subscription.given.kind == "mongo":
+            stream = self._review_stream(session.tenant)
+        if stream is not None:
+            stream.acknowledge(session.peer, messages.frame(told))
+        elif self.feeds is not None and subscription.given.kind == "postgres":
             self.feeds.acknowledge(session.tenant, session.peer, told)
         else:
             session.peer.send(messages.frame(told))
@@ -365,18 +379,34 @@ class Process:
         return tenant.publish(channels, event, payload, position)
 
     def documents(self, message: dict[str, Any]) -> None:
-        """Changed documents that a worker tells of."""
+        """Changed documents that a worker tells of, unless the project's change stream does."""
         name, project = message["collection"], message["project"]
-        self._moment = moment = max(time.time_ns(), self._moment + 1)
-        for number, event in enumerate(message["events"], 1):
+        tenant = self.tenants.get(project)
+        if tenant is None or DocumentFeeds.applies(tenant):
+            return
+        for event in message["events"]:
             record, old = event.get("record"), event.get("old")
             self.change(
                 project,
                 Change(
                     "mongo", name, event["event"], record=record, old=old,
-                    position=f"{moment:016x}-{number:08x}",
+                    position=self.document_position(),
                 ),
             )  # fmt: skip
+
+    def document_position(self) -> str:
+        """Texts that sort as documents were told of."""
+        self._moment = max(time.time_ns(), self._moment + 1)
+        return f"{self._moment:016x}-00000001"
+
+    def notice(self, project_id: str, kind: str, code: str, detail: str) -> None:
+        """An error frame to all that have subscribed to sources of a kind."""
+        tenant = self.tenants.get(project_id)
+        if tenant is not None:
+            notice(tenant, kind, code, detail)
+
+    def _review_stream(self, tenant: Tenant) -> DocumentFeed | None:
+        return None if self.streams is None else self.streams.review(tenant)
 
     # once a second
 
@@ -390,6 +420,9 @@ class Process:
                     if isinstance(peer.owner, Session):
                         peer.owner.close("token_expired", EXPIRED)
                 self._count()
+                if ticks % LINGER_TICKS == 0:
+                    for tenant in self.tenants.values():
+                        self._review_stream(tenant)
             except Exception:
                 self._fault("the sweep")
 

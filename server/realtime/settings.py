@@ -59,7 +59,9 @@ class ChannelRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class RealtimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """tables: by name, `public` when without a schema. channels: by pattern, where `*` stands for
     any characters and ${auth.uid} for a value of the identity; the longest pattern that fits
-    decides. client_broadcast: "off" refuses what clients send whatever the rules say.
+    decides. client_broadcast: "off" refuses what clients send whatever the rules say. documents:
+    whether changed documents are told by the node as it writes them, or by the database's change
+    stream, which also tells of others' writes.
     token_grace_seconds: how long a socket outlives its token. presence_members: of one channel.
     buffer_bytes: what may wait for a client that reads slowly. Numbers of a connection:
     subscriptions, frames_per_second, payload_bytes and state_bytes."""
@@ -68,6 +70,7 @@ class RealtimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     collections: dict[str, Collection] = {}
     channels: dict[str, ChannelRule] = {}
     client_broadcast: Literal["off", "rules"] = "rules"
+    documents: Literal["gateway", "stream"] = "gateway"
     token_grace_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 300
     presence_members: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
     subscriptions: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
