@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from datetime import UTC, datetime
 from email.headerregistry import Address
@@ -91,7 +92,8 @@ async def send(outbound: Outbound, smtp: Smtp, message: EmailMessage) -> None:
         if smtp.username is not None:
             await client.login(smtp.username, smtp.password or "")
         await client.send_message(message)
-        await client.quit()
+        with contextlib.suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+            await client.quit()  # the message is taken: trouble now must not send it again
     finally:
         client.close()
         sock.close()

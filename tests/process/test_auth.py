@@ -10,8 +10,11 @@ import urllib.request
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.process.running import RunningNode, wait_until
+from tests.server.auth import shapes
 
 ANN, PASSWORD = "ann@example.com", "tangerine lamp 41"
 
@@ -167,6 +170,33 @@ def test_the_outbox_shows_what_would_have_been_sent(node):
     with urllib.request.urlopen(link.replace(":8000", f":{node.port}"), timeout=10) as page:
         assert b"<form" in page.read()
     assert cli(node, "outbox", "--clear")["deleted"] == 1
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(
+    st.sampled_from(sorted(shapes.BODIES)).flatmap(
+        lambda endpoint: st.tuples(st.just(endpoint), shapes.bodies(shapes.BODIES[endpoint]))
+    ),
+    st.sampled_from(["anon_key", "service_key"]),
+)
+def test_whatever_is_sent_the_node_answers_with_a_code(node, asked, key):
+    (method, path), raw = asked
+    if not hasattr(node, "keys"):
+        node.keys = node.project()
+    where = path.replace("{id}", "00000000-0000-4000-8000-000000000000")
+    headers = {"apikey": node.keys[key], "content-type": "application/json"}
+    request = urllib.request.Request(f"{node.url}/auth{where}", raw, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status < 300
+    except urllib.error.HTTPError as error:
+        assert 400 <= error.code < 500, (asked, error.code)
+        told = json.loads(error.read())
+        assert isinstance(told["code"], str)
+        assert isinstance(told["detail"], str)
 
 
 def test_keys_rotate_without_ending_sessions(node):
