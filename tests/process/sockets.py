@@ -50,9 +50,13 @@ async def open_socket(url, token):
 async def subscribed(url, token, *tables, **more):
     """A socket with these subscriptions, all acknowledged."""
     socket = await open_socket(url, token)
-    for number, table in enumerate(tables):
-        socket.send(type="subscribe", ref=f"s{number}", kind="postgres", table=table, **more)
-    for _ in tables:
-        frame = await socket.next()
-        assert frame["type"] == "subscribed", frame
+    try:
+        for number, table in enumerate(tables):
+            socket.send(type="subscribe", ref=f"s{number}", kind="postgres", table=table, **more)
+        for _ in tables:
+            frame = await socket.next()
+            assert frame["type"] == "subscribed", frame
+    except BaseException:
+        socket.close()
+        raise
     return socket
