@@ -35,10 +35,50 @@ GRACE_SECONDS = 2.0  # beyond the time the server itself was given
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 # Options with which connections need more than the short way knows.
 DRIVER_ONLY = frozenset({"proxyhost", "loadbalanced", "srvservicename"})
-NO_MORE_CONNECTIONS = ApiError(
-    503, "unavailable", "All connections to the project's documents are in use.",
-    headers=(("retry-after", "1"),),
-)  # fmt: skip
+WAIT_SECONDS = 10.0  # for a connection
+
+
+def no_connection() -> ApiError:
+    return ApiError(
+        503, "unavailable", "All connections to the project's documents are in use.",
+        headers=(("retry-after", "1"),),
+    )  # fmt: skip
+
+
+def _next(queue: deque[asyncio.Future[None]]) -> None:
+    """Lets the first who waits try again."""
+    while queue:
+        waiting = queue.popleft()
+        if not waiting.done():
+            waiting.set_result(None)
+            return
+
+
+class Budget:
+    """Connections that all stores of a worker may have together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self.stores: set[Store] = set()
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self, store: Store) -> bool:
+        """Room for one more, made by closing another project's idle connection where it must be.
+        False when all are in use."""
+        self.stores.add(store)
+        if self.taken >= self.limit:
+            for other in sorted(self.stores, key=lambda one: one.used):
+                if other is not store and other.give_up_idle():
+                    break
+            else:
+                return False
+        self.taken += 1
+        return True
+
+    def put_back(self) -> None:
+        self.taken -= 1
+        _next(self.waiting)
 
 
 class Address:
@@ -129,7 +169,8 @@ class Session:
 class Store:
     """limit: connections at most. run() is the short way; `client` is the driver's."""
 
-    def __init__(self, url: str, limit: int) -> None:
+    def __init__(self, url: str, limit: int, budget: Budget | None = None) -> None:
+        self.budget = budget or Budget(limit)
         self.url = url
         self.address = Address(url)
         self.database = self.address.database
@@ -225,34 +266,58 @@ class Store:
     # Connections of our own
 
     async def _take(self) -> wire.Connection:
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             while self._idle:
                 connection = self._idle.pop()
                 if connection.usable:
                     self.busy += 1
                     return connection
-                self._open -= 1
-            if self._open < self.limit:
+                self._closed_one()
+            if self._open >= self.limit:
+                await self._turn(self._waiting, deadline)
+            elif not self.budget.take(self):
+                await self._turn(self.budget.waiting, deadline)
+            else:
                 break
-            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiting)
-            try:
-                async with asyncio.timeout(10.0):
-                    await waiting
-            except TimeoutError:
-                raise NO_MORE_CONNECTIONS from None
-            finally:
-                if waiting in self._waiting:
-                    self._waiting.remove(waiting)
         self._open += 1
         try:
             connection = await self._connect()
         except BaseException:
-            self._open -= 1
+            self._closed_one()
             self._wake()
             raise
         self.busy += 1
         return connection
+
+    async def _turn(self, queue: deque[asyncio.Future[None]], deadline: float) -> None:
+        """Waits until a connection may be free; ApiError 503 when that takes too long."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(waiting)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await waiting
+        except TimeoutError:
+            raise no_connection() from None
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():  # somebody else's turn then
+                _next(queue)
+            raise
+        finally:
+            if waiting in queue:
+                queue.remove(waiting)
+
+    def _closed_one(self) -> None:
+        self._open -= 1
+        self.budget.put_back()
+
+    def give_up_idle(self) -> bool:
+        """Closes an idle connection for another project's sake. False when there is none."""
+        if not self._idle:
+            return False
+        self._idle.pop(0).close()
+        self._closed_one()
+        return True
 
     async def _connect(self) -> wire.Connection:
         deadline = time.monotonic() + SELECTION_SECONDS
@@ -287,19 +352,16 @@ class Store:
 
     def _give_back(self, connection: wire.Connection) -> None:
         self.busy -= 1
-        if connection.usable and not self.closed:
+        others_wait = self.budget.waiting and not self._waiting
+        if connection.usable and not self.closed and not others_wait:
             self._idle.append(connection)
         else:
             connection.close()
-            self._open -= 1
+            self._closed_one()
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting:
-            waiting = self._waiting.popleft()
-            if not waiting.done():
-                waiting.set_result(None)
-                return
+        _next(self._waiting)
 
     def succeeded(self, answer: bytes) -> None:
         """DriverError unless the answer says that its command succeeded."""
@@ -316,9 +378,8 @@ class Store:
     def forget_server(self) -> None:
         """It says that it takes no writes: another one is found for the next command."""
         self._server = None
-        while self._idle:
-            self._idle.pop().close()
-            self._open -= 1
+        while self.give_up_idle():
+            pass
 
     @property
     def connections(self) -> int:
@@ -326,6 +387,7 @@ class Store:
 
     async def close(self) -> None:
         self.closed = True
+        self.budget.stores.discard(self)
         self.forget_server()
         client, self._client = self._client, None
         if client is not None:

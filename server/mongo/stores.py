@@ -11,7 +11,7 @@ from ichicore.errors import ApiError
 from server.base.context import Directory
 from server.base.metrics import Labels
 from server.base.project import Project
-from server.mongo.store import Store
+from server.mongo.store import Budget, Store
 
 IDLE = 60.0  # seconds after which an unused store closes its connections
 SWEEP = 20.0  # seconds between looks
@@ -23,9 +23,10 @@ def not_enabled() -> ApiError:
 
 
 class Stores:
-    """limit: connections to one project's documents at most."""
+    """limit: connections of the worker at most, and so of one project."""
 
     def __init__(self, limit: int, directory: Directory) -> None:
+        self.budget = Budget(limit)
         self.limit = limit
         self._stores: dict[str, Store] = {}  # by project id
         self._ids: dict[str, str] = {}  # slug > project id
@@ -50,7 +51,7 @@ class Stores:
         if len(self._stores) >= MOST:
             self._close(min(self._stores, key=lambda id: self._stores[id].used))
         limit = max(1, min(self.limit, project.limits.connections))
-        store = self._stores[project.id] = Store(project.mongo_url, limit)
+        store = self._stores[project.id] = Store(project.mongo_url, limit, self.budget)
         self._ids[project.slug] = project.id
         return store
 
