@@ -304,6 +304,7 @@ class _Routes:
         async with self.api.projects.control() as control:
             version = await history.version(control, project.id, wanted.revision)
         section = {**record.settings.get("mongo", {}), "rules": version.rules}
+        section.pop("rules_text", None)
         from server.control import sections
 
         value = sections.check("mongo", orjson.dumps(section))

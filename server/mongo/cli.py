@@ -319,8 +319,13 @@ def rules_check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _in_force(options: argparse.Namespace) -> Any:
+    text = _Admin(options).call("GET", "settings/mongo").get("rules_text")
+    return None if text is None else json.loads(text)
+
+
 def rules_get(options: argparse.Namespace) -> int:
-    print_json(_Admin(options).call("GET", "settings/mongo").get("rules"))
+    print_json(_in_force(options))
     return 0
 
 
@@ -328,15 +333,16 @@ def rules_set(options: argparse.Namespace) -> int:
     admin = _Admin(options)
     section = admin.call("GET", "settings/mongo")
     section["rules"] = _json(_read(options.file), options.file)
+    section["rules_text"] = None
     saved = admin.call("PUT", "settings/mongo", section)
-    print_json(saved["rules"]) if options.json else print("the rules are in force")
+    print_json(json.loads(saved["rules_text"])) if options.json else print("they are in force")
     return 0
 
 
 def _rules(options: argparse.Namespace) -> Any:
     if options.rules is not None:
         return _json(_read(options.rules), options.rules)
-    return _Admin(options).call("GET", "settings/mongo").get("rules")
+    return _in_force(options)
 
 
 def rules_test(options: argparse.Namespace) -> int:

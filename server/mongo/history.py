@@ -18,8 +18,8 @@ class Version(msgspec.Struct):
     rules: dict[str, Any] | None
 
 
-_SELECT = """select revision, to_json(changed_at) #>> '{}', rules::text from rules_history
-where project_id = $1"""
+_SELECT = """select revision, to_json(changed_at) #>> '{}', coalesce(text, rules::text)
+from rules_history where project_id = $1"""
 
 
 def _version(row: tuple[Any, ...]) -> Version:

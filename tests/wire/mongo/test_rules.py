@@ -337,3 +337,14 @@ def test_a_mistake_is_refused_with_its_path_when_saved(world):
         with pytest.raises(ApiError, match=path.replace("$", r"\$")) as refused:
             world.settings(rules=rules)
         assert refused.value.status == 400
+
+
+def test_an_object_in_a_rule_keeps_the_order_of_its_members(world):
+    """The settings are kept as jsonb, which would put "no" before "street"."""
+    name = f"c{uuid.uuid4().hex[:8]}"
+    world.rules({name: {"read": {"filter": {"address": {"street": "x", "no": 1}}}}})
+    docs = [{"_id": 1, "address": {"street": "x", "no": 1}},
+            {"_id": 2, "address": {"no": 1, "street": "x"}}]  # fmt: skip
+    world.service("insertMany", name, {"docs": docs})
+    assert [d["_id"] for d in world.ok("find", name, uid=ANN)["docs"]] == [1]
+    world.settings()
