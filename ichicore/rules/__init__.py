@@ -3,9 +3,11 @@
 Knows nothing of servers: a policy is handed an identity and answers with a decision.
 """
 
+from ichicore.rules.compile import ALWAYS, NEVER, compile_match
+from ichicore.rules.context import Context
 from ichicore.rules.errors import RuleError
 from ichicore.rules.fields import FieldRule
-from ichicore.rules.match import ALWAYS, NEVER, Bound, Context, Match, compile_match
+from ichicore.rules.match import Bound, Match
 from ichicore.rules.policy import (
     ALLOW,
     NOTHING,

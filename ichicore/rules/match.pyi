@@ -1,25 +1,6 @@
-from datetime import datetime
 from typing import Any
 
-class Context:
-    """Who asks. uid, email: None or "" when there is none. claims: of the verified token. now: an
-    aware datetime, epoch seconds, or None when no rule may use it."""
-
-    role: str
-    uid: str | None
-    email: str | None
-    claims: dict[str, Any]
-    now: datetime | None
-    def __init__(
-        self,
-        role: str = "anon",
-        uid: str | None = None,
-        email: str | None = None,
-        claims: dict[str, Any] | None = None,
-        now: datetime | float | None = None,
-    ) -> None: ...
-    def value(self, name: str) -> object:
-        """The value of a variable such as "auth.uid", or None."""
+from ichicore.rules.context import Context
 
 class Match:
     """A compiled match expression; immutable, for any number of identities and documents."""
@@ -67,44 +48,3 @@ class Bound:
 
     def equality_terms(self) -> dict[str, Any]:
         """Top-level ANDed equalities with their values: what an upsert inserts."""
-
-ALWAYS: Match
-NEVER: Match
-
-def compile_into(
-    errors: list[tuple[str, str]],
-    expression: object,
-    path: str,
-    *,
-    roots: tuple[str, ...] = (),
-    default: str | None = "record",
-    interpolate: bool = True,
-    loose: bool = False,
-    lenient: bool = False,
-) -> Match | None:
-    """As compile_match, but adds the mistakes to `errors` and gives None then. lenient: a variable
-    that does not resolve equals nothing, instead of refusing all."""
-
-def compile_values(
-    errors: list[tuple[str, str]], source: dict[str, Any], path: str, *, interpolate: bool = True
-) -> Match | None:
-    """An object of paths and values as a Match whose bound `filter` is that object with the values
-    of an identity: what `set` writes."""
-
-def compile_match(
-    expression: object,
-    path: str = "filter",
-    *,
-    roots: tuple[str, ...] = (),
-    default: str | None = "record",
-    interpolate: bool = True,
-    loose: bool = False,
-) -> Match:
-    """Compiles a match expression (decoded JSON).
-
-    path: how messages name the expression. roots: prefixes that paths may begin with, of "auth",
-    "request", "record", "old". default: the root of other paths, None refuses them. interpolate:
-    whether strings may name variables; else they are taken as they are. loose: numbers and strings
-    compare with each other by value ("12" and 12), as the records of Postgres need.
-    RuleError with the path of every mistake.
-    """

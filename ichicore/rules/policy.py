@@ -6,9 +6,11 @@ import json
 import re
 from typing import Any
 
+from ichicore.rules.compile import compile_into, compile_match, compile_values
+from ichicore.rules.context import Context
 from ichicore.rules.errors import RuleError
 from ichicore.rules.fields import FieldRule
-from ichicore.rules.match import Bound, Context, Match, compile_into, compile_match, compile_values
+from ichicore.rules.match import Bound, Match
 
 READS = ("find", "findOne", "count", "distinct", "aggregate")
 INSERTS = ("insertOne", "insertMany")

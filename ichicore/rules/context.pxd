@@ -1,0 +1,17 @@
+cdef class Context:
+    cdef readonly str role
+    cdef readonly str uid
+    cdef readonly str email
+    cdef readonly dict claims
+    cdef object _now
+    cdef dict _auth
+
+    cdef object resolve(self, str name)
+    cdef dict auth(self)
+
+
+cdef class Frame:
+    cdef tuple values
+    cdef object old
+    cdef Context identity
+    cdef object request
