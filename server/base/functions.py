@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MAX_MESSAGE = 64 << 20
 RETRY = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts to reach the functions process
 SWEEP = 0.05  # seconds between looks at the calls in flight
+COUNT_EVERY = 20  # sweeps between reports of how many calls there were
 SLOW = 0.1  # seconds after which a call is told to the functions process, which charges it
+CONNECT_TRIES = 100
 RELEASE_AFTER = 5.0  # seconds without a call until a lease is given back
 INTERNAL_ANSWER = 1 << 20  # bytes of an answer to a call from inside
 
@@ -171,7 +173,7 @@ def unpacked(buffer: bytearray, data: bytes) -> list[dict[str, Any]]:
 class Call:
     """One invocation in flight. give_up: called with the refusal when its time is over."""
 
-    __slots__ = ("deadline", "give_up", "id", "lease", "refusal", "started")
+    __slots__ = ("deadline", "failed", "give_up", "id", "lease", "refusal", "started")
 
     def __init__(
         self, lease: Lease, id: str, seconds: float, give_up: Callable[[], object]
@@ -182,13 +184,14 @@ class Call:
         self.deadline = self.started + seconds
         self.give_up = give_up
         self.refusal: ApiError | None = None
+        self.failed = False
 
 
 class Lease:
     """Where one version of a function listens. auth: key, user or none."""
 
     __slots__ = (
-        "auth", "calls", "done", "dropped", "last", "name", "pool", "process", "project",
+        "auth", "calls", "count", "done", "dropped", "last", "name", "pool", "process", "project",
         "project_id", "version", "wall",
     )  # fmt: skip
 
@@ -202,6 +205,7 @@ class Lease:
         self.pool = Pool(answer["socket"])
         self.wall = project.limits.function_wall_ms / 1000
         self.calls: dict[str, Call] = {}
+        self.count = [0, 0, 0.0]  # calls, those that failed, seconds since the last report
         self.done = 0  # calls since the last report
         self.last = monotonic()
         self.dropped = False  # no new calls
@@ -227,6 +231,7 @@ class Functions:
         self.link = Link(socket_path(data_dir), self._pushed, self._link_lost)
         self.leases: dict[tuple[str, str], Lease] = {}
         self.in_flight: dict[str, int] = {}  # by project id
+        self.granted: dict[str, int] = {}  # calls that this worker may have at once, by project id
         self._leasing: dict[tuple[str, str], asyncio.Task[Lease]] = {}
         self._draining: set[Lease] = set()
         self._numbers = itertools.count(1)
@@ -262,17 +267,29 @@ class Functions:
             self._sweeper = asyncio.ensure_future(self._sweep())
         return lease
 
+    async def room(self, lease: Lease) -> None:
+        """Asks for more of the calls that the project may have at once, over all workers;
+        ApiError 429 when there are no more."""
+        project_id, limit = lease.project_id, lease.project.limits.function_concurrency
+        answer = await self.link.call("slots", project=project_id, limit=limit, seconds=5.0)
+        self.granted[project_id] = self.granted.get(project_id, 0) + answer["granted"]
+        if self.full(lease):
+            raise ApiError(
+                429, "function_concurrency",
+                f"The project has {limit} invocations in flight, as many as it may.",
+                headers=(("retry-after", "1"),),
+            )  # fmt: skip
+
+    def full(self, lease: Lease) -> bool:
+        """Whether room() must be asked before another call may begin."""
+        project_id = lease.project_id
+        return self.in_flight.get(project_id, 0) >= self.granted.get(project_id, 0)
+
     def begin(self, lease: Lease, id: str, seconds: float, give_up: Callable[[], object]) -> Call:
-        """Counts a call; ApiError 429 beyond what the project may have at once."""
+        """Counts a call, for which there is room."""
         flying = self.in_flight
         project_id = lease.project_id
         count = flying.get(project_id, 0)
-        if count >= lease.project.limits.function_concurrency:
-            raise ApiError(
-                429, "function_concurrency",
-                f"The project has {count} invocations in flight, as many as it may.",
-                headers=(("retry-after", "1"),),
-            )  # fmt: skip
         flying[project_id] = count + 1
         call = Call(lease, id, seconds, give_up)
         lease.calls[id] = call
@@ -283,7 +300,11 @@ class Functions:
         if lease.calls.pop(call.id, None) is None:
             return
         lease.done += 1
-        lease.last = monotonic()
+        lease.last = now = monotonic()
+        count = lease.count
+        count[0] += 1
+        count[1] += call.failed
+        count[2] += now - call.started
         left = self.in_flight[lease.project_id] - 1
         if left:
             self.in_flight[lease.project_id] = left
@@ -297,10 +318,14 @@ class Functions:
         found = lease.pool.idle()
         if found is not None:
             return found
-        try:
-            return await lease.pool.connect()
-        except OSError:
-            raise await self.why_ended(lease) from None
+        for _ in range(CONNECT_TRIES):
+            try:
+                return await lease.pool.connect()
+            except BlockingIOError:  # it is busy: as many wait to be taken in as may
+                await asyncio.sleep(0.01)
+            except OSError:
+                break
+        raise await self.why_ended(lease)
 
     async def why_ended(self, lease: Lease) -> ApiError:
         """What to tell the caller whose process is gone."""
@@ -318,6 +343,8 @@ class Functions:
         lease = self.find(project, name) or await self.lease(project, name)
         task = asyncio.current_task()
         assert task is not None
+        if self.full(lease):
+            await self.room(lease)
         number = f"internal-{next(self._numbers)}"
         call = self.begin(lease, number, lease.wall, task.cancel)
         head = (
@@ -342,6 +369,7 @@ class Functions:
         finally:
             self.end(call)
         if not 200 <= answer.status <= 299:
+            call.failed = True
             raise ApiError(502, "function_error", f"The function {name} answered {answer.status}.")
         return found
 
@@ -349,8 +377,13 @@ class Functions:
 
     async def _sweep(self) -> None:
         """Ends calls whose time is over, reports slow ones, gives back what is not used."""
+        looks = 0
         while True:
             await asyncio.sleep(SWEEP)
+            looks += 1
+            if looks % COUNT_EVERY == 0:
+                for lease in self.leases.values():
+                    self._tell_count(lease)
             now = monotonic()
             slow: dict[str, dict[str, Any]] = {}
             for lease in [*self.leases.values(), *self._draining]:
@@ -391,26 +424,43 @@ class Functions:
         else:
             self._give_back(lease)
 
+    def _tell_count(self, lease: Lease) -> None:
+        if lease.count[0]:
+            self.link.tell("count", project=lease.project.slug, name=lease.name, count=lease.count)
+            lease.count = [0, 0, 0.0]
+
     def _give_back(self, lease: Lease) -> None:
+        self._tell_count(lease)
         self._draining.discard(lease)
         lease.pool.close()
         self.link.tell("release", process=lease.process)
 
     def _pushed(self, message: dict[str, Any]) -> None:
         op = message.get("op")
+        if op == "recall":
+            self._give_back_room(message["project"])
+            return
         for lease in list(self.leases.values()):
             if (op == "gone" and lease.process == message["process"]) or (
                 op == "changed" and lease.project_id == message["project"]
             ):
                 self._drop(lease)
 
+    def _give_back_room(self, project_id: str) -> None:
+        spare = self.granted.get(project_id, 0) - self.in_flight.get(project_id, 0)
+        if spare > 0:
+            self.granted[project_id] -= spare
+            self.link.tell("unslots", project=project_id, count=spare)
+
     def _link_lost(self) -> None:
         """The functions process ended, and its Deno processes with it."""
+        self.granted.clear()
         for lease in list(self.leases.values()):
             self._drop(lease)
 
     def forget(self, project_id: str) -> None:
         """A project has changed or is gone: what was leased for it is asked for anew."""
+        self._give_back_room(project_id)
         for key, lease in list(self.leases.items()):
             if key[0] == project_id:
                 self._drop(lease)

@@ -15,7 +15,7 @@ import re
 import resource
 import shutil
 import signal
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -95,7 +95,7 @@ class Sources:
 
 
 def check_path(name: str) -> None:
-    parts = PurePosixPath(name).parts
+    parts = name.split("/")
     if not PATH.match(name) or len(name) > 400 or ".." in parts or "." in parts:
         raise _refused(f"{name[:200]!r} is no plain relative path.")
     if any(part in (".npmrc", "package.json", "package-lock.json", ".ichibase") for part in parts):

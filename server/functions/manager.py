@@ -7,6 +7,7 @@ secrets; when any of that changes, another takes its place and it drains.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import shutil
 import signal
@@ -20,14 +21,17 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
+from server.base.metrics import Metrics, MetricsFile
 from server.functions.cells import Cell, clear
 from server.functions.confine import ConfineError, Confinement, private_folder
 from server.functions.logs import Logs
 from server.functions.origin import Origin
+from server.functions.slots import Slots
 from server.functions.store import Store, Version, not_found
 from server.functions.vault import VaultError
 from server.functions.watch import RECYCLE_CPU, Charge
 
+METRICS_EVERY = 10  # looks
 LOOK = 0.1  # seconds between looks at the processes
 SPARES = 2  # blank processes kept ready
 IDLE_SECONDS = 60.0  # without a lease until a process ends
@@ -129,7 +133,10 @@ class Manager:
         self._versions: dict[tuple[str, str], Version | None] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
-        self.counts: dict[str, int] = {}
+        self.slots = Slots()
+        self.metrics = Metrics()
+        self.metrics.gauges.append(self._gauges)
+        self._metrics_file = MetricsFile(self.metrics, data_dir / "run" / "metrics")
         self._ticks = 0
 
     # Life of the manager
@@ -331,6 +338,7 @@ class Manager:
             running.idle_since = monotonic()
 
     def worker_gone(self, worker: Any) -> None:
+        self.slots.forget(worker)
         for running in self.running.values():
             if worker in running.leases:
                 self.release(worker, running.cell.name)
@@ -345,7 +353,7 @@ class Manager:
             f"stopped (wall): the invocation took longer than {running.project.wall_ms / 1000:g} s;"
             " the process is replaced", call,
         )  # fmt: skip
-        self._count("wall")
+        self._count(running, "wall")
         running.cell.reason, running.cell.detail = "wall", ""
         self.retire(running)
 
@@ -406,7 +414,7 @@ class Manager:
         if cell.reason in ("memory", "cpu", "crash") and not (expected and cell.reason == "crash"):
             detail = f": {cell.detail}" if cell.detail else ""
             self._log(running, "error", f"ended ({cell.reason}){detail}")
-            self._count(cell.reason)
+            self._count(running, cell.reason)
             if cell.reason == "crash":  # what a single call can bring about holds up no other
                 self._loops.setdefault(place, Loop()).ended()
 
@@ -453,8 +461,27 @@ class Manager:
             line["invocation"] = call[:128]
         self.logs.of(running.project.id).add(line, always=always)
 
-    def _count(self, reason: str) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+    def _count(self, running: Running, reason: str) -> None:
+        labels = (("project", running.project.slug), ("function", running.version.name),
+                  ("reason", reason))  # fmt: skip
+        self.metrics.count("ichibase_function_ends_total", labels)
+
+    def counted(self, project: str, name: str, count: list[float]) -> None:
+        """Calls that a worker has had: how many, how many of them failed, their seconds."""
+        labels = (("project", project), ("function", name))
+        calls, failed, seconds = count
+        for outcome, number in (("ok", calls - failed), ("failed", failed)):
+            if number:
+                self.metrics.count(
+                    "ichibase_function_calls_total", (*labels, ("outcome", outcome)), number
+                )
+        self.metrics.count("ichibase_function_seconds_total", labels, seconds)
+
+    def _gauges(self) -> list[tuple[str, tuple[tuple[str, str], ...], float]]:
+        return [
+            ("ichibase_function_processes", (("state", "blank"),), len(self._spares)),
+            ("ichibase_function_processes", (("state", "assigned"),), len(self.running)),
+        ]
 
     # The watchdog
 
@@ -470,6 +497,9 @@ class Manager:
         while True:
             await asyncio.sleep(LOOK)
             self._ticks += 1
+            if self._ticks % METRICS_EVERY == 0:
+                with contextlib.suppress(OSError):
+                    self._metrics_file.write()
             try:
                 self._look()
             except Exception as error:  # one process must not end the watch over all

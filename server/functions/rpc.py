@@ -87,6 +87,7 @@ class Rpc:
         self.builder = builder
         self.peers: set[Peer] = set()
         manager.gone = lambda process: self.push({"op": "gone", "process": process})
+        manager.slots.recall = self.recall
         self._server: asyncio.Server | None = None
         self._ops: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
             "list": self.list, "versions": self.versions, "deploy": self.deploy,
@@ -115,6 +116,12 @@ class Rpc:
         for peer in self.peers:
             peer.send(message)
 
+    def recall(self, project_id: str, asking: Any) -> None:
+        """Asks the other workers for what they do not use."""
+        for peer in self.peers:
+            if peer is not asking:
+                peer.send({"op": "recall", "project": project_id})
+
     def told(self, peer: Peer, message: Fields) -> None:
         """A message without an answer."""
         op = message.get("op")
@@ -124,11 +131,18 @@ class Rpc:
             self.manager.release(peer, message["process"])
         elif op == "expired":
             self.manager.expired(message["process"], message["call"], message["seconds"])
+        elif op == "count":
+            self.manager.counted(message["project"], message["name"], message["count"])
+        elif op == "unslots":
+            self.manager.slots.give_back(peer, message["project"], message["count"])
 
     async def call(self, peer: Peer, message: Fields) -> Fields:
         op = message.get("op", "")
         if op == "lease":
             return await self.manager.lease(peer, message["project"], message["name"])
+        if op == "slots":
+            granted = await self.manager.slots.take(peer, message["project"], message["limit"])
+            return {"granted": granted}
         if op == "ended":
             return await self.manager.why_ended(message["process"])
         found = self._ops.get(op)

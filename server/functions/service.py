@@ -63,6 +63,8 @@ class FunctionsService:
             streamed = True
         if streamed and declared is not None and declared.isdigit() and int(declared) > limit:
             raise ApiError(413, "payload_too_large", f"The body is larger than {limit} bytes.")
+        if functions.full(lease):
+            await functions.room(lease)
         task: Any = asyncio.current_task()
         call = functions.begin(lease, request.id, lease.wall, task.cancel)
         self.add(lease.project_id, "function_invocations", 1)
@@ -75,11 +77,14 @@ class FunctionsService:
                 answer = await self._upload(lease, connection, head, request, limit)
             else:
                 answer = await connection.request(head + body, request.method == "HEAD")
+            call.failed = answer.status >= 500
             response, kept = self._response(call, answer, task)
             return response
         except PeerClosed:
+            call.failed = True
             raise await functions.why_ended(lease) from None
         except asyncio.CancelledError:
+            call.failed = call.refusal is not None
             if connection is not None:
                 connection.close()  # the function's req.signal is aborted
             if call.refusal is None:
@@ -98,6 +103,8 @@ class FunctionsService:
             # a browser cannot send headers with a WebSocket
             request.identity = self.context.verify(request.project, token)
         self._authorize(lease, request)
+        if self.functions.full(lease):
+            await self.functions.room(lease)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def end() -> None:
