@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -185,8 +186,8 @@ async def _create(
         size = (await fetch(connection, "select pg_catalog.pg_database_size($1::name)",
                             (record.database,)))[0][0]  # fmt: skip
         postgres = connection.info.server_version
-        tool = tools.dump(cluster, dsn, snapshot)
-        await writer.put(DUMP, _told(tool.output(), "database", size, progress))
+        async with aclosing(tools.dump(cluster, dsn, snapshot).output()) as output:
+            await writer.put(DUMP, _told(output, "database", size, progress))
         await progress("checksums", 0, 0)
         tables = await content.tables(connection)
         stored = await files.listed(connection)

@@ -5,6 +5,7 @@ it is, and what a crash interrupts is known. Also plans the nightly backups and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 import traceback
@@ -30,6 +31,7 @@ from server.control.records import Record
 
 TOLD_SECONDS = 0.3  # between writings of a job's progress
 WAIT_SECONDS = 30.0  # between looks for jobs that nobody told of
+RETRY_SECONDS = 2.0  # between looks while the control database is away
 RETRIES = 3  # of a nightly backup that fails, before its next turn
 RETRY_HOURS = 1
 KNOWN = (BackupError, StoreError, ToolError, SealError, DocumentsError, ApiError, psycopg.Error)
@@ -138,15 +140,24 @@ class Jobs:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self.recover()
+        recovered = False
         while True:
             self._event.clear()
-            if not await self.once():
-                try:
-                    async with asyncio.timeout(WAIT_SECONDS):
-                        await self._event.wait()
-                except TimeoutError:
-                    pass
+            try:
+                if not recovered:
+                    await self.recover()
+                    recovered = True
+                if await self.once():
+                    continue
+                pause = WAIT_SECONDS
+            except KNOWN as error:  # the control database is away
+                self.events.emit(Noted("jobs wait", str(error).strip()[:300]))
+                pause = RETRY_SECONDS
+            try:
+                async with asyncio.timeout(pause):
+                    await self._event.wait()
+            except TimeoutError:
+                pass
 
     async def recover(self) -> None:
         """What a process that died was doing has failed, and leaves nothing behind."""
@@ -181,7 +192,8 @@ class Jobs:
             handler = getattr(self, f"_{kind}")
             result = await handler(job_id, project, args, actor)
         except asyncio.CancelledError:
-            await self._finish(job_id, None, "interrupted")
+            with contextlib.suppress(psycopg.Error, ApiError):  # else the next leader says so
+                await self._finish(job_id, None, "interrupted")
             raise
         except KNOWN as failure:
             error = str(failure).strip() or type(failure).__name__

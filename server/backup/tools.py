@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Tool:
         self.environment = environment
         self.said = b""
 
-    async def output(self) -> AsyncIterator[bytes]:
+    async def output(self) -> AsyncGenerator[bytes, None]:
         """What it writes; ToolError when it fails."""
         process = await asyncio.create_subprocess_exec(
             *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL,
@@ -77,6 +77,7 @@ class Tool:
                 process.kill()
                 await process.wait()
             listening.cancel()
+            process._transport.close()  # type: ignore[attr-defined]  # with what was not read
         if code != 0:
             raise ToolError(self.said.decode("utf-8", "replace").strip()[-SAID:] or f"exit {code}")
 

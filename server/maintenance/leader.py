@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import traceback
 from collections.abc import Awaitable, Callable
 
 import psycopg
 
-from server.base.events import Events, Lost, Noted
+from server.base.events import Events, Failed, Lost, Noted
 from server.control.database import Connection, connect, fetch
 
 LOCK = "ichibase maintenance"
@@ -69,5 +69,7 @@ class Leader:
             # Nothing goes on without the lock: another node may hold it a moment later.
             self.leads = False
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                trace = "".join(traceback.format_exception(error))
+                self.events.emit(Failed("the maintenance", trace))

@@ -176,6 +176,33 @@ def test_a_backup_whose_process_is_killed_is_said_to_have_failed(node, project):
     assert "good: 60" in node.cli("backups", "verify", made["backup"]).stdout
 
 
+def test_owners_have_bounds_and_are_suspended_with_their_projects(node, project):
+    cli(node, "owners", "put", "ben", "--bound", "1", "--email", "ben@example.com")
+    cli(node, "projects", "create", "bens", "--tier", "free", "--owner", "ben")
+    refused = node.cli("projects", "create", "more", "--tier", "free", "--owner", "ben", ok=False)
+    assert "project_limit" in refused.stderr
+    assert "ben@example.com" in node.cli("owners", "list").stdout
+    node.cli("owners", "put", "ben", "--suspended", "yes")
+    assert state(node, "bens") == "suspended"
+    node.cli("owners", "put", "ben", "--suspended", "no")
+    assert state(node, "bens") == "active"
+    assert "owner_has_projects" in node.cli("owners", "delete", "ben", ok=False).stderr
+    node.cli("projects", "delete", "bens", "--yes", "--now")
+    node.cli("owners", "delete", "ben")
+
+
+def test_the_database_restarts_and_all_goes_on(node, project):
+    node.cli("projects", "sleep", "kitchen")
+    assert wait_until(lambda: state(node) == "sleeping")
+    before = node.postmaster().pid
+    node.postmaster().send_signal(signal.SIGQUIT)
+    assert wait_until(lambda: node.postmaster().pid != before, 30)
+    assert wait_until(lambda: get(node, project)[0] == 200, 30)
+    made = cli(node, "backups", "create", "kitchen")  # the maintenance leads again
+    assert "good: " in node.cli("backups", "verify", made["backup"]).stdout
+    assert wait_until(lambda: cli(node, "usage", "kitchen")["today"].get("requests", 0) > 0)
+
+
 def open_socket(node, project):
     """A realtime socket of the project; the handshake's status and the connection."""
     peer = socket.create_connection(("127.0.0.1", node.port), timeout=10)

@@ -19,6 +19,7 @@ RULE = HostRule("ichi.example", "default", "https://ichi.example:8443", "https:/
         ("shop.ichi.example.:80", "shop"),
         ("shop.localhost:8000", "shop"),
         ("a-1.localhost", "a-1"),
+        ("xn--shp-tna.ichi.example", "xn--shp-tna"),  # a name that no project can have
         ("ichi.example", "default"),
         ("localhost:8000", "default"),
         ("127.0.0.1:8000", "default"),
@@ -43,6 +44,9 @@ def test_named_projects(host, slug):
         ("[::1]x", 400), ("[::1]:", 400), ("a" * 300, 400), ("shop.localhost:", 400),
         ("sh\u00f6p.localhost", 400), ("-.localhost", 400), ("*.localhost", 400),
         ("a.b.ichi.example", 404), ("a.b.localhost", 404), ("evil.example", 404),
+        ("shop%2e.localhost", 400),
+        ("shop.ichi.example..", 400), ("shop.localhost:80:80", 400), ("shop.localhost.:x", 400),
+        ("ｓｈｏｐ.localhost", 400), ("shop.localhost,other.localhost", 400),
         ("shop.ichi.example.evil.net", 404), ("x_y.localhost", 404), ("evilichi.example", 404),
         ("shop\r\nx: y", 400), ("shop\x00.localhost", 400), ("1.2.3.4.5", 404),
     ],

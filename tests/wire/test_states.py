@@ -203,3 +203,31 @@ def test_requests_are_counted(site, control, life, slug):
     for _ in range(20):
         assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
     until(lambda: counted() == before + 20, 8.0)
+
+
+def test_a_project_is_reached_by_its_own_host_alone(site, control, life, slug):
+    good = {"authorization": f"Bearer {control.anon(slug)}"}
+
+    def asked(host, headers=()):
+        lines = {**good, **dict(headers)}
+        answer = site.call("GET", "/postgres/notes?id=eq.1", lines, host=host)
+        return answer.status
+
+    for host in ("stated.localhost", "STATED.LocalHost", "stated.localhost.", "stated.localhost:1",
+                 "stated.localhost.:65535"):  # fmt: skip
+        assert asked(host) == 200, host
+    for host in (
+        "xn--stated.localhost", "stated.localhost.evil.example", "stated", "stated..localhost",
+        "x.stated.localhost", "stated.localhost:0", "stated.localhost:70000",
+        "stated\t.localhost", "default.localhost", "127.0.0.1",
+    ):  # fmt: skip
+        assert asked(host) in (400, 401, 404), host
+    # What a proxy is believed about is the client's address, never the project.
+    for name in ("x-forwarded-host", "x-host", "forwarded", "x-original-host"):
+        assert asked("default.localhost", [(name, "stated.localhost")]) == 401
+    raw = (
+        "GET http://stated.localhost/postgres/notes HTTP/1.1\r\nHost: default.localhost\r\n"
+        f"authorization: Bearer {control.anon(slug)}\r\nconnection: close\r\n\r\n"
+    )
+    status = int(site.raw(raw.encode()).split()[1])
+    assert status in (200, 400, 401)  # one project or the other answers, with its own keys

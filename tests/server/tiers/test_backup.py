@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import subprocess
 
 import msgspec
 import psycopg
@@ -446,37 +448,45 @@ def test_the_nightly_backup_is_made_once_a_turn_and_removed_in_time(world, tmp_p
     sql("update jobs set state = 'failed' where state = 'queued'")
 
 
-def test_a_full_disk_fails_the_backup_with_its_reason(shop, monkeypatch):
-    import os
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB; needs the right to mount."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
-    real = os.fdopen
 
-    class Full:
-        def __init__(self, *arguments):
-            self.file = real(*arguments)
-            self.left = 10_000
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def write(self, data):
-            self.left -= len(data)
-            if self.left < 0:
-                raise OSError(28, "No space left on device")
-            return self.file.write(data)
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("server.backup.store.os.fdopen", Full)
-        state, _, error = shop.job("backup", kind="manual")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_fails_the_backup_with_its_reason(shop, small_disk):
+    good = shop.config
+    with shop.session() as owner:
+        owner.execute("create table big as select gen_random_uuid() as a, gen_random_uuid() as b "
+                      "from generate_series(1, 20000)")  # fmt: skip
+    shop.config = msgspec.structs.replace(good, backup_url=str(small_disk))
+    state, _, error = shop.job("backup", kind="manual")
     assert state == "failed"
     assert "No space left on device" in error
-    assert shop.job("verify", backup=shop.backup())[0] == "done"
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+    with shop.session() as owner:
+        owner.execute("drop table big")
+    assert shop.job("verify", backup=shop.backup())[0] == "done"  # there is room again
+    shop.config = good
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_fails_the_restore_and_changes_nothing(shop, backup, small_disk):
+    good, facts = shop.config, shop.facts()
+    shop.config = msgspec.structs.replace(
+        good, data_dir=small_disk, backup_url=str(good.data_dir / "backups")
+    )
+    (small_disk / "filler").write_bytes(b"x" * 290_000)
+    state, _, error = shop.job("restore", backup=backup)
+    shop.config = good
+    assert state == "failed"
+    assert "No space left on device" in error
+    assert shop.facts() == facts
 
 
 def test_backups_of_a_lost_node_are_found_in_the_store(shop, backup):
