@@ -37,7 +37,8 @@ SHOWN = 10  # errors in the text of a refusal
 INSIDE = "/build"  # where a build in namespaces sees its folder
 ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
 PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-          "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT", "SSL_CERT_FILE")  # fmt: skip
+          "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT", "SSL_CERT_FILE",
+          "NODE_EXTRA_CA_CERTS")  # fmt: skip
 IMPORT_HOSTS = "jsr.io:443,esm.sh:443,deno.land:443,cdn.jsdelivr.net:443"
 CONFIG_KEPT = ("imports", "scopes", "compilerOptions")
 GLOBALS = """declare namespace EdgeRuntime {
