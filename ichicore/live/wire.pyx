@@ -232,6 +232,8 @@ cdef class Peer:
     cdef int append(self, bytes frame) except -1:
         cdef PyObject **grown
         cdef Py_ssize_t count = self.out_end - self.out_head
+        if PyBytes_GET_SIZE(frame) == 0:
+            return 0
         if self.out_end == self.out_capacity:
             if self.out_head:
                 memmove(self.out, self.out + self.out_head, count * sizeof(PyObject *))

@@ -3,7 +3,8 @@
 A unix socket carries messages, each a length of four bytes (big-endian) and a JSON object:
 {"kind": "mongo", "project", "collection", "events": [{"event", "record", "old"}]} has no answer;
 {"kind": "publish", "id", "project", "channels": [...], "event", "payload"} is answered with
-{"id", "delivered"}. Several nodes may be joined later behind the same messages.
+{"id", "delivered"}, or with {"id", "refused": true} when the project sends too many. Several nodes
+may be joined later behind the same messages.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class ChangeSink(asyncio.Protocol):
         self, project_id: str, channels: list[str], event: str | None, payload: bytes
     ) -> int:
         """Delivers one message to each of the channels; payload: JSON text. Gives how many
-        connections it reached; ApiError 503 when the realtime process is away."""
+        connections it reached; ApiError 503 when the realtime process is away, 429 when the project
+        sends too many."""
         if self._transport is None:  # a message that fails must not be delivered later
             self._ensure()
             try:
@@ -192,7 +194,16 @@ class ChangeSink(asyncio.Protocol):
         for text in self._unframer.feed(data):
             message = orjson.loads(text)
             answer = self._answers.get(message.get("id"))
-            if answer is not None and not answer.done():
+            if answer is None or answer.done():
+                continue
+            if message.get("refused"):
+                answer.set_exception(
+                    ApiError(
+                        429, "rate_limited", "The project sends too many messages.",
+                        headers=(("retry-after", "1"),),
+                    )
+                )  # fmt: skip
+            else:
                 answer.set_result(message["delivered"])
 
     def connection_lost(self, error: Exception | None) -> None:

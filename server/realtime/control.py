@@ -40,6 +40,9 @@ class Control(asyncio.Protocol):
         if kind == "mongo":
             self.process.documents(message)
         elif kind == "publish":
+            if not self.process.may_publish(message["project"]):
+                self.transport.write(framed({"id": message["id"], "refused": True}))
+                return
             event = message.get("event")
             delivered = self.process.publish(
                 message["project"],

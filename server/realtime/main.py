@@ -26,9 +26,9 @@ from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
 from server.realtime.feeds import Feeds, node_id
-from server.realtime.mongo_feed import DocumentFeeds
 from server.realtime.process import Process, listening
 from server.realtime.relay import socket_for_workers
+from server.realtime.streams import DocumentFeeds
 
 START_WAIT = 10.0  # seconds for the projects to be read before it answers without them
 METRICS_EVERY = 1.0  # seconds

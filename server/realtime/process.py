@@ -24,8 +24,8 @@ from server.base.keys import revoke
 from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
-from server.realtime.mongo_feed import DocumentFeed, DocumentFeeds, notice
 from server.realtime.session import EXPIRED, REVOKED, Session, Subscription
+from server.realtime.streams import DocumentFeeds, notice
 from server.realtime.tenant import Tenant
 
 FLUSH = 160  # connections written to before the loop may do something else, about a millisecond
@@ -362,6 +362,11 @@ class Process:
         else:
             self._pumping.discard(project_id)
 
+    def may_publish(self, project_id: str) -> bool:
+        """Takes one message of the project's allowance."""
+        tenant = self.tenants.get(project_id)
+        return tenant is None or tenant.messages.take(self.now())
+
     def publish(
         self,
         project_id: str,
@@ -405,7 +410,7 @@ class Process:
         if tenant is not None:
             notice(tenant, kind, code, detail)
 
-    def _review_stream(self, tenant: Tenant) -> DocumentFeed | None:
+    def _review_stream(self, tenant: Tenant) -> Any:
         return None if self.streams is None else self.streams.review(tenant)
 
     # once a second

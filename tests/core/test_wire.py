@@ -673,3 +673,23 @@ def test_random_bytes_never_break_it():
         talk.echo.wire.ready()
         count += 1
     assert count > 100
+
+
+def test_it_sees_what_its_slow_twin_sees():
+    """Streams of mostly good frames, with faults here and there, cut anywhere."""
+    from tests.fuzz.sockets import frames
+
+    rng = random.Random(12)
+    for _ in range(120):
+        stream = b""
+        for _ in range(rng.randrange(1, 7)):
+            payload = rng.choice(
+                (b"", b"a" * rng.randrange(200), "ü€😀".encode(), b"\xff", b"\x03\xe8ok")
+            )
+            stream += frame(
+                rng.choice((0, 0, 1, 1, 2, 8, 9, 10)), payload, fin=rng.random() < 0.7,
+                rsv=rng.random() < 0.03, mask=rng.random() < 0.98,
+            )  # fmt: skip
+        if rng.random() < 0.3:
+            stream = stream[: rng.randrange(len(stream))] + rng.randbytes(rng.randrange(20))
+        frames(b"\x00" + stream)

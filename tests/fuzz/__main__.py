@@ -23,6 +23,8 @@ NAMES = (
     "rules",
     "match",
     "answer",
+    "frames",
+    "message",
 )
 MOST_BYTES = 400
 SLOWEST = 5  # seconds for one input

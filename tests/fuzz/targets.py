@@ -12,7 +12,7 @@ from ichicore.http import accept, prefer, target
 from ichicore.rest import grammar, payload, query, shape
 from server.postgres import payloads
 from server.standalone import conffile, rolepath
-from tests.fuzz import documents
+from tests.fuzz import documents, sockets
 from tests.oracle import payload as payload_twin
 from tests.oracle import rest_query, rest_shape
 
@@ -107,10 +107,12 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b'application/vnd.pgrst.plan+json; for="text/csv"; options=analyze|wal;q=0.5, */*',
     ),
     **documents.SEEDS,
+    **sockets.SEEDS,
     "settings": (b'db-uri = "x\\n" # c\nport = 1\nflag=true\n', b'.a."b-c"[0][?(@ ==^ "x")]'),
 }
 TARGETS: dict[str, Callable[[bytes], None]] = {
     **documents.TARGETS,
+    **sockets.TARGETS,
     "query": query_string,
     "shape": shapes,
     "json": json_body,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import socket
 import struct
@@ -111,3 +112,70 @@ class Client:
 
     def close(self):
         self.sock.close()
+
+
+def receive(stream, limit):
+    """What a server is told by this stream of a client: (data, whether text) of each message and,
+    last, the code of a close or of a broken rule. Plainly, frame by frame."""
+    told, opcode, parts = [], 0, b""
+    at = 0
+    while True:
+        if len(stream) - at < 2:
+            break
+        first, second = stream[at], stream[at + 1]
+        code, fin, size = first & 15, first >> 7, second & 127
+        if first & 0x70 or not second & 128 or code in (3, 4, 5, 6, 7) or code > 10:
+            return [*told, 1002]
+        if code >= 8 and (not fin or size > 125):
+            return [*told, 1002]
+        if (code == 0) != (opcode != 0) and code < 8:
+            return [*told, 1002]
+        head = 2 + {126: 2, 127: 8}.get(size, 0)
+        if len(stream) - at < head + 4:
+            break
+        if size > 125:
+            size = int.from_bytes(stream[at + 2 : at + head], "big")
+            if size < (126 if head == 4 else 65536) or size >> 63:
+                return [*told, 1002]
+        if code < 8 and size + len(parts) > limit:
+            return [*told, 1009]
+        key = stream[at + head : at + head + 4]
+        body = stream[at + head + 4 : at + head + 4 + size]
+        whole = len(body) == size
+        body = bytes(b ^ key[i % 4] for i, b in enumerate(body))
+        if code < 8:
+            kind = code or opcode
+            if kind == TEXT and not _may_become_text(parts + body, whole and fin):
+                return [*told, 1007]
+            if not whole:
+                break
+            parts += body
+            opcode = 0 if fin else kind
+            if fin:
+                told.append((parts, kind == TEXT))
+                parts = b""
+        elif not whole:
+            break
+        elif code == CLOSE:
+            return [*told, _closed(body)]
+        at += head + 4 + size
+    return told
+
+
+def _may_become_text(data, ended):
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data, ended)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _closed(body):
+    if not body:
+        return 1005
+    if len(body) == 1:
+        return 1002
+    code = int.from_bytes(body[:2], "big")
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        return 1002
+    return code if _may_become_text(body[2:], True) else 1007

@@ -81,6 +81,28 @@ def test_a_publish_gets_its_answer_and_503_without_a_process(tmp_path, monkeypat
     assert asyncio.run(run()) == (503, 7, 1)
 
 
+def test_a_project_that_sends_too_many_is_told(tmp_path):
+    class Refusing(Receiver):
+        def data_received(self, data):
+            for text in self.unframer.feed(data):
+                number = orjson.loads(text)["id"]
+                self.transport.write(framed({"id": number, "refused": True}))
+
+    async def run():
+        sink = ChangeSink(tmp_path / "s")
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(Refusing, str(tmp_path / "s"))
+        with pytest.raises(ApiError) as refused:
+            await sink.publish("p", ["a"], "e", b"1")
+        await sink.stop()
+        await asyncio.sleep(0.02)
+        server.close()
+        await server.wait_closed()
+        return refused.value.status, refused.value.headers
+
+    assert asyncio.run(run()) == (429, (("retry-after", "1"),))
+
+
 def test_what_waits_is_bounded_and_the_loss_counted(tmp_path):
     async def run():
         sink = ChangeSink(tmp_path / "s", buffer=1_000)
