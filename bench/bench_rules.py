@@ -63,7 +63,7 @@ def evaluate() -> dict[str, Any]:
 def merge() -> dict[str, Any]:
     """What a request pays for its policy's filter: bound to the identity and ANDed in BSON."""
     match = compile_match(RULE)
-    own = bson.encode({"tags": "a", "n": {"$lt": 100}})
+    own = bson.encode({"tags": "a", "stars": {"$lt": 100}})
 
     def merged() -> bytes:
         bound = match.bind(ANNA)

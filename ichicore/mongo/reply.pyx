@@ -127,7 +127,9 @@ cdef bint _named(bj_iter *it, const char *name, size_t n) noexcept nogil:
     return it.name_len == n and memcmp(it.name, name, n) == 0
 
 
-cdef int _find(const unsigned char *p, size_t n, const char *name, size_t len, bj_iter *it) except -1:
+cdef int _find(
+    const unsigned char *p, size_t n, const char *name, size_t len, bj_iter *it
+) except -1:
     """Whether a document has a member; `it` is at it."""
     cdef int step
     _check(bj_open(it, p, n))

@@ -136,7 +136,8 @@ cdef bint _storable(object v, int depth) except -1:
     if type(v) is dict:
         for key, item in (<dict> v).items():
             if (not isinstance(key, str) or not key or key[0] == "$" or "." in key
-                    or "\0" in key or key == "__proto__" or not is_text(key) or not _storable(item, depth + 1)):
+                    or "\0" in key or key == "__proto__" or not is_text(key)
+                    or not _storable(item, depth + 1)):
                 return False
         return True
     return False

@@ -210,7 +210,7 @@ cdef int compare_any(object a, object b) except -2:
 
 cdef object number_of(str text):
     """The number that a text is, or None."""
-    if not text or len(text) > 64 or "_" in text or text[0].isspace() or text[len(text) - 1].isspace():
+    if not text or len(text) > 64 or "_" in text or text != text.strip():
         return None
     try:
         return int(text)
