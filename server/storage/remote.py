@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-import sys
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -204,16 +204,16 @@ _clearing = threading.Lock()
 
 def _clear(spool: Path) -> None:
     """Removes what processes that are gone have left."""
-    import shutil
-
     with _clearing, contextlib.suppress(FileNotFoundError):
         for folder in spool.iterdir():
-            if folder.name.isdigit() and int(folder.name) != os.getpid():
-                try:
+            if not folder.name.isdigit():
+                continue
+            try:
+                if int(folder.name) != os.getpid():  # ours is of a process that had our number
                     os.kill(int(folder.name), 0)
-                except ProcessLookupError:
-                    shutil.rmtree(folder, ignore_errors=True)
-                except PermissionError:
-                    pass
-            elif not folder.name.isdigit():
-                print(f"{folder} is not of the storage service", file=sys.stderr)
+                    continue
+            except PermissionError:
+                continue
+            except ProcessLookupError:
+                pass
+            shutil.rmtree(folder, ignore_errors=True)

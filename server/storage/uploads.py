@@ -31,7 +31,10 @@ from server.storage.tokens import etag, new_version
 IDLE = 20.0  # seconds without a byte after which an upload is given up
 SLOWEST = 8 << 10  # bytes a second that an upload must reach on average, after START
 START = 30.0  # seconds
-STORING = 300.0  # seconds for what follows the last byte
+# An upload under way says so every BEAT seconds; without a word for LEASE seconds its process is
+# taken for dead, and what it reserved and wrote is given back.
+BEAT = 45.0
+LEASE = 150.0
 ABREAST = 8  # uploads of a worker up to which one batch is written while the next one arrives
 LEAST_BATCH = 64 << 10  # bytes written to the store at once
 MOST_BATCH = 1 << 20
@@ -40,6 +43,10 @@ PENDING = 10_000  # upload URLs of one project that may be open at once
 RESERVE = statement(
     """select outcome, most from storage.reserve($1::uuid, $2, $3, $4::bigint, $5, $6::bytea,
       $7::uuid, $8, $9::float8, $10::float8, $11::bigint, $12::bigint, $13::bigint)"""
+)
+RENEW = statement(
+    """update storage.uploads set expires_at = now() + make_interval(secs => $3::float8)
+    where id = $1::uuid and version = $2"""
 )
 BEGIN = statement(
     """select outcome, encode(wanted, 'hex')
@@ -72,7 +79,7 @@ async def reserve(
     """Room for one upload under the quota and the bucket's rules; its id. version: of an upload
     that begins at once."""
     id = str(uuid.uuid4())
-    seconds = tenant.settings.upload_seconds if version is None else lease(size)
+    seconds = tenant.settings.upload_seconds if version is None else LEASE
     tenant.dirty = True
     row = await tenant.database.row(
         RESERVE, id, bucket, path, size, content_type, sha256, owner, version,
@@ -98,11 +105,6 @@ async def reserve(
 def over_quota(left: str | None = None) -> ApiError:
     rest = "" if left is None else f" A file of at most {left} bytes fits at this path."
     return ApiError(413, "storage_quota_exceeded", f"The project's storage is full.{rest}")
-
-
-def lease(size: int) -> float:
-    """Seconds an upload of this size may take before it is taken for dead."""
-    return START + size / SLOWEST + STORING
 
 
 def declared(request: Request) -> int:
@@ -152,7 +154,7 @@ async def put_signed(room: Room, tenant: Tenant, request: Request, token: str) -
     stated = digests(request)
     with _place(room, tenant):
         version = new_version()
-        row = await tenant.database.row(BEGIN, grant.id, version, lease(grant.size))
+        row = await tenant.database.row(BEGIN, grant.id, version, LEASE)
         outcome = sure(row[0])
         if outcome == "expired":
             raise ApiError(401, "token_expired", "The token has expired.")
@@ -217,6 +219,7 @@ async def _take(
     project = tenant.project.id
     sink = room.store.sink(project, upload.version, upload.size)
     asked = False  # whether the database may have made the blob an object
+    beating = asyncio.get_running_loop().create_task(_beat(tenant, upload))
     try:
         hashes = await _receive(room, request, upload, sink, stated)
         digest = hashes["sha256"].digest()
@@ -243,6 +246,8 @@ async def _take(
             log.warning("an upload of project %s failed: %s", project, error)
             raise away() from None
         raise
+    finally:
+        beating.cancel()
     tenant.dirty = True
     outcome = sure(row[0])
     if outcome == "over_quota":
@@ -311,6 +316,15 @@ async def _receive(
         if writing is not None and not writing.done():
             await asyncio.wait([writing])  # the sink is not to be touched while it writes
     return hashes
+
+
+async def _beat(tenant: Tenant, upload: Upload) -> None:
+    while True:
+        await asyncio.sleep(BEAT)
+        try:
+            await tenant.database.rows(RENEW, upload.id, upload.version, LEASE)
+        except Exception as error:
+            log.warning("an upload could not say that it is under way: %s", error)
 
 
 async def _give_up(tenant: Tenant, upload: Upload, sink: Sink | None) -> None:

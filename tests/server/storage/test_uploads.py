@@ -74,6 +74,32 @@ def test_a_client_that_trickles(files, monkeypatch):
     run(files, work)
 
 
+def test_a_long_upload_keeps_its_place(files, monkeypatch):
+    """It says that it is under way: it outlives its lease, and a dead one does not."""
+    monkeypatch.setattr(uploads, "BEAT", 0.3)
+    monkeypatch.setattr(uploads, "LEASE", 1.0)
+
+    class Slow:
+        async def __aiter__(self):
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+                yield b"x"
+
+    async def work(room, tenant):
+        request = inside.put(tenant.project, 20, Slow())
+        task = asyncio.ensure_future(uploads.put_direct(room, tenant, request, "inside", "long"))
+        while not task.done():
+            await sweep(room, tenant)
+            await asyncio.sleep(0.2)
+        assert (await task).status == 200
+        await uploads.reserve(tenant, "inside", "dead", 5, "a/b", None, None, version="0" * 32)
+        await asyncio.sleep(1.1)
+        await sweep(room, tenant)
+        await nothing_left(tenant, room, "dead")
+
+    run(files, work)
+
+
 def test_a_body_that_ends_early(files):
     async def work(room, tenant):
         for chunks in ([b"x" * 10], [], [b"", b""]):
