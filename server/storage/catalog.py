@@ -23,6 +23,7 @@ HOT = 4096  # paths of small public files that go the short way
 BODIES = 16 << 20  # bytes of small files kept in a worker's memory
 SMALL = 64 << 10  # bytes of a file up to which it is kept there
 
+Key = tuple[str, str, str, int]  # project, bucket, path, and the project's epoch
 CHANGED = "storage.changed"  # topic of the bus: {"project", "bucket", "paths": [...] or absent}
 PATHS_TOLD = 5_000  # bytes of paths in one message
 
@@ -104,7 +105,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self._entries: GenerationCache[Entry] = GenerationCache(ENTRIES)
-        self._asking: dict[tuple[str, str, str], asyncio.Task[Entry]] = {}
+        self._asking: dict[Key, asyncio.Task[Entry]] = {}
+        self._epochs: dict[str, int] = {}  # counts what made all entries of a project void
         self._changes: dict[str, int] = {}  # how many changes each project has seen
         self.bodies = Bodies()
         self.hot: dict[str, Hot] = {}  # by the path of the URL
@@ -114,7 +116,7 @@ class Catalog:
     ) -> Entry | None:
         """The object at a path, None when there is none. rows: runs a statement in the project's
         database."""
-        key = (project, bucket, path)
+        key = (project, bucket, path, self._epochs.get(project, 0))
         entry = self._entries.get(key)
         loop = asyncio.get_running_loop()
         if entry is None or entry.until <= loop.time():
@@ -127,7 +129,7 @@ class Catalog:
         return entry if entry.version else None
 
     async def _ask(
-        self, key: tuple[str, str, str], rows: Callable[..., Awaitable[Any]], known: Entry | None
+        self, key: Key, rows: Callable[..., Awaitable[Any]], known: Entry | None
     ) -> Entry:
         changes = self._changes.get(key[0], 0)
         began = asyncio.get_running_loop().time()
@@ -139,7 +141,7 @@ class Catalog:
             self._entries.put(key, entry)
         return entry
 
-    def _asked(self, key: tuple[str, str, str], task: asyncio.Task[Entry]) -> None:
+    def _asked(self, key: Key, task: asyncio.Task[Entry]) -> None:
         if self._asking.get(key) is task:
             del self._asking[key]
         if not task.cancelled():
@@ -149,12 +151,12 @@ class Catalog:
         """These objects have changed; None is all of the project."""
         self._changes[project] = self._changes.get(project, 0) + 1
         if paths is None:
-            self._entries.clear()
-            self._asking.clear()
-            self.hot.clear()
+            self._epochs[project] = self._epochs.get(project, 0) + 1
+            for url in [u for u, hot in self.hot.items() if hot.tenant.project.id == project]:
+                del self.hot[url]
             return
         for path in paths:
-            key = (project, bucket, path)
+            key = (project, bucket, path, self._epochs.get(project, 0))
             self._asking.pop(key, None)  # who asks from now on must not get the older answer
             entry = self._entries.get(key)
             if entry is not None:
@@ -175,4 +177,3 @@ class Catalog:
 
     def forget_project(self, project: str) -> None:
         self.forget(project, "", None)
-        self._changes.pop(project, None)
