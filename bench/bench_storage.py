@@ -148,11 +148,17 @@ class Side:
         self.rates: list[float] = []
         self.micros: list[float] = []
 
+    def warm(self, name: str, connections: int) -> None:
+        self.run(name, 1, connections)
+        self.rates.clear()
+        self.micros.clear()
+
     def run(self, name: str, seconds: float, connections: int) -> float:
         before = self.process.cpu_times()
         found = wrk(
-            f"{self.url}/{name}", seconds=seconds, connections=connections, headers=self.headers
-        )
+            f"{self.url}/{name}", seconds=seconds, connections=connections, headers=self.headers,
+            timeout=30,
+        )  # fmt: skip
         after = self.process.cpu_times()
         used = after.user + after.system - before.user - before.system
         self.rates.append(found["rate"])
@@ -169,7 +175,7 @@ def pair(
     ours = Side(site.own, site.node.workers()[0], own)
     theirs = Side(site.nginx.url, site.nginx.worker(), other)
     for side in (ours, theirs):
-        wrk(f"{side.url}/{name}", seconds=1, connections=connections, headers=side.headers)
+        side.warm(name, connections)
     quotients = []
     for _ in range(rounds):
         rate = ours.run(name, seconds, connections)

@@ -25,6 +25,7 @@ def wrk(
     threads: int = 1,
     headers: dict[str, str] | None = None,
     lua: str = "",
+    timeout: float = 2,
 ) -> dict[str, float]:
     """Runs wrk. `lua` may define request(); answers other than 2xx are an error of the run.
 
@@ -47,6 +48,8 @@ end
             f"-t{threads}",
             f"-c{connections}",
             f"-d{max(1, round(seconds))}s",
+            "--timeout",
+            f"{timeout:g}s",
             "-s",
             script.name,
         ]

@@ -17,7 +17,7 @@ from server.node.lifeline import bind_to_parent, name_process
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
 # Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.
-BUFFER = 128 << 10
+BUFFER = 104 << 10
 
 
 class Listener(msgspec.Struct, frozen=True):
