@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +30,14 @@ class FileSink:
         self.executor = executor
         self.fd = -1
         self.written = 0
+        self.ended = False
+        self._lock = threading.Lock()  # a request that is given up does not wait for its threads
 
     def write(self, parts: list[bytes]) -> None:
+        with self._lock:
+            self._write(parts)
+
+    def _write(self, parts: list[bytes]) -> None:
         if self.fd < 0:
             self._open()
         for start in range(0, len(parts), 512):  # IOV_MAX is 1024
@@ -50,6 +57,10 @@ class FileSink:
         await asyncio.get_running_loop().run_in_executor(self.executor, self.discard)
 
     def finish(self, *, durable: bool = True) -> None:
+        with self._lock:
+            self._finish(durable)
+
+    def _finish(self, durable: bool) -> None:
         if self.fd < 0:
             self._open()
         if self.written != self.size:
@@ -63,13 +74,17 @@ class FileSink:
             _sync_folder(self.target.parent)
 
     def discard(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        for path in (self.part, self.target):
-            path.unlink(missing_ok=True)
+        with self._lock:
+            self.ended = True
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+            for path in (self.part, self.target):
+                path.unlink(missing_ok=True)
 
     def _open(self) -> None:
+        if self.ended:
+            raise StoreError("the upload has been given up")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self.fd = os.open(self.part, flags, 0o600)

@@ -152,8 +152,13 @@ class Room:
         """Runs `work` to its end, whatever becomes of the request."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it gets it; the request may be gone
 
     def revoked(self, tenant: Tenant, user_id: str, issued: int) -> bool:
         """Whether all tokens that the user had at that time (epoch seconds) have been revoked."""

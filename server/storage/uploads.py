@@ -219,6 +219,7 @@ async def _take(
     project = tenant.project.id
     sink = room.store.sink(project, upload.version, upload.size)
     asked = False  # whether the database may have made the blob an object
+    committing: asyncio.Task[None] | None = None
     beating = asyncio.get_running_loop().create_task(_beat(tenant, upload))
     try:
         hashes = await _receive(room, request, upload, sink, stated)
@@ -228,14 +229,15 @@ async def _take(
                 raise _mismatch()
         if upload.sha256 is not None and digest != upload.sha256:
             raise _mismatch()
-        await sink.commit()
+        committing = room.spawn(sink.commit())
+        await asyncio.shield(committing)
         asked = True
         row = await tenant.database.row(
             FINISH, upload.id, upload.version, digest, tenant.quota, GRACE
         )
     except BaseException as error:
         # Its client may be gone and this task cancelled: the cleaning is a task of its own.
-        cleaning = room.spawn(_give_up(tenant, upload, None if asked else sink))
+        cleaning = room.spawn(_give_up(tenant, upload, None if asked else sink, committing))
         if isinstance(error, asyncio.CancelledError):
             raise
         await asyncio.shield(cleaning)
@@ -327,10 +329,15 @@ async def _beat(tenant: Tenant, upload: Upload) -> None:
             log.warning("an upload could not say that it is under way: %s", error)
 
 
-async def _give_up(tenant: Tenant, upload: Upload, sink: Sink | None) -> None:
+async def _give_up(
+    tenant: Tenant, upload: Upload, sink: Sink | None, committing: asyncio.Task[None] | None
+) -> None:
     """Leaves nothing of an upload. sink: None once the database was asked to publish the blob,
-    for then only the database knows whether it is an object's content."""
+    for then only the database knows whether it is an object's content. committing: what must end
+    first."""
     tenant.dirty = True
+    if committing is not None:
+        await asyncio.wait([committing])
     if sink is not None:
         try:
             await sink.abort()

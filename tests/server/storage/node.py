@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import json
+import os
+import subprocess
+import unittest.mock
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from server.cli.main import main
 from tests.process.running import RunningNode
 
 
@@ -100,6 +106,18 @@ class Files(RunningNode):
         assert answer.status == 200, answer
         url: str = answer.json["url"]
         return url
+
+    def inline(self, *arguments: str, ok: bool = True) -> Any:
+        """As cli, in this process: (returncode, stdout, stderr)."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            unittest.mock.patch.dict(os.environ, {"ICHIBASE_DATA_DIR": str(self.data_dir)}),
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        ):  # fmt: skip
+            code = main(list(arguments))
+        if ok:
+            assert code == 0, err.getvalue()
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def rows(self, text: str) -> list[list[Any]]:
         """Of the storage schema, under its own login."""

@@ -143,7 +143,7 @@ def test_only_the_public_bucket_is_public(files):
 @pytest.fixture(scope="module")
 def other(files):
     """Another project of the same node: (its Host header, its secret key)."""
-    files.cli("projects", "create", "other")
+    files.inline("projects", "create", "other")
     key = files.project("other")["service_key"]
     host = {"host": "other.localhost"}
     bearer = {"authorization": f"Bearer {key}"}

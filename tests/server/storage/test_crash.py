@@ -46,7 +46,7 @@ def recover(files):
 
 def check(files):
     """What the command line says."""
-    done = files.cli("storage", "reconcile", "--json", ok=False)
+    done = files.inline("storage", "reconcile", "--json", ok=False)
     return json.loads(done.stdout)
 
 
@@ -113,7 +113,7 @@ def test_reconcile_mends_both_sides(files):
     assert found["counted"] != found["actual"]
     assert not found["mended"]
     assert check(files)["missing"] == 2  # looking changes nothing
-    done = files.cli("storage", "reconcile", "--mend")
+    done = files.inline("storage", "reconcile", "--mend")
     assert "mended" in done.stdout
     found = check(files)
     assert (found["orphans"], found["missing"]) == (0, 0)
@@ -127,10 +127,10 @@ def test_reconcile_does_not_empty_a_project_whose_store_is_the_wrong_one(files):
     for number in range(30):
         assert files.upload("wrong", f"f{number}", b"data").status == 200
     execute(files, "update storage.objects set version = 'x' || version where bucket = 'wrong'")
-    done = files.cli("storage", "reconcile", "--mend", "--json", ok=False)
+    done = files.inline("storage", "reconcile", "--mend", "--json", ok=False)
     assert done.returncode == 1
     assert "is this the right store" in done.stdout
     assert len(files.call("list", {"bucket": "wrong"}).json["objects"]) == 30
-    done = files.cli("storage", "reconcile", "--mend", "--force", "--json")
+    done = files.inline("storage", "reconcile", "--mend", "--force", "--json")
     assert files.call("list", {"bucket": "wrong"}).json["objects"] == []
     assert check(files)["counted"] == check(files)["actual"]

@@ -73,7 +73,7 @@ def test_how_long_caches_keep_a_file(files):
 
 def test_the_projects_settings(files):
     settings = {"read_seconds": 7, "upload_seconds": 9, "file_size_limit": 50}
-    files.cli("settings", "default", "set", "storage", json.dumps(settings))
+    files.inline("settings", "default", "set", "storage", json.dumps(settings))
     try:
         assert wait_until(lambda: files.put("set", "f", b"x" * 51).code == "file_too_large")
         minted = files.call("get-put-url", {
@@ -83,9 +83,9 @@ def test_the_projects_settings(files):
         answer = files.call("get-url", {"bucket": "set", "path": "f"}).json
         assert 0 < answer["exp"] - time.time() <= 7
         for bad in ('{"read_seconds": 0}', '{"file_size_limit": "1"}', '{"x": 1}'):
-            assert files.cli("settings", "default", "set", "storage", bad, ok=False).returncode
+            assert files.inline("settings", "default", "set", "storage", bad, ok=False).returncode
     finally:
-        files.cli("settings", "default", "set", "storage", "{}")
+        files.inline("settings", "default", "set", "storage", "{}")
         assert wait_until(lambda: files.put("set", "f", b"x" * 51).status == 200)
 
 
@@ -97,42 +97,42 @@ def test_the_command_line(files, tmp_path):
     (tree / "empty").write_bytes(b"")
     done = files.cli("storage", "cp", "-r", str(tree), "cli:up/")
     assert "copied 3 files" in done.stderr
-    listed = json.loads(files.cli("storage", "ls", "cli:up", "--json").stdout)
+    listed = json.loads(files.inline("storage", "ls", "cli:up", "--json").stdout)
     assert [(one["path"], one["content_type"]) for one in listed] == [
         ("up/a.txt", "text/plain"), ("up/empty", "application/octet-stream"),
         ("up/sub/b é.png", "image/png"),
     ]  # fmt: skip
-    assert "up/sub/b é.png" in files.cli("storage", "ls", "cli:").stdout
+    assert "up/sub/b é.png" in files.inline("storage", "ls", "cli:").stdout
     down = tmp_path / "down"
-    files.cli("storage", "cp", "-r", "cli:up", str(down))
+    files.inline("storage", "cp", "-r", "cli:up", str(down))
     for path in tree.rglob("*"):
         if path.is_file():
             assert (down / path.relative_to(tree)).read_bytes() == path.read_bytes()
-    files.cli("storage", "cp", "cli:up/a.txt", str(tmp_path / "one.txt"))
+    files.inline("storage", "cp", "cli:up/a.txt", str(tmp_path / "one.txt"))
     assert (tmp_path / "one.txt").read_text() == "first"
-    files.cli("storage", "cp", str(tmp_path / "one.txt"), "cli:", "--type", "text/markdown")
+    files.inline("storage", "cp", str(tmp_path / "one.txt"), "cli:", "--type", "text/markdown")
     assert (
         files.call("head", {"bucket": "cli", "path": "one.txt"}).json["content_type"]
         == "text/markdown"
     )
-    url = files.cli("storage", "sign", "cli:up/a.txt", "--seconds", "30").stdout.strip()
+    url = files.inline("storage", "sign", "cli:up/a.txt", "--seconds", "30").stdout.strip()
     assert files.send("GET", url).body == b"first"
-    assert "deleted 1 file" in files.cli("storage", "rm", "cli:one.txt").stdout
-    assert files.cli("storage", "rm", "cli:one.txt", ok=False).returncode == 1
-    assert files.cli("storage", "rm", "-r", "cli:up", ok=False, input="").returncode == 1
-    assert "deleted 3 files" in files.cli("storage", "rm", "-r", "cli:up", "--yes").stdout
-    assert files.cli("storage", "ls", "cli:", "--json").stdout.strip() == "[]"
-    assert "cli" in files.cli("storage", "ls").stdout
-    files.cli("storage", "buckets", "cli", "--size-limit", "2K", "--types", "text/plain")
-    done = files.cli("storage", "cp", str(tree / "sub" / "b é.png"), "cli:x", ok=False)
+    assert "deleted 1 file" in files.inline("storage", "rm", "cli:one.txt").stdout
+    assert files.inline("storage", "rm", "cli:one.txt", ok=False).returncode == 1
+    assert files.inline("storage", "rm", "-r", "cli:up", ok=False).returncode == 1
+    assert "deleted 3 files" in files.inline("storage", "rm", "-r", "cli:up", "--yes").stdout
+    assert files.inline("storage", "ls", "cli:", "--json").stdout.strip() == "[]"
+    assert "cli" in files.inline("storage", "ls").stdout
+    files.inline("storage", "buckets", "cli", "--size-limit", "2K", "--types", "text/plain")
+    done = files.inline("storage", "cp", str(tree / "sub" / "b é.png"), "cli:x", ok=False)
     assert done.returncode == 1
     assert "413" in done.stderr or "file_too_large" in done.stderr or "at most" in done.stderr
-    files.cli("storage", "buckets", "cli", "--delete")
+    files.inline("storage", "buckets", "cli", "--delete")
     for wrong in (
         ("cp", "a", "b"), ("cp", "cli:a", "cli:b"), ("cp", "no-such", "cli:b"),
         ("cp", "cli:none", "x"), ("rm", "nothing"), ("cp", str(tree), "cli:x"),
     ):  # fmt: skip
-        assert files.cli("storage", *wrong, ok=False).returncode == 1, wrong
+        assert files.inline("storage", *wrong, ok=False).returncode == 1, wrong
 
 
 USER = "11111111-1111-4111-8111-111111111111"
@@ -256,13 +256,13 @@ def test_the_read_tokens_of_a_deleted_user_end(files):
 
 
 def test_a_deleted_projects_files_are_gone(files):
-    files.cli("projects", "create", "doomed")
+    files.inline("projects", "create", "doomed")
     key = files.project("doomed")["service_key"]
     headers = {"host": "doomed.localhost", "authorization": f"Bearer {key}"}
     assert wait_until(lambda: files.send(
         "PUT", "/storage/object/stuff/f", b"data", headers).status == 200)  # fmt: skip
     assert files.send("GET", "/storage/object/stuff/f", headers=headers).body == b"data"
-    files.cli("projects", "delete", "doomed", "--yes")
+    files.inline("projects", "delete", "doomed", "--yes")
     assert wait_until(
         lambda: files.send("GET", "/cdn/doomed/stuff/f", headers={}).status in (404, 503)
     )

@@ -162,7 +162,7 @@ def test_any_page_may_read_public_files(files, read, stored):
 
 
 def test_private_files_are_for_listed_pages(files):
-    files.cli("settings", "default", "set", "cors", '{"origins": ["https://app.example"]}')
+    files.inline("settings", "default", "set", "cors", '{"origins": ["https://app.example"]}')
     try:
         assert files.upload("cors", "x", b"1").status == 200
         url = files.signed("cors", "x")
@@ -183,7 +183,7 @@ def test_private_files_are_for_listed_pages(files):
         got = files.read("cors/x", asked, "OPTIONS")
         assert got.headers["access-control-allow-origin"] == "https://app.example"
     finally:
-        files.cli("settings", "default", "set", "cors", '{"origins": []}')
+        files.inline("settings", "default", "set", "cors", '{"origins": []}')
 
 
 def test_the_host_of_public_files(files):

@@ -185,6 +185,37 @@ def test_a_client_that_leaves(files):
     run(files, work)
 
 
+def test_a_client_that_leaves_while_its_file_is_stored(files, monkeypatch):
+    """The store may be at it still: nothing is left when it has ended."""
+
+    async def work(room, tenant):
+        kind = type(room.store.sink(tenant.project.id, "0" * 32, 1))
+        commit, began, versions = kind.commit, asyncio.Event(), []
+
+        async def late(self):
+            began.set()
+            await asyncio.sleep(0.5)
+            await commit(self)
+
+        sink = room.store.sink
+        monkeypatch.setattr(kind, "commit", late)
+        monkeypatch.setattr(
+            room.store, "sink", lambda p, v, n: (versions.append(v), sink(p, v, n))[1]
+        )
+        request = inside.put(tenant.project, 5, inside.Body([b"hello"]))
+        task = asyncio.ensure_future(uploads.put_direct(room, tenant, request, "inside", "late"))
+        await began.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while room._tasks:
+            await asyncio.wait(set(room._tasks), timeout=5)
+        await nothing_left(tenant, room, "late")
+        assert await room.store.size(tenant.project.id, versions[0]) is None
+
+    run(files, work)
+
+
 def test_too_many_uploads_wait_their_turn(files, monkeypatch):
     monkeypatch.setattr(uploads, "UPLOADS_OF_PROJECT", 1)
 
