@@ -7,6 +7,7 @@ cdef class Channel:
     cdef readonly str name
     cdef readonly dict members            # Peer > whether it gets what it sends itself
     cdef readonly dict present            # Peer > (key, value as JSON)
+    cdef readonly Py_ssize_t present_size # bytes of the values
     cdef bytes quoted
 
     cdef Py_ssize_t fan(self, bytes frame, Peer sender) except -1

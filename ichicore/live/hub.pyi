@@ -19,6 +19,7 @@ class Channel:
     name: str
     members: dict[Peer, bool]
     present: dict[Peer, tuple[bytes, bytes]]
+    present_size: int
     def __init__(self, name: str) -> None: ...
     def snapshot(self) -> bytes: ...
 

@@ -308,6 +308,7 @@ cdef class Hub:
         cdef Py_ssize_t count = 0
         before = channel.present.get(peer)
         channel.present[peer] = (key, value)
+        channel.present_size += len(value) - (0 if before is None else len(before[1]))
         if before is None:
             count += peer.push(channel.snapshot())
             if len(channel.present) > 1:
@@ -321,6 +322,8 @@ cdef class Hub:
     def absent(self, Peer peer not None, Channel channel not None):
         """Leaves the presence of a channel."""
         before = channel.present.pop(peer, None)
+        if before is not None:
+            channel.present_size -= len(before[1])
         if before is not None and channel.present:
             self.delivered += channel.tell(channel._diff(before[0], None, before[1]), None)
 

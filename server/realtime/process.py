@@ -295,11 +295,13 @@ class Process:
         known = self.tenants.get(project.id)
         if known is None:
             return
+        before = known.kids
         known.use(project)
+        taken = bool(before - known.kids)  # a key that signed tokens counts no longer
         if known.problem:
             self._problem(known)
         for session in list(known.sessions):
-            if session.kid is not None and session.kid not in known.kids:
+            if session.kid not in known.kids if session.kid is not None else taken:
                 session.close("token_revoked", REVOKED)
             else:
                 session.set_expiry()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BURST = 150  # frames at once: all subscriptions of a client that has reconnected, and more
 MAX_REF = 64
 MAX_EVENT = 128
+MAX_PRESENT = 512 << 10  # bytes of all states of a channel
 MAX_FILTER = 8_192  # bytes
 EVENTS = {
     "postgres": ("INSERT", "UPDATE", "DELETE"),
@@ -193,7 +194,7 @@ class Session:
             if not tenant.rules.may("presence", name, self.identity):
                 raise BadFrameError("presence_denied", NO_PRESENCE, ref)
             value = self._value(message.state, ref)
-            self._room_for(name, ref)
+            self._room_for(tenant.hub.channel(name), value, ref)
         subscription = Subscription(message, name)
         others = self._of_channel(name)
         own = message.own or any(other.given.own for other in others)
@@ -205,11 +206,15 @@ class Session:
         if value is not None:
             self._appear(subscription.channel, value)
 
-    def _room_for(self, name: str, ref: Ref | None) -> None:
-        channel = self.tenant.hub.channel(name)
-        if channel is not None and self.peer not in channel.present:
-            if len(channel.present) >= self.tenant.settings.presence_members:
-                raise BadFrameError("presence_full", "Too many are present in this channel.", ref)
+    def _room_for(self, channel: Channel | None, value: bytes, ref: Ref | None) -> None:
+        """The snapshot that each one who joins gets must stay small."""
+        if channel is None:
+            return
+        before = channel.present.get(self.peer)
+        size = channel.present_size + len(value) - (0 if before is None else len(before[1]))
+        many = before is None and len(channel.present) >= self.tenant.settings.presence_members
+        if many or size > MAX_PRESENT:
+            raise BadFrameError("presence_full", "Too many are present in this channel.", ref)
 
     def _appear(self, channel: Channel, value: bytes) -> None:
         if self.present is None:
@@ -311,6 +316,7 @@ class Session:
             raise BadFrameError(
                 "presence_denied", "Subscribe with presence before you tell of your state."
             )
+        self._room_for(channel, value, None)
         self._count()
         self._appear(channel, value)
 

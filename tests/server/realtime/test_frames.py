@@ -421,6 +421,29 @@ def test_presence_needs_its_rule_and_room(world):
     assert answer["code"] == "presence_full"
 
 
+def test_the_states_of_a_channel_are_limited_together(one):
+    clients = [one.connect(token(f"u{n}")) for n in range(140)]
+    codes = []
+    for client in clients:
+        answer = client.ask(
+            type="subscribe", ref="1", kind="broadcast", channel="room:1", presence=True,
+            state="x" * 4_000,
+        )  # fmt: skip
+        codes.append(answer.get("code"))
+    fitting = codes.count(None)
+    assert 125 < fitting < 135
+    assert set(codes[fitting:]) == {"presence_full"}
+    hub = one.process.tenants["p1"].hub
+    assert hub.channel("room:1").present_size <= 512 << 10
+    for client in clients[:fitting]:
+        client.close()
+    late = clients[139]
+    late.silent()
+    answer = late.ask(type="subscribe", ref="1", kind="broadcast", channel="room:1", presence=True)
+    assert answer["type"] == "subscribed"
+    assert len(late.hear()["presences"]) == 1
+
+
 def test_silence_leaves_the_presence(one):
     a, b = one.connect(token("u1")), one.connect(token("u2"))
     for client in (a, b):
