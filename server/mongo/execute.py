@@ -21,7 +21,7 @@ from ichicore.rules import Bound
 from server.mongo import faults
 from server.mongo.faults import DriverError
 from server.mongo.store import RAW, Store
-from server.mongo.transaction import Transaction, atomically
+from server.mongo.transaction import Direct, Transaction, atomically
 
 JOURNALED = {"w": "majority", "j": True}
 MOST_BYTES = 64 << 20  # of one result, as BSON
@@ -258,22 +258,38 @@ class Executor:
         )
 
     async def find_one_and_delete(
-        self, filter: bytes, *, sort: bytes | None, projection: bytes | None
+        self, filter: bytes, *, sort: bytes | None, projection: bytes | None, look: bool
     ) -> Written:
+        profile = await self.store.profile()
+        if profile.quick_find_and_modify and not look:
+            body: dict[str, Any] = {
+                "findAndModify": self.collection, "query": raw(filter), "remove": True,
+            }  # fmt: skip
+            if sort is not None:
+                body["sort"] = raw(sort)
+            if projection is not None:
+                body["fields"] = raw(projection)
+            value = (await self.write(body)).get("value")
+            return Written(found=None if value is None else bytes(value.raw))
         return await self._guarded(
             None,
             lambda work: self._delete(work, filter, multi=False, sort=sort, keep=projection),
         )
 
     async def _guarded(self, change: Change | None, work: Any) -> Written:
+        """In a transaction; without one where the server has none and nothing is to be checked."""
         profile = await self.store.profile()
-        if not profile.transactions:
+        done: Written
+        if profile.transactions:
+            done = await atomically(self.store, work, self.left())
+        elif change is not None and (change.check or change.insert_check) is not None:
             raise ApiError(
                 403, "policy_denied",
                 "The server has no transactions (it is no replica set), so what this write leaves "
                 "behind cannot be checked before others see it.",
-            ) if change is not None else no_transactions()  # fmt: skip
-        done: Written = await atomically(self.store, work, self.left())
+            )  # fmt: skip
+        else:
+            done = await work(Direct(self.store, self.deadline))
         return done
 
     async def _update(
@@ -293,7 +309,8 @@ class Executor:
         ids = [raw(document)["_id"] for document in before]
         # What was found is what is written: the transaction would not see another version of it.
         chosen: Any = _these(ids)
-        if POSITION.search(change.change):  # of the element that the filter has found
+        if not transaction.isolated or POSITION.search(change.change):
+            # another version may be there, or the place is that of the element the filter found
             chosen = {"$and": [chosen, raw(change.filter)]}
         answer = await transaction.run(
             {"update": self.collection, "updates": [update_statement(change) | {
@@ -307,12 +324,12 @@ class Executor:
         if check is not None and not all(check.test_raw(document) for document in now):
             raise denied()
         found = None
-        if not change.multi:
+        if not change.multi and (now or not after):
             found = now[0] if after else before[0]
             if keep is not None:
                 found = await self._projected(transaction, _these(ids), keep, found, after)
-        old = {raw(document)["_id"]: document for document in before} if change.look else {}
-        events = tuple(Event("update", document, old.get(raw(document)["_id"])) for document in now)
+        old = {_key(document): document for document in before} if change.look else {}
+        events = tuple(Event("update", document, old.get(_key(document))) for document in now)
         written = _written(answer)
         return written._replace(events=events, found=found)
 
@@ -367,10 +384,12 @@ class Executor:
             found = before[0]
             if keep is not None:
                 found = (await self._read(transaction, _these(ids), 1, keep))[0]
+        chosen: Any = _these(ids)
+        if not transaction.isolated:
+            chosen = {"$and": [chosen, raw(filter)]}
         answer = await transaction.run(
-            {"delete": self.collection,
-             "deletes": [{"q": _these(ids), "limit": 0}]}
-        )  # fmt: skip
+            {"delete": self.collection, "deletes": [{"q": chosen, "limit": 0}]}
+        )
         if errors_of(answer):
             raise _as_error(answer)
         events = tuple(Event("delete", None, document) for document in before)
@@ -418,10 +437,9 @@ class Executor:
         return found
 
 
-def no_transactions() -> ApiError:
-    return ApiError(
-        501, "not_supported", "The document server has no transactions: it is no replica set."
-    )
+def _key(document: bytes) -> bytes:
+    """The identifier of a document, as something to look it up by."""
+    return bson.encode({"": raw(document)["_id"]})
 
 
 def _these(ids: list[Any]) -> dict[str, Any]:

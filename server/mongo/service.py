@@ -163,7 +163,7 @@ async def write(
         return b'{"deleted":%d}' % done.matched, list(done.events)
     if operation == "findOneAndDelete":
         done = await executor.find_one_and_delete(
-            plan.filter, sort=plan.sort, projection=plan.projection
+            plan.filter, sort=plan.sort, projection=plan.projection, look=told
         )
         return reply.one_reply(done.found, plan.read), list(done.events)
     change = bulk.change_of(plan, told)

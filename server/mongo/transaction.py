@@ -29,6 +29,8 @@ MAJORITY = {"w": "majority", "j": True}
 class Transaction:
     """One try. Its commands go to the store's server, each on any of its connections."""
 
+    isolated = True
+
     def __init__(self, store: Store, deadline: float) -> None:
         self.store = store
         self.deadline = deadline
@@ -77,6 +79,23 @@ class Transaction:
         return {
             name: 1, "lsid": self._id, "txnNumber": Int64(1), "autocommit": False, "$db": "admin",
         }  # fmt: skip
+
+
+class Direct(Transaction):
+    """The same commands without a transaction, for servers that have none: each is done when it is
+    answered, and others may write in between."""
+
+    isolated = False
+
+    async def raw(self, body: dict[str, Any]) -> bytes:
+        body["$db"] = self.store.database
+        seconds = self.deadline - time.monotonic()
+        if "find" in body or "getMore" in body:
+            answer = await self.store.run(bson.encode(body), seconds)
+        else:
+            answer = await self.store.write(body | {"writeConcern": MAJORITY}, seconds)
+        self.store.succeeded(answer)
+        return answer
 
 
 async def atomically(

@@ -118,7 +118,7 @@ def test_a_caller_that_leaves_gives_its_turn_to_the_next(monkeypatch):
         await asyncio.sleep(0.05)
         left.cancel()
         assert await first == OK
-        assert await asyncio.wait_for(last, 2) == OK
+        assert await asyncio.wait_for(last, 20) == OK
         monkeypatch.setattr(module, "WAIT_SECONDS", 0.05)
         slow = asyncio.ensure_future(one.run(COMMAND, 5))
         await asyncio.sleep(0.01)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ import jwt
 import msgspec
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from server.base.context import NodeConfig
 from server.control import sections
@@ -27,6 +25,7 @@ from server.mongo import embedded
 from server.mongo.address import DocumentServer
 from server.mongo.provision import Documents
 from server.node.embedded_pg import free_port
+from tests.mongoprobe import wait_for
 from tests.wire.conftest import Site
 
 ROOT = Path(__file__).parents[3]
@@ -47,20 +46,15 @@ def documents(tmp_path_factory):
         cwd=ROOT,
     )
     url = embedded.admin_url(port, "a%20password%20of%20the%20tests")
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None
-        try:
-            with MongoClient(url, serverSelectionTimeoutMS=500, connectTimeoutMS=500) as client:
-                client.admin.command("ping")
-            break
-        except PyMongoError:
-            assert time.monotonic() < deadline, (folder / "mongo.log").read_text()
-            time.sleep(0.05)
+    wait_for(url, alive=lambda: process.poll() is None)
     server = DocumentServer(kind="embedded", admin_url=url, address=embedded.address(port))
     yield Documents(server)
-    process.send_signal(signal.SIGTERM)
-    process.wait(20)
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:  # it ends what it computes first
+        process.kill()
+        process.wait()
 
 
 class World:

@@ -106,6 +106,18 @@ def test_each_affected_document_is_told(orders, told):
     assert all(e["old"]["user_id"] == ANN for e in events)
 
 
+def test_identifiers_of_every_kind_are_told(orders, told):
+    ids = [{"a": 1, "b": [1]}, 1.5, True, "x", {"$oid": "0123456789abcdef01234567"}]
+    for id in ids:
+        orders.ok("insertOne", "orders", {"doc": {"_id": id}}, uid=ANN)
+    assert len(told.take(len(ids))) == len(ids)
+    done = orders.ok("updateMany", "orders", {"filter": {}, "update": {"$set": {"n": 1}}}, uid=ANN)
+    assert done["matched"] == len(ids)
+    assert all(e["old"] is not None and e["record"]["n"] == 1 for e in told.take(len(ids)))
+    assert orders.ok("deleteMany", "orders", {"filter": {}}, uid=ANN) == {"deleted": len(ids)}
+    assert len(told.take(len(ids))) == len(ids)
+
+
 def test_a_batch_tells_of_each_document(orders, told):
     ops = [{"op": "insertOne", "doc": {"_id": n, "n": n}} for n in (1, 2)]
     ops += [{"op": "updateOne", "filter": {"_id": 1}, "update": {"$inc": {"n": 5}}},

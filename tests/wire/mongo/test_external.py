@@ -6,11 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import time
 
 import pytest
-from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
 from server.mongo import embedded
@@ -18,49 +15,45 @@ from server.mongo.address import DocumentServer, without_login
 from server.mongo.provision import Documents
 from server.mongo.store import Address, Store
 from server.node.embedded_pg import free_port
+from tests.mongoprobe import forgiving, wait_for
 from tests.wire.mongo.conftest import World
 
 
 class Server:
     """The server program over TLS, as a machine elsewhere would run it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         self.folder = folder
+        self.options = options
         self.port = free_port()
         (folder / "data").mkdir()
         certificates = folder / "certificates"
         certificates.mkdir()
         self.authority, self.certificate, _ = embedded._certificates(certificates)
         self.log = open(folder / "log", "wb")  # noqa: SIM115
-        embedded.prepare(folder, self.port, "secret of root", self.log)
+        with forgiving():
+            embedded.prepare(folder, self.port, "secret of root", self.log)
         self.process = None
         self.start()
         self.url = (
             f"mongodb://{embedded.LOGIN}:secret%20of%20root@127.0.0.1:{self.port}/"
-            f"?replicaSet=secantus&tls=true&tlsCAFile={self.authority}&authSource=admin"
+            f"?tls=true&tlsCAFile={self.authority}&authSource=admin"
         )
+        if not options:
+            self.url += "&replicaSet=secantus"
         self.wait()
 
     def start(self):
         self.process = subprocess.Popen(
             embedded.command(
                 self.folder, self.port, "--auth", "--tls-cert-file", self.certificate,
-                "--tls-key-file", self.certificate,
+                "--tls-key-file", self.certificate, *self.options,
             ),
             cwd=self.folder, stdout=self.log, stderr=self.log, env={**os.environ},
         )  # fmt: skip
 
     def wait(self):
-        deadline = time.monotonic() + 60
-        while True:
-            assert self.process.poll() is None, (self.folder / "log").read_text()
-            try:
-                with MongoClient(self.url, serverSelectionTimeoutMS=1000) as client:
-                    client.admin.command("ping")
-                    return
-            except PyMongoError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        wait_for(self.url, alive=lambda: self.process.poll() is None)
 
     def kill(self):
         self.process.kill()
@@ -140,3 +133,45 @@ def test_a_wrong_certificate_is_refused(elsewhere, server, tmp_path):
     with pytest.raises(ApiError) as refused:
         asyncio.run(ask())
     assert refused.value.status == 503
+
+
+@pytest.fixture(scope="module")
+def alone(pg_cluster, tmp_path_factory):
+    """A server that is no replica set."""
+    one = Server(tmp_path_factory.mktemp("standalone"), "--standalone")
+    documents = Documents(
+        DocumentServer(kind="external", admin_url=one.url, address=without_login(one.url))
+    )
+    made = World(pg_cluster, documents, tmp_path_factory.mktemp("node"), "control_mongo_alone")
+    yield made
+    made.stop()
+    one.kill()
+    one.log.close()
+
+
+def test_a_server_without_transactions_checks_nothing_unseen(alone):
+    """What would have to be checked afterwards is refused; all else goes on."""
+    own = {"user_id": "${auth.uid}"}
+    section = {"collections": {"notes": {"enabled": True, "rule": True}}}
+    asyncio.run(alone.projects.put_settings("default", "realtime", section))
+    alone.rules({"notes": {"read": {"filter": own}, "insert": {"set": own},
+                           "update": {"filter": own}, "delete": {"filter": own}},
+                 "plain": {"read": True, "write": {"filter": own, "set": own}}})  # fmt: skip
+    for name in ("notes", "plain"):
+        docs = [{"_id": n, "n": n} for n in range(4)]
+        alone.ok("insertMany", name, {"docs": docs}, uid="ann")
+        body = {"filter": {"_id": 1}, "update": {"$inc": {"n": 1}}}
+        assert alone.ok("updateOne", name, body, uid="ann")["modified"] == 1
+        assert alone.ok("updateOne", name, body, uid="bob")["matched"] == 0
+        found = alone.ok("findOneAndUpdate", name, body, uid="ann")["doc"]
+        assert found == {"_id": 1, "n": 3, "user_id": "ann"}
+        done = alone.ok("updateMany", name, {"filter": {}, "update": {"$set": {"x": 1}}}, uid="ann")
+        assert done["matched"] == 4
+        found = alone.ok("findOneAndDelete", name, {"filter": {"_id": 2}}, uid="ann")["doc"]
+        assert found["_id"] == 2
+        assert alone.ok("deleteMany", name, {"filter": {"_id": 3}}, uid="ann") == {"deleted": 1}
+        assert alone.ok("count", name, {}, service=True) == {"count": 2}
+    body = {"filter": {"_id": 1}, "update": {"$set": {"user_id": "bob"}}}
+    answer = alone.call("updateOne", "notes", body, uid="ann")
+    assert (answer.status, answer.code) == (403, "policy_denied")
+    assert alone.ok("findOne", "notes", {"filter": {"_id": 1}}, uid="ann")["doc"]["n"] == 3
