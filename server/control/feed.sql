@@ -7,10 +7,11 @@
 -- another in its place, and looks nothing up in a schema of the project's.
 -- Answers the state of each: all, inserts (updates and deletes cannot be told for want of a primary
 -- key or replica identity), missing, unsupported (a view, a temporary or unlogged table), forbidden
--- (it belongs to somebody else), busy (locked at this moment).
+-- (it belongs to somebody else), busy (locked at this moment, or being changed by another node).
+-- It takes no lock of its own: called by DDL, it would hold it as long as that transaction lasts.
 create or replace function ichibase.publish_tables(tables text[])
 returns table (source text, state text)
-language plpgsql security definer set search_path = '' set lock_timeout = '3s' as $$
+language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
 declare
   publications constant text[] := array['ichibase_realtime', 'ichibase_realtime_inserts'];
   operations constant text[] := array['insert, update, delete, truncate', 'insert, truncate'];
@@ -19,14 +20,16 @@ declare
   found record;
   place int;
 begin
-  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('ichibase realtime', 0));
   if pg_catalog.current_setting('server_version_num')::int >= 180000 then
     options := options || ', publish_generated_columns = stored';
   end if;
   for place in 1..2 loop
     if not exists (select from pg_catalog.pg_publication where pubname = publications[place]) then
-      execute pg_catalog.format('create publication %I with (publish = %L%s)',
-        publications[place], operations[place], options);
+      begin
+        execute pg_catalog.format('create publication %I with (publish = %L%s)',
+          publications[place], operations[place], options);
+      exception when duplicate_object or unique_violation then null;
+      end;
     end if;
   end loop;
   tables := coalesce(tables, array(
@@ -45,7 +48,8 @@ begin
     begin
       execute pg_catalog.format('alter publication %I drop table %I.%I',
         found.pubname, found.nspname, found.relname);
-    exception when lock_not_available then null;
+    exception when lock_not_available or undefined_object or undefined_table or internal_error
+      then null;
     end;
   end loop;
   for wanted in
@@ -94,7 +98,9 @@ begin
           execute pg_catalog.format('alter publication %I add table %I.%I',
             publications[place], wanted.nspname, wanted.relname);
         end if;
-      exception when lock_not_available then
+      exception when lock_not_available or duplicate_object or undefined_object or undefined_table
+        or unique_violation or internal_error
+      then
         state := 'busy';
       end;
     end if;

@@ -27,7 +27,7 @@ from server.realtime.process import Process
 from server.realtime.settings import table_name
 from server.realtime.tenant import Tenant
 
-LINGER_SECONDS = 30.0  # a feed outlives the project's last socket by: clients come back
+LINGER_SECONDS = 120.0  # a feed outlives the last socket by: making a slot anew may take long
 LOOK_SECONDS = 5.0
 LEFTOVER_SECONDS = 60.0  # after the start, until slots of an earlier process are dropped
 MOST_WAITING = 5_000  # changes of a project that wait for delivery before its log is read on
@@ -37,6 +37,7 @@ NOT_PUBLISHED = {
     "forbidden": "This table belongs to somebody else than the project's owner.",
     "busy": "The table is locked at this moment; its changes follow when it is free.",
 }
+UNAVAILABLE = "Changes cannot be told at present; `subscribed` follows when they can."
 INSERTS_ONLY = (
     "Only inserts are told: the table has neither a primary key nor another replica identity."
 )
@@ -145,10 +146,9 @@ class Feeds:
                 if feed is None:
                     raise FeedUnavailable("the project has no Postgres database in use")
                 state = await feed.ready(told["table"])
-            except FeedUnavailable as error:
+            except FeedUnavailable:  # why is for the log alone
                 if not complained:
-                    detail = f"Changes cannot be told at present: {error}."
-                    peer.send(messages.error("feed_unavailable", detail, told["ref"]))
+                    peer.send(messages.error("feed_unavailable", UNAVAILABLE, told["ref"]))
                 complained = True
                 if feed is None:
                     return

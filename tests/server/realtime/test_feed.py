@@ -426,3 +426,70 @@ def test_a_large_transaction_in_bounded_memory(project: Project) -> None:
             assert psutil.Process().memory_info().rss - before < 8 << 20
 
     asyncio.run(work())
+
+
+def test_open_ddl_holds_nobody_up(project: Project) -> None:
+    """A developer's transaction that has changed the schema and waits: others go on, the feed
+    starts, and the locked table follows."""
+    run_sql(
+        project, "create table held (id int primary key)", "create table free (id int primary key)"
+    )
+
+    async def work() -> None:
+        async with feeding(project, "public.held", "public.free", drop=False):
+            pass  # a new slot would wait for the transaction
+        with owner(project) as waiting, owner(project) as other:
+            waiting.execute("begin")
+            waiting.execute("alter table held drop constraint held_pkey, add unique (id)")
+            waiting.execute("create table waiting_one (id int)")
+            other.execute("set statement_timeout = '2s'")
+            other.execute("create table quick (id int primary key)")
+            other.execute("alter table free add column a int")
+            async with feeding(project, "public.held", "public.free") as (feed, kept):
+                assert feed.states["public.free"] == "all"
+                other.execute("insert into free values (1)")
+                await kept.until(lambda: len(kept.changes) == 1)
+                waiting.execute("commit")
+                await kept.until(lambda: feed.states["public.held"] == "inserts")
+                other.execute("insert into held values (1)")
+                other.execute("update held set id = 2")
+                await kept.until(lambda: len(kept.changes) == 2)
+
+    asyncio.run(work())
+
+
+def test_what_the_login_of_the_feed_may_do(project: Project, world: World) -> None:
+    """No more than read the log and call one function; other projects are closed to it."""
+    other = world.project()
+    assert project.feed_dsn is not None
+    run_sql(project, "create table secret (id int primary key)")
+
+    async def work() -> None:
+        async with feeding(project):
+            pass  # which makes the publications
+
+    asyncio.run(work())
+    with psycopg.connect(project.feed_dsn, autocommit=True) as connection:
+        for statement in (
+            "select * from public.secret", "insert into public.secret values (1)",
+            "create table public.x (a int)", "set role service_role", "set role authenticated",
+            f"set role ichi_{project.id}_owner",
+            "create role more", "select pg_read_file('PG_VERSION')",
+            "select realtime.publish('c', 'e', '1')", "create schema more",
+            "alter publication ichibase_realtime add table public.secret",
+        ):  # fmt: skip
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+        # Names of the project's owner alone are taken, whatever they look like.
+        rows = connection.execute(
+            "select * from ichibase.publish_tables(array['pg_catalog.pg_authid', "
+            "'auth.users', 'public.secret; drop table secret', 'x', '.', ''])"
+        ).fetchall()
+        assert {state for _, state in rows} <= {"missing", "forbidden", "unsupported"}
+        rows = connection.execute("select * from ichibase.publish_tables('{}')").fetchall()
+        assert rows == []
+    for database in (f"ichi_{other.id}", "postgres", world.cluster.database):
+        with pytest.raises(psycopg.OperationalError, match="permission denied"):
+            psycopg.connect(project.feed_dsn, dbname=database)
+    with pytest.raises(psycopg.OperationalError, match=r"pg_hba|no pg_hba"):
+        psycopg.connect(project.feed_dsn, replication="true")
