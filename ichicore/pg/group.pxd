@@ -13,6 +13,7 @@ cdef class Statement:
     cdef readonly bint per_role
     cdef readonly bint strip_nulls
     cdef bytes _text
+    cdef readonly double service    # seconds that its groups take, a running mean
     cdef bint _sets_format          # its text names a setting that changes how values are written
 
 

@@ -8,6 +8,8 @@ NONE = 0
 JSON = 1
 VALUES = 2
 
+cdef double MEMORY = 32.0       # groups over which the mean of their times runs
+
 # Settings that encoders depend on; a group that may change one is encoded by Postgres instead.
 cdef dict FORMAT_SETTINGS = {
     b"timezone": True, b"intervalstyle": True, b"bytea_output": True, b"extra_float_digits": True,
@@ -157,6 +159,11 @@ cdef class Shared:
     cdef observe(self, Group group, double seconds):
         """Learns which statements are slow: two slow runs more than quick ones make one so."""
         cdef int score
+        cdef Py_ssize_t last = len(group.statements) - 1
+        cdef Statement main
+        if last >= 0:
+            main = <Statement> group.statements[last]
+            main.service += (seconds - main.service) / MEMORY
         if seconds > 0.010:
             sql = group.main_sql
             score = self.slow_sql.get(sql, 0) + 1

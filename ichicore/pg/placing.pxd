@@ -1,4 +1,5 @@
 """What the short way uses of a pool's placing."""
+from ichicore.pg.executor cimport Executor
 from ichicore.pg.group cimport Group, Shared
 
 
@@ -15,4 +16,7 @@ cdef class Placing:
     cdef public unsigned long long groups
     cdef bint growing
     cdef bint held(self) except -1
+    cdef int share(self, Group group) except -1
+    cpdef Executor choose(self, Group group)
+    cpdef bint crowded(self, Executor executor, Group group) except -1
     cpdef bint put(self, Group group, double now) except -1

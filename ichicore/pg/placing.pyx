@@ -7,15 +7,16 @@ at work may let go of the lock. Such a connection says so, and is left alone.
 cimport cython
 
 from ichicore.pg.executor cimport Executor
-from ichicore.pg.group cimport Group, Shared
+from ichicore.pg.group cimport Group, Shared, Statement
 
 # What `told` is asked to do, in the loop's thread.
 WAKE = "wake"       # mind the time: something is in flight
 GROW = "grow"       # open another connection
 AFTER = "after"     # see to a connection: it is lost, or has more to write
 
-cdef enum:
-    CROWDED = 6     # groups in flight on a connection from which another one is worth having
+# Seconds of work that quick groups share a connection for before the next one is taken. Less of it
+# goes faster together: each wake-up of a server process costs as much as a quick statement.
+cdef double TOGETHER = 0.004
 
 
 @cython.final
@@ -46,7 +47,7 @@ cdef class Placing:
         if self.closed or self.held() or (
                 self.shared.slow_sql and self.shared.is_slow(group)):
             return False
-        executor = pick(self.executors, self.depth, False)
+        executor = self.choose(group)
         if executor is None or executor._inside:
             return False
         if self.timeout:
@@ -58,10 +59,40 @@ cdef class Placing:
             self.told(WAKE, None)
         if executor.wants_write or executor.lost:
             self.told(AFTER, executor)
-        if executor.depth > CROWDED and len(self.executors) < self.most and not self.growing:
+        if not self.growing and self.crowded(executor, group):
             self.growing = True
             self.told(GROW, None)
         return True
+
+    cpdef Executor choose(self, Group group):
+        """The connection for a quick group: the first on which little stands before it, else the
+        one with the least; None when all are full or busy with slow ones."""
+        cdef Executor one, best = None
+        cdef int share = self.share(group)
+        for one in self.executors:
+            if not one._takes() or one.slow_depth or one.reserved or one.depth >= self.depth:
+                continue
+            if one.depth < share:
+                return one
+            if best is None or one.depth < best.depth:
+                best = one
+        return best
+
+    cdef int share(self, Group group) except -1:
+        """How many groups like this one may well share a connection."""
+        cdef Py_ssize_t last = len(group.statements) - 1
+        cdef double service
+        if last < 0:
+            return 1
+        service = (<Statement> group.statements[last]).service
+        if service * self.depth <= TOGETHER:
+            return self.depth
+        return max(1, <int> (TOGETHER / service))
+
+    cpdef bint crowded(self, Executor executor, Group group) except -1:
+        """Whether another connection is worth having, and may be opened, now that this one has
+        taken the group."""
+        return len(self.executors) < self.most and executor.depth > self.share(group)
 
     def grown(self):
         """The pool has looked at whether to open a connection."""
@@ -99,25 +130,10 @@ cdef class Reader:
             self.more(None)
 
 
-def pick(list executors not None, int max_depth, bint slow):
-    """The connection for the next group, or None.
-
-    Slow groups get an idle one. Quick ones get the least loaded that has no slow group, the
-    earliest of equals: later ones can fall idle and be closed. Ones reserved for a waiting slow
-    group are taken only when no other is open.
-    """
-    cdef Executor one, best = None
+def idle(list executors not None):
+    """A connection with nothing in flight that takes a group now, or None."""
+    cdef Executor one
     for one in executors:
-        if not one._takes():
-            continue
-        if slow:
-            if one.depth == 0:
-                return one
-            continue
-        if one.slow_depth or one.reserved or one.depth >= max_depth:
-            continue
-        if one.depth == 0:
+        if one.depth == 0 and one._takes():
             return one
-        if best is None or one.depth < best.depth:
-            best = one
-    return best
+    return None

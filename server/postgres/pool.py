@@ -19,7 +19,7 @@ from typing import Any
 
 from ichicore.pg.errors import PgError, PgUnavailable, PoolTimeout, StatementTimeout
 from ichicore.pg.executor import JSON, NONE, VALUES, Group, Result, Shared, Statement
-from ichicore.pg.placing import AFTER, GROW, WAKE, Placing, Reader, pick
+from ichicore.pg.placing import AFTER, GROW, WAKE, Placing, Reader, idle
 from server.postgres.budget import ConnectionBudget
 from server.postgres.connect import Link, open_link
 from server.postgres.session import Session
@@ -68,7 +68,7 @@ class Pool:
         *,
         min_size: int = 0,
         max_size: int = 10,
-        depth: int = 8,
+        depth: int = 32,
         acquire_timeout: float = 10.0,
         statement_timeout: float | None = None,
         idle_timeout: float = 60.0,
@@ -275,15 +275,15 @@ class Pool:
         """Sends the group now, or lets it wait."""
         if group.slow:
             if not self._slow and not self._sessions and self._slow_room():
-                executor = pick(self._executors, self._depth, True)
+                executor = idle(self._executors)
                 if executor is not None:
                     self._submit(executor, group, now)
                     return
         elif not self._quick:
-            executor = pick(self._executors, self._depth, False)
+            executor = self.placing.choose(group)
             if executor is not None:
                 self._submit(executor, group, now)
-                if executor.depth > 6 and len(self._links) < self._max_size:
+                if self.placing.crowded(executor, group):
                     self._grow(1)
                 return
         self._refuse_when_away(now)
@@ -302,7 +302,7 @@ class Pool:
         assert self._loop is not None
         now = monotonic()
         while (self._sessions or self._slow) and self._slow_room():
-            executor = pick(self._executors, self._depth, True)
+            executor = idle(self._executors)
             if executor is None:
                 break
             executor.reserved = False
@@ -314,7 +314,7 @@ class Pool:
             else:
                 self._try(executor, self._slow.popleft()[0], now)
         while self._quick:
-            executor = pick(self._executors, self._depth, False)
+            executor = self.placing.choose(self._quick[0][0])
             if executor is None:
                 break
             self._try(executor, self._quick.popleft()[0], now)
