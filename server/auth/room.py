@@ -23,6 +23,7 @@ from server.base.project import Project
 
 log = logging.getLogger("ichibase.auth")
 MAX_BACKGROUND = 1_000  # messages under way in one worker
+LONGEST_TOKEN = 86_400.0  # seconds
 LONGEST_PAUSE = 5.0  # seconds between attempts to revoke
 
 
@@ -117,12 +118,13 @@ class Room:
                 lambda: self.context.revocations.sessions(project.id, sessions, until), until
             )
 
-    async def revoke_user(self, project: Project, user_id: str, seconds: int) -> None:
-        """Makes all workers refuse every access token that the user has now."""
+    async def revoke_user(self, project: Project, user_id: str) -> None:
+        """Makes all workers refuse every token that the user has now, those that other services
+        made for the user included."""
         now = time.time()
+        until = now + LONGEST_TOKEN
         await self._surely(
-            lambda: self.context.revocations.user(project.id, user_id, now + 1, now + seconds),
-            now + seconds,
+            lambda: self.context.revocations.user(project.id, user_id, now + 1, until), until
         )
 
     async def _surely(self, revoke: Callable[[], Awaitable[None]], until: float) -> None:

@@ -288,8 +288,7 @@ async def delete_user(call: Call, user: str) -> Response:
     if not await call.database.rows(DELETE, user_id):
         raise missing()
     # The sessions are gone with the user, so all workers are told of the user.
-    seconds = call.settings.access_token_seconds + tokens.LEEWAY
-    await call.room.revoke_user(call.project, user_id, seconds)
+    await call.room.revoke_user(call.project, user_id)
     await audit.write(call, "user_deleted", "admin", user_id=user_id)
     return json(200, {"deleted": True})
 

@@ -89,6 +89,8 @@ class Revoker(Protocol):
 
     async def user(self, project_id: str, id: str, before: float, until: float) -> None: ...
 
+    async def replay(self, apply: Callable[[dict[str, Any]], None]) -> None: ...
+
 
 class BusRevoker:
     """Tells the workers that run now and nobody later."""
@@ -104,6 +106,9 @@ class BusRevoker:
     async def user(self, project_id: str, id: str, before: float, until: float) -> None:
         message = {"project": project_id, "user_id": id, "before": before, "exp": until}
         await self.bus.publish(TOKEN_REVOKED, message)
+
+    async def replay(self, apply: Callable[[dict[str, Any]], None]) -> None:
+        return
 
 
 class Pools(Protocol):

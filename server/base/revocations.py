@@ -80,6 +80,12 @@ class Revocations:
         """Ends a user's tokens issued before that time (epoch seconds); else as sessions."""
         await self._add(project_id, "user", [id], before, until)
 
+    async def replay(self, apply: Apply) -> None:
+        """Calls `apply` for all that are in force: for a service that began to listen to the bus
+        later than its process. psycopg.OperationalError when the control database is away."""
+        async with await connect(self.dsn, NAME) as connection:
+            self._tell(apply, await self._read(connection))
+
     async def _add(
         self, project: str, kind: str, subjects: list[str], before: float | None, until: float
     ) -> None:
@@ -108,7 +114,7 @@ class Revocations:
             await self.bus.connected.wait()
             try:
                 async with await connect(self.dsn, NAME) as connection:
-                    rows = await (await connection.execute(READ, {"most": MOST})).fetchall()
+                    rows = await self._read(connection)
                 lost = False
             except (psycopg.Error, OSError) as error:
                 if not lost:
@@ -118,16 +124,21 @@ class Revocations:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             try:
-                self._apply_all(rows)
+                self._tell(self.apply, rows)
             except Exception:
                 self.events.emit(Failed("reading revoked tokens", traceback.format_exc()))
             self.ready.set()
 
-    def _apply_all(self, rows: list[tuple[str, str, str, float | None, float]]) -> None:
+    @staticmethod
+    async def _read(connection: psycopg.AsyncConnection[Any]) -> list[Any]:
+        return await (await connection.execute(READ, {"most": MOST})).fetchall()
+
+    @staticmethod
+    def _tell(apply: Apply, rows: list[tuple[str, str, str, float | None, float]]) -> None:
         for project, kind, subject, before, until in rows:
             message: dict[str, Any] = {"project": project, "exp": until}
             if kind == "session":
                 message["session_id"] = subject
             else:
                 message |= {"user_id": subject, "before": before}
-            self.apply(message)
+            apply(message)

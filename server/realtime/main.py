@@ -19,6 +19,7 @@ from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
+from server.base.revocations import Revocations
 from server.base.usage import Usage
 from server.control import records
 from server.node.gateway_main import read_listener
@@ -54,7 +55,11 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     directory = ControlDirectory(config.control_dsn, source, bus, events)
     usage = Usage(config.control_dsn, events)
     hosts = HostRule(config.base_domain, config.default_project, config.public_url, config.cdn_url)
-    process = Process(directory, hosts, events, usage, directory.ready.is_set)
+    process = Process(
+        directory, hosts, events, usage,
+        lambda: directory.ready.is_set() and revocations.ready.is_set(),
+    )  # fmt: skip
+    revocations = Revocations(config.control_dsn, bus, process.revoked, events)
     feeds = Feeds(process, node_id(config.data_dir), config.control_dsn, directory.all, events)
     process.feeds = feeds
     process.streams = DocumentFeeds(process, events)
@@ -67,12 +72,15 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     bus.start()
     directory.start()
     usage.start()
+    revocations.start()
     process.start()
     feeds.start()
     workers = await control.serve(process, events, socket_path(config.data_dir))
     process.listen(unix.listen(socket_for_workers(config.data_dir)))
     try:
-        await asyncio.wait_for(directory.ready.wait(), START_WAIT)
+        async with asyncio.timeout(START_WAIT):
+            await directory.ready.wait()
+            await revocations.ready.wait()
     except TimeoutError:
         events.emit(Noted("realtime starts without projects", "the control database is away"))
     process.listen(listening(host, port))
@@ -85,6 +93,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
             _write(file, events)
     workers.close()
     await process.stop()
+    await revocations.stop()
     await directory.stop()
     await usage.stop()
     await bus.stop()

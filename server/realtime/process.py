@@ -20,7 +20,7 @@ from ichicore.live.wire import Peer, Wire
 from server.base.context import Directory
 from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule, unknown
-from server.base.keys import revoke
+from server.base.keys import Denied, revoke
 from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
@@ -60,6 +60,7 @@ class Process:
         self.streams: DocumentFeeds | None = None
         self.wire = Wire(self, max_frames=500, **options)
         self.tenants: dict[str, Tenant] = {}  # by project id
+        self.denied: dict[str, Denied] = {}  # by project id, connected to or not
         self.now = time.monotonic
         self.accepted = 0
         self.refused = 0
@@ -251,7 +252,8 @@ class Process:
         """What is kept for a project, made on first use."""
         found = self.tenants.get(project.id)
         if found is None:
-            found = self.tenants[project.id] = Tenant(project, self.now())
+            denied = self.denied.setdefault(project.id, Denied())
+            found = self.tenants[project.id] = Tenant(project, self.now(), denied)
             if found.problem:
                 self._problem(found)
         return found
@@ -287,6 +289,8 @@ class Process:
                 for session in list(tenant.sessions):
                     session.close(reason, SHUTDOWN)
                 del self.tenants[tenant.project.id]
+                if project is None:
+                    self.denied.pop(tenant.project.id, None)
                 if self.feeds is not None:
                     self.feeds.unwanted(tenant)
                 if self.streams is not None:
@@ -313,10 +317,12 @@ class Process:
     def revoked(self, message: dict[str, Any]) -> None:
         """A message of the topic TOKEN_REVOKED: its sockets are cut without grace."""
         project = message.get("project")
-        tenant = self.tenants.get(project) if isinstance(project, str) else None
+        if not isinstance(project, str):
+            return
+        revoke(self.denied.setdefault(project, Denied()), message)
+        tenant = self.tenants.get(project)
         if tenant is None:
             return
-        revoke(tenant.denied, message)
         for session in tenant.revoked(message):
             session.close("token_revoked", REVOKED)
 

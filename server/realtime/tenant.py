@@ -43,12 +43,13 @@ class Tenant:
     """Made when a project is first connected to. `problem` says why its settings cannot be used:
     then nothing is received but by the secret key."""
 
-    def __init__(self, project: Project, now: float) -> None:
+    def __init__(self, project: Project, now: float, denied: Denied) -> None:
+        """denied: the project's tokens that are refused, those from before it was made included."""
         self.hub = Hub()
         self.sessions: set[Session] = set()
         self.by_user: dict[str, set[Session]] = {}
         self.by_login: dict[str, set[Session]] = {}  # session id of the token > sockets
-        self.denied = Denied()
+        self.denied = denied
         self.messages = Bucket(1, 1, now)
         self.feed: Any = None
         self.counted = 0  # deliveries already added to the project's usage

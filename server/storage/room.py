@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
+import psycopg
 
 from ichicore.errors import ApiError
 from server.base import migrations
@@ -27,6 +28,7 @@ UPLOADS = 256  # under way in one worker
 UPLOADS_OF_PROJECT = 100  # the same, of one project
 LONGEST_TOKEN = 86_400.0  # seconds that a read token may last
 MOST_REVOKED = 100_000  # users
+READ_PAUSES = (0.1, 0.5, 1.0, 2.0)  # seconds after an attempt to read what is revoked
 BUFFERS = 8 << 20  # bytes that all uploads of a worker may hold at once
 
 
@@ -165,6 +167,16 @@ class Room:
         found = self._revoked.get((tenant.project.id, user_id))
         return found is not None and issued < found[0] and time.time() < found[1]
 
+    async def read_revoked(self) -> None:
+        """What was revoked before this worker had a use for it."""
+        for pause in READ_PAUSES:
+            try:
+                await self.context.revocations.replay(self._revoke)
+                return
+            except (OSError, psycopg.Error) as error:
+                log.warning("the revoked tokens cannot be read: %s", error)
+                await asyncio.sleep(pause)
+
     def _revoke(self, message: dict[str, Any]) -> None:
         project, user = message.get("project"), message.get("user_id")
         if not isinstance(project, str) or not isinstance(user, str):
@@ -211,7 +223,7 @@ def room_of(context: WorkerContext) -> Room:
 
         room = _rooms[id(context)] = Room(context)
         keeper = Keeper(room)
-        context.on_start.append(keeper.start)
+        context.on_start += [room.read_revoked, keeper.start]
         context.on_stop.append(room.close)
         context.on_stop.append(keeper.stop)
         context.on_stop.append(_forgetter(context))

@@ -84,6 +84,11 @@ def test_running_processes_are_told_and_later_ones_read(control):
             await until(lambda p=process: p.refuses("p1", session_id="s2"))
             await until(lambda p=process: p.refuses("p1", sub="u1", iat=now - 5))
         late = await Process(control).start()
+        told = []  # to a service that begins to listen later than its process
+        await late.revocations.replay(told.append)
+        assert {(m.get("session_id"), m.get("user_id")) for m in told} == {
+            ("s1", None), ("s2", None), (None, "u1"),
+        }  # fmt: skip
         for process in (one, two, late):
             assert process.refuses("p1", session_id="s1", sub="u2", iat=now)
             assert process.refuses("p1", sub="u1", iat=now - 5)

@@ -229,6 +229,12 @@ def test_revoked_sessions_are_cut_at_once(one):
     one.connect(token("u1", iat=int(time.time()) + 5))  # signed in again
 
 
+def test_a_session_revoked_before_the_first_socket_is_refused(one):
+    one.call(lambda: one.process.revoked({"project": "p1", "session_id": "early"}))
+    assert refused(one, token("u1", session_id="early")) == 401
+    one.connect(token("u1", session_id="other"))
+
+
 def test_a_key_that_is_taken_away_ends_its_sockets(one):
     client, server = one.connect(token("u1")), one.connect(key("service_role"))
     changed = project(OTHER, RULES, kid="k2")
