@@ -152,24 +152,41 @@ def _updated(plan: Plan, part: Part, decision: Decision, caps: Caps) -> None:
     update = part.update
     if decision.set:
         update = splice.merge_operator(update, "$set", decision.set)
-    if insert is not None:
+    if part.upsert:
         on_insert = {
             path: value
             for path, value in terms.items()
-            if not _touched(path, part, decision.set) and path not in insert.set
+            if not _touched(path, part, decision.set) and (insert is None or path not in insert.set)
         }
-        for path, value in insert.set.items():
-            if any(overlaps(path, written) for _, written in part.writes):
-                denied(f"the field {path} is set by the policy")
-            if not any(overlaps(path, stamped) for stamped in decision.set):
-                on_insert[path] = value
+        if insert is not None:
+            _stamp_insert(on_insert, part, decision, insert)
+            plan.insert_check = insert.check
+        elif decision.check is not None and not _inserts_terms(decision.check, on_insert):
+            plan.insert_check = decision.check
         if on_insert:
             update = splice.merge_operator(update, "$setOnInsert", on_insert)
-        plan.insert_check = insert.check
     plan.update = update
     _check_size(update, caps)
     if decision.check is not None and _must_check(part, decision, decision.check):
         plan.check = decision.check
+
+
+def _stamp_insert(
+    on_insert: dict[str, Any], part: Part, decision: Decision, insert: Decision
+) -> None:
+    """Adds what the rule for inserts sets to what an upsert inserts."""
+    for path, value in insert.set.items():
+        if any(overlaps(path, written) for _, written in part.writes):
+            denied(f"the field {path} is set by the policy")
+        if not any(overlaps(path, stamped) for stamped in decision.set):
+            on_insert[path] = value
+
+
+def _inserts_terms(check: Bound, on_insert: dict[str, Any]) -> bool:
+    """Whether a check is nothing but equalities that are inserted as they are."""
+    terms = check.equality_terms()
+    single = all(not isinstance(one, dict) or len(one) == 1 for one in check.filter.values())
+    return single and check.filter.keys() == terms.keys() and terms.keys() <= on_insert.keys()
 
 
 def _touched(path: str, part: Part, stamps: dict[str, Any]) -> bool:

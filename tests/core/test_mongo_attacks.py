@@ -13,7 +13,15 @@ from bson.objectid import ObjectId
 from ichicore.errors import ApiError
 from ichicore.mongo import Caps, apply, parse, reply
 from ichicore.mongo.grammar import EXPRESSIONS, STAGES
-from ichicore.rules import ALLOW, Context, Decision, FieldRule, RuleError, compile_match
+from ichicore.rules import (
+    ALLOW,
+    Context,
+    Decision,
+    FieldRule,
+    RuleError,
+    compile_match,
+    decision_of,
+)
 from ichicore.rules.patterns import PatternError, check_pattern, compile_pattern
 from ichicore.rules.policy import compile_policy
 
@@ -465,6 +473,25 @@ def test_an_upsert_cannot_insert_for_another():
     limited = {"write": {"write_fields": {"deny": ["role"]}}}
     body = {"filter": {"role": "admin"}, "update": {"$set": {"a": 1}}, "upsert": True}
     assert refused("updateOne", body, decide(limited, "updateOne", upsert=True)) == DENIED
+
+
+def test_an_upsert_stays_within_what_a_function_allows():
+    """A policy function gives no decision on the insertion: its filter holds for that as well."""
+    decision = decision_of({"allow": True, "merge_filter": {"by": "anna"}})
+    body = {"filter": {"k": 1}, "update": {"$set": {"by": "ben"}}, "upsert": True}
+    made = plan("updateOne", body, decision)
+    assert made.check is not None
+    assert made.insert_check is not None
+    assert not made.insert_check.test({"by": "ben"})
+    body["update"] = {"$set": {"a": 1}}
+    made = plan("updateOne", body, decision)
+    assert bson.decode(made.update) == {"$set": {"a": 1}, "$setOnInsert": {"by": "anna"}}
+    assert made.check is None
+    assert made.insert_check is None
+    decision = decision_of({"allow": True, "merge_filter": {"by": "anna", "n": {"$gt": 5}}})
+    assert plan("updateOne", body, decision).insert_check is not None
+    replaced = {"filter": {"k": 1}, "replacement": {"by": "ben"}, "upsert": True}
+    assert refused("replaceOne", replaced, decision) == DENIED
 
 
 def test_a_replacement_cannot_move_or_bare_a_document():
