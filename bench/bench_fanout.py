@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.fanout_sides import anon_key
+from bench.fanout_sides import anon_key, token
 from bench.report import run_parts, show
 from server.node.embedded_pg import free_port
 
@@ -71,13 +71,13 @@ def client_program() -> str:
 class Pair:
     """A server of one kind and the client."""
 
-    def __init__(self, kind: str, who: str | None = None) -> None:
+    def __init__(self, kind: str, path: str = "") -> None:
         self.kind = kind
         port = free_port()
         self.server = Lines(sys.executable, "-m", "bench.fanout_sides", kind, str(port))
         self.server.line()
         self.before = int(self.server.ask("memory")[0])
-        path = f"/realtime?token={who or anon_key()}"
+        path = path or f"/realtime?token={anon_key()}"
         self.client = Lines(client_program(), "127.0.0.1", str(port), path)
 
     def open(self, count: int) -> float:
@@ -183,7 +183,8 @@ http {{ access_log off; server {{ listen 127.0.0.1:{port} backlog=4096;
 
 
 def idle(options: argparse.Namespace) -> dict[str, Any]:
-    """Memory of idle connections and the rate at which they are accepted."""
+    """Memory of idle connections and the rate at which they are accepted: all with the anon key,
+    and each of another user, whose token is verified and whose claims are kept."""
     count = options.idle
     figures: dict[str, Any] = {"sockets": count}
     for kind in ("ours", "picows"):
@@ -194,6 +195,16 @@ def idle(options: argparse.Namespace) -> dict[str, Any]:
             if kind == "ours":
                 pair.subscribe(count)
                 figures["ours_subscribed_kb"] = pair.kilobytes(count)
+        finally:
+            pair.end()
+    with tempfile.NamedTemporaryFile("w", suffix=".paths") as paths:
+        for number in range(count):
+            print(f"/realtime?token={token(f'user-{number:08d}')}", file=paths)
+        paths.flush()
+        pair = Pair("ours", "@" + paths.name)
+        try:
+            figures["users_accepted_per_s"] = pair.open(count)
+            figures["users_idle_kb"] = pair.kilobytes(count)
         finally:
             pair.end()
     figures["goal"] = f"ours_idle_kb < {IDLE_GOAL_KB}, ours_accepted_per_s >= 3,000"

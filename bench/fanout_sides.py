@@ -6,6 +6,7 @@ picows connections that sends prepared bytes. Commands on standard input, one li
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import sys
@@ -159,6 +160,9 @@ async def main(kind: str, port: int) -> None:
     side: Any
     if kind == "ours":
         side = Ours(port)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)  # as the realtime process does
     else:
         side = Bare()
         await side.start(port)

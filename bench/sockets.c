@@ -7,7 +7,8 @@
      lag MILLIS TEXT sends TEXT on the first socket every 2 ms for so long: largest and mean
                      milliseconds until something came back
      quit
-   Arguments: host port path [host header]; a host beginning with / is a unix socket. */
+   Arguments: host port path [host header]; a host beginning with / is a unix socket, a path beginning
+   with @ names a file with one path a line, which the sockets take by turns. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -54,13 +55,27 @@ static int begin(void) {
     return fd;
 }
 
+static FILE *paths;
+
+static const char *next_path(void) {
+    static char line[4096];
+    if (path[0] != '@') return path;
+    if (paths == NULL && (paths = fopen(path + 1, "r")) == NULL) exit(3);
+    if (fgets(line, sizeof(line), paths) == NULL) {
+        rewind(paths);
+        if (fgets(line, sizeof(line), paths) == NULL) exit(3);
+    }
+    line[strcspn(line, "\n")] = 0;
+    return line;
+}
+
 static void ask(int fd) {
     char request[8192];
     int size = snprintf(request, sizeof(request),
                         "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         "Sec-WebSocket-Version: 13\r\n"
                         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-                        path, host_header);
+                        next_path(), host_header);
     if (send(fd, request, (size_t)size, MSG_NOSIGNAL) != size) perror("send");
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
     epoll_ctl(epoll_fd, EPOLL_CTL_MOD, fd, &event);

@@ -86,6 +86,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     process.listen(listening(host, port))
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # connections come in thousands and stay
     while not stop.is_set():
         try:
             await asyncio.wait_for(stop.wait(), METRICS_EVERY)
