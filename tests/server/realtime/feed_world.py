@@ -63,11 +63,19 @@ class Kept:
 class World:
     """One cluster with its control database; makes projects."""
 
-    def __init__(self, postgres: EmbeddedPostgres, folder: Path) -> None:
+    def __init__(
+        self,
+        postgres: EmbeddedPostgres,
+        folder: Path,
+        *,
+        admin_dsn: str | None = None,
+        database: str = "control_feed",
+    ) -> None:
         self.postgres = postgres
         self.cluster = Cluster(
-            kind="embedded", admin_dsn=postgres.dsn(), host="127.0.0.1", port=postgres.port,
-            socket_dir=str(postgres.socket_dir), database="control_feed",
+            kind="embedded" if admin_dsn is None else "external",
+            admin_dsn=admin_dsn or postgres.dsn(), host="127.0.0.1", port=postgres.port,
+            socket_dir=str(postgres.socket_dir), database=database,
         )  # fmt: skip
         self.dsn = asyncio.run(prepare(self.cluster, "control password"))
         self.config = NodeConfig(data_dir=folder, control_dsn=self.dsn)

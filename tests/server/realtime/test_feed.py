@@ -493,3 +493,39 @@ def test_what_the_login_of_the_feed_may_do(project: Project, world: World) -> No
             psycopg.connect(project.feed_dsn, dbname=database)
     with pytest.raises(psycopg.OperationalError, match=r"pg_hba|no pg_hba"):
         psycopg.connect(project.feed_dsn, replication="true")
+
+
+def test_an_administrator_who_is_no_superuser(
+    pg_cluster: EmbeddedPostgres, world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As on a managed server: the rights that the documentation names are enough."""
+    world.project()  # makes the shared roles, as the manager would on a server of its own
+    with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
+        admin.execute(
+            "create role manager login password 'x' createdb createrole bypassrls replication"
+        )
+        admin.execute("grant connect on database postgres to manager")
+        for role in ("anon", "authenticated", "service_role", "ichibase_control"):
+            admin.execute(f"grant {role} to manager with admin option")
+    try:
+        managed = World(
+            pg_cluster, tmp_path_factory.mktemp("managed"),
+            admin_dsn=f"{pg_cluster.dsn(user='manager')} password=x", database="control_managed",
+        )  # fmt: skip
+        project = managed.project()
+        run_sql(project, "create table t (id int primary key)")
+
+        async def work() -> None:
+            async with feeding(project, "public.t", "public.later") as (feed, kept):
+                assert feed.states == {"public.t": "all", "public.later": "missing"}
+                run_sql(
+                    project, "insert into t values (1)", "select realtime.publish('c', 'e', '1')"
+                )
+                await kept.until(lambda: len(kept.all) == 2)
+
+        asyncio.run(work())
+        asyncio.run(managed.projects.delete(project.slug))
+    finally:
+        with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
+            admin.execute("drop database if exists control_managed with (force)")
+            admin.execute("drop owned by manager; drop role manager")
