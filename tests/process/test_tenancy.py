@@ -286,6 +286,38 @@ def test_documents_are_backed_up_and_restored_with_their_ids(node):
     node.cli("projects", "delete", "both", "--yes", "--now")
 
 
+def test_sessions_from_after_the_backup_end_with_its_restore(node):
+    node.cli("projects", "create", "people")
+    project = node.project("people")
+
+    def auth(path, body):
+        request = urllib.request.Request(
+            f"{node.url}/auth/{path}", method="POST", data=json.dumps(body).encode(),
+            headers={"host": f"people.localhost:{node.port}", "content-type": "application/json",
+                     "apikey": project["anon_key"]},
+        )  # fmt: skip
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    person = {"email": "ann@example.com", "password": "tangerine lamp 41"}
+    assert auth("signup", person)[0] == 201
+    early = auth("login", person)[1]
+    made = cli(node, "backups", "create", "people")
+    late = auth("login", person)[1]
+    assert auth("signup", {**person, "email": "ben@example.com"})[0] == 201
+    restored = cli(node, "backups", "restore", made["backup"], "--yes")
+    assert restored["warnings"] == []
+    assert wait_until(lambda: auth("refresh", {"refresh_token": early["refresh_token"]})[0] == 200)
+    status, answer = auth("refresh", {"refresh_token": late["refresh_token"]})
+    assert (status, answer["code"]) == (401, "invalid_refresh_token")
+    assert auth("login", {**person, "email": "ben@example.com"})[0] == 401
+    assert auth("login", person)[0] == 200
+    node.cli("projects", "delete", "people", "--yes", "--now")
+
+
 def test_a_deleted_project_comes_back_and_goes_for_good(node, project):
     assert "undelete kitchen" in node.cli("projects", "delete", "kitchen", "--yes").stdout
     assert wait_until(lambda: get(node, project)[0] == 404)
