@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from server.cli.client import AdminClient, CommandError
-from server.cli.output import print_json, print_table
+from server.cli.output import note, print_json, print_table
 
 POLL_SECONDS = 0.25
+PATIENCE = 30.0  # seconds in the queue after which the user is told why that may be
 
 
 def _client(options: argparse.Namespace) -> AdminClient:
@@ -30,7 +31,11 @@ def _wait(admin: AdminClient, job: dict[str, Any], what: str, quiet: bool) -> di
                    disable=quiet or not sys.stderr.isatty())  # fmt: skip
     with bar:
         task = bar.add_task(what, total=None)
+        began = time.monotonic()
         while job["state"] in ("queued", "running"):
+            if job["state"] == "queued" and began and time.monotonic() - began > PATIENCE:
+                note("still waiting: other jobs come first, or no node does the maintenance")
+                began = 0.0
             step = "waiting" if job["state"] == "queued" else job["step"] or "starting"
             bar.update(task, description=f"{what}: {step}", completed=job["done"],
                        total=max(job["total"], job["done"]) or None)  # fmt: skip

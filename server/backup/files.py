@@ -38,6 +38,15 @@ async def listed(connection: Connection) -> list[Stored]:
     return [Stored(*row) for row in await fetch(connection, OBJECTS)]
 
 
+async def used(connection: Connection) -> tuple[int, int] | None:
+    """Bytes and number of the files that the database knows of; None when it has no such thing."""
+    there = "select pg_catalog.to_regclass('storage.usage') is not null"
+    if not (await fetch(connection, there))[0][0]:
+        return None
+    rows = await fetch(connection, "select bytes, objects from storage.usage")
+    return (int(rows[0][0]), int(rows[0][1])) if rows else None
+
+
 async def settle(
     config: NodeConfig, source: str, target: str, wanted: list[Stored], progress: Progress
 ) -> list[str]:

@@ -249,6 +249,7 @@ async def into_project(
             async with projects.control() as control, locked(control, record.id):
                 await swap(cluster, record)
                 await told(control, record)
+                await _recount(control, cluster, record)
             await provision.settle(cluster, record, projects.limits(record))
         finally:
             await _drop(cluster, target.database)
@@ -269,6 +270,20 @@ async def into_project(
 async def told(control: Connection, record: Record) -> None:
     """Has every worker drop what it knows of the project's database."""
     await control.execute("update projects set changed_at = now() where id = $1", (record.id,))
+
+
+LEVEL = """insert into usage (project_id, day, counter, value) values ($1, '-infinity', $2, $3)
+  on conflict (project_id, day, counter)
+  do update set value = excluded.value, changed_at = clock_timestamp()"""
+
+
+async def _recount(control: Connection, cluster: Cluster, record: Record) -> None:
+    """The quota of files goes by what the restored database knows of."""
+    async with await connect(cluster.dsn(record.database)) as connection:
+        used = await files.used(connection)
+    if used is not None:
+        for counter, value in zip(("storage_bytes", "storage_objects"), used, strict=True):
+            await control.execute(LEVEL, (record.id, counter, value))
 
 
 async def swap(cluster: Cluster, record: Record) -> None:

@@ -206,6 +206,8 @@ class Edge:
         """What the project's state makes of a request: wakes it, or refuses. Gives the site of
         the project that is awake."""
         if site.project.state == "sleeping":
+            if request.refusal is not None and route.name == "auth":
+                raise request.refusal  # nobody wakes a project without a key of its own
             await states.awake(self.wake, site.slug)
             site = self.site(site.slug)
             request.project = site.project

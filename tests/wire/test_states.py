@@ -135,6 +135,8 @@ def test_a_bad_key_does_not_wake(site, control, life, slug):
     assert (
         site.call("GET", "/postgres/notes", {"apikey": "x"}, host="stated.localhost").status == 401
     )
+    answer = site.call("POST", "/auth/login", {"apikey": "x"}, b"{}", host="stated.localhost")
+    assert (answer.status, answer.json["code"]) == (401, "invalid_api_key")
     assert run(control.projects.find(slug)).state == "sleeping"
     assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
 

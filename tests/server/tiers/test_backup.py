@@ -537,6 +537,7 @@ def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path
     folder.mkdir(parents=True)
     with made.session("system") as system:
         system.execute(FILES_OF)
+        system.execute("create table storage.usage as select 6 as bytes, 3 as objects")
         for number, version in enumerate(versions):
             body = b"x" * number
             (folder / version).write_bytes(body)
@@ -548,6 +549,11 @@ def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path
     backup = made.backup()
     state, result, error = made.job("restore", backup=backup)
     assert (state, error, result["files"], result["warnings"]) == ("done", None, 3, [])
+    with psycopg.connect(world.dsn) as control:
+        levels = control.execute(
+            "select counter, value from usage where project_id = %s order by 1", (made.record.id,)
+        ).fetchall()
+    assert levels == [("storage_bytes", 6), ("storage_objects", 3)]
     (folder / versions[1]).unlink()
     state, result, error = made.job("restore", backup=backup, into="filed-two")
     assert (state, error) == ("done", None)
