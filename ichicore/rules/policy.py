@@ -23,7 +23,7 @@ GROUP_OF = {name: group for group, members in GROUPS.items() for name in members
 ACTIONS = (*OPERATIONS, *GROUPS, "write")
 COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,119}")
 MEMBERS = ("when", "filter", "set", "check", "read_fields", "write_fields")
-HIDING = "hiding"  # key for the rules of findOne, when they hide fields
+HIDING = "hiding"  # key for the rules of the first read that hides fields
 MOST_FIELDS = 500
 NO_RULE = "no rule allows this operation"
 NO_WHEN = "no rule holds for this identity"
@@ -314,9 +314,10 @@ def _entry(
             if action in given:
                 actions[operation] = given[action]
                 break
-    reading = actions.get("findOne", ())
-    if any(rule.read is not None for rule in reading):
-        actions[HIDING] = reading
+    for operation in ("findOne", "find", "aggregate", "distinct", "count"):
+        if any(rule.read is not None for rule in actions.get(operation, ())):
+            actions[HIDING] = actions[operation]
+            break
     return actions, sum(map(len, given.values()))
 
 

@@ -315,6 +315,9 @@ def test_hidden_fields_stay_hidden_while_writing():
         ("findOneAndDelete", {"filter": {}, "projection": {"salary": 1}}),
     ):
         assert refused(operation, body, decide(rules, operation)) == DENIED
+    partly = {"find": {"read_fields": {"deny": ["salary"]}}, "update": True}
+    body = {"filter": {"salary": 5}, "update": {"$set": {"a": 1}}}
+    assert refused("updateOne", body, decide(partly, "updateOne")) == DENIED
     made = plan("findOneAndDelete", {"filter": {}}, decide(rules, "findOneAndDelete"))
     answer = reply.one_reply(bson.encode({"a": 1, "salary": 5}), made.read)
     assert answer == b'{"doc":{"a":1}}'
