@@ -127,7 +127,10 @@ class Bench:
         """One run over HTTP: its rate, latencies, and the worker's microseconds a request."""
         url = f"{self.node.url}/mongo/v1/{operation}/notes"
         before = self.worker.cpu_times()
-        run = wrk(url, seconds=self.seconds, connections=IN_FLIGHT, headers=self.headers, lua=lua)
+        run = wrk(
+            url, seconds=self.seconds, connections=IN_FLIGHT, headers=self.headers, lua=lua,
+            timeout=15,
+        )  # fmt: skip
         after = self.worker.cpu_times()
         used = after.user + after.system - before.user - before.system
         return {**run, "cpu_us": used / run["requests"] * 1e6}
