@@ -240,7 +240,9 @@ class Cell:
         place.mkdir(mode=0o711)
         (place / "index.js").write_bytes(code)
         (place / "index.js").chmod(0o444)
-        message = orjson.dumps({"env": environment, "origin": origin})
+        message = orjson.dumps(
+            {"env": environment, "origin": origin, "process": b"process" in code}
+        )
         data = memoryview(len(message).to_bytes(4, "big") + message)
         pipe = self.process.stdin
         assert pipe is not None

@@ -36,6 +36,7 @@ LOOK = 0.1  # seconds between looks at the processes
 SPARES = 2  # blank processes kept ready
 IDLE_SECONDS = 60.0  # without a lease until a process ends
 WARM_SECONDS = 600.0  # the same, of functions called from inside
+FILL_AFTER = 0.1  # seconds
 BLANK_SECONDS = 30.0  # for a process to come up
 CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
 LONGEST_BACKOFF = 60.0
@@ -131,6 +132,7 @@ class Manager:
         self._ended: dict[str, str] = {}  # cell name > reason
         self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._versions: dict[tuple[str, str], Version | None] = {}
+        self._secrets: dict[str, dict[str, str]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
         self.slots = Slots()
@@ -175,6 +177,8 @@ class Manager:
 
     def fill(self) -> None:
         """Brings the blank processes back to their number, in the background."""
+        if self._stopping:
+            return
         if self._filling is None or self._filling.done():
             self._filling = asyncio.ensure_future(self._fill())
 
@@ -257,7 +261,9 @@ class Manager:
 
     async def _environment(self, project: ToldProject) -> dict[str, str]:
         try:
-            secrets = await self.store.secrets(project.id)
+            secrets = self._secrets.get(project.id)
+            if secrets is None:
+                secrets = self._secrets[project.id] = await self.store.secrets(project.id)
         except VaultError as error:
             say(f"project {project.slug}: {error}")
             raise ApiError(
@@ -309,7 +315,8 @@ class Manager:
     async def _take(self, outbound: tuple[str, ...] | None) -> Cell:
         while outbound is None and self._spares:
             cell = self._spares.popleft()
-            self.fill()
+            # another comes up once this one serves: a start would take its time from the caller
+            asyncio.get_running_loop().call_later(FILL_AFTER, self.fill)
             if cell.state == "blank" and cell.poll() is None:
                 return cell
         if outbound is None:
@@ -538,6 +545,7 @@ class Manager:
 
     def changed(self, project_id: str) -> None:
         """Something of the project was deployed, deleted or set anew."""
+        self._secrets.pop(project_id, None)
         for key in [key for key in self._versions if key[0] == project_id]:
             del self._versions[key]
         for key in [key for key in self._loops if key[0] == project_id]:

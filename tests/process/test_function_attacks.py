@@ -17,7 +17,7 @@ from tests.process.functions_node import Neighbour, Project
 from tests.process.running import RunningNode
 
 LIMITS = {
-    "function_wall_ms": 3_000, "function_cpu_ms": 1_500, "function_memory": 134_217_728,
+    "function_wall_ms": 5_000, "function_cpu_ms": 800, "function_memory": 134_217_728,
     "function_concurrency": 5, "function_body": 1_000_000,
 }  # fmt: skip
 SLOWEST = 1.0  # seconds, 95th percentile of the neighbour: the machine of the tests is shared
@@ -72,7 +72,7 @@ def outcome(evil, path):
 def test_an_endless_loop_ends_at_its_processor_time(evil, path):
     began = time.monotonic()
     assert evil.code(f"evil/{path}") == (504, "function_timeout")
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 9
     evil.logged("ended (cpu): it used")
     assert evil.call("evil/ok")[1] == b"ok"
 
@@ -156,7 +156,7 @@ def test_an_unbounded_answer_to_a_client_that_does_not_read_is_ended(evil, node)
         client.sendall(f"{head}{evil.anon}\r\n\r\n".encode())
         time.sleep(1.5)
         assert worker.memory_info().rss - before < 30 << 20
-        evil.logged("stopped (wall)", seconds=8)
+        evil.logged("stopped (wall)", seconds=12)
     assert evil.call("evil/ok")[1] == b"ok"
 
 
@@ -164,15 +164,15 @@ def test_an_answer_that_never_ends_is_ended(evil):
     began = time.monotonic()
     status, body, _ = evil.call("evil/trickle", method="GET")
     assert status == 200
-    assert 5 < len(body) < 60
-    assert time.monotonic() - began < 6
+    assert 5 < len(body) < 100
+    assert time.monotonic() - began < 9
 
 
 def test_a_handler_that_never_answers_is_given_up(evil):
     began = time.monotonic()
     status, body, headers = evil.call("evil/never")
     assert (status, json.loads(body)["code"]) == (504, "function_timeout")
-    assert 2.9 < time.monotonic() - began < 6
+    assert 4.9 < time.monotonic() - began < 8
     line = evil.logged("stopped (wall)", invocation=headers["x-request-id"])
     assert line["level"] == "error"
 
@@ -221,7 +221,7 @@ def test_work_after_the_answer_goes_on_and_is_charged(evil):
     evil.logged("after the answer")
     before = evil.lines()[-1]["seq"]
     assert evil.call("evil/after")[1] == b"later"
-    evil.logged("ended (cpu)", seconds=15, after=before)
+    evil.logged("ended (cpu)", seconds=30, after=before)
 
 
 def test_slow_clients_hold_no_invocation(evil, node):

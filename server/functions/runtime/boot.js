@@ -6,7 +6,6 @@
 // anything else is text that the function wrote.
 
 import { AsyncLocalStorage } from "node:async_hooks";
-import process from "node:process";
 
 const [SERVE, ORIGIN_SOCKET, CODE] = Deno.args;
 const { inspectArgs } = Deno[Deno.internal];
@@ -102,20 +101,24 @@ const env = {
   toObject: () => Object.fromEntries(environment),
 };
 defineProperty(Deno, "env", { value: env, configurable: true });
-defineProperty(process, "env", {
-  value: new Proxy({}, {
-    get: (_, name) => typeof name === "string" ? environment.get(name) : undefined,
-    set: (_, name, value) => (environment.set(String(name), String(value)), true),
-    has: (_, name) => environment.has(name),
-    deleteProperty: (_, name) => (environment.delete(name), true),
-    ownKeys: () => [...environment.keys()],
-    getOwnPropertyDescriptor: (_, name) =>
-      environment.has(name)
-        ? { value: environment.get(name), enumerable: true, configurable: true, writable: true }
-        : undefined,
-  }),
-  configurable: true,
-});
+// For code that names `process`; Node's own costs 3 MB.
+async function giveProcess() {
+  const { default: process } = await import("node:process");
+  defineProperty(process, "env", {
+    value: new Proxy({}, {
+      get: (_, name) => typeof name === "string" ? environment.get(name) : undefined,
+      set: (_, name, value) => (environment.set(String(name), String(value)), true),
+      has: (_, name) => environment.has(name),
+      deleteProperty: (_, name) => (environment.delete(name), true),
+      ownKeys: () => [...environment.keys()],
+      getOwnPropertyDescriptor: (_, name) =>
+        environment.has(name)
+          ? { value: environment.get(name), enumerable: true, configurable: true, writable: true }
+          : undefined,
+    }),
+    configurable: true,
+  });
+}
 
 Deno.exit = (code = 0) => {
   log("error", `the function ended its process with Deno.exit(${Number(code) || 0})`);
@@ -354,6 +357,7 @@ if (assigned.origin) {
   scheme = url.protocol.slice(0, -1);
 }
 try {
+  if (assigned.process) await giveProcess();
   const module = await import("file://" + CODE);
   await Deno.permissions.revoke({ name: "read", path: CODE });
   const found = module.default;
