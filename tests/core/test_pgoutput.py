@@ -193,7 +193,7 @@ def plain(items: list[Any]) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(streams())
 def test_equal_to_the_twin(messages: list[bytes]) -> None:
     decoder, twin = Decoder(known()), oracle.Decoder(KINDS)
@@ -207,7 +207,7 @@ def test_equal_to_the_twin(messages: list[bytes]) -> None:
             json.loads(item.record_json)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
 def test_after_a_break_nothing_is_missing_or_given_twice(
     messages: list[bytes], data: st.DataObject
@@ -229,7 +229,7 @@ def test_after_a_break_nothing_is_missing_or_given_twice(
     assert plain(decoder.take()) == twin.found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(streams(), st.data())
 def test_broken_messages_are_refused(messages: list[bytes], data: st.DataObject) -> None:
     decoder = Decoder(known())

@@ -196,4 +196,4 @@ def test_a_gateway_worker_is_killed(node):
                 for worker in process.children():
                     os.kill(worker.pid, signal.SIGKILL)
 
-    asyncio.run(under_load(node, kill, 2_000_000, away=True))
+    asyncio.run(under_load(node, kill, 2_000_000, kills=1, away=True))
