@@ -143,6 +143,10 @@ class Builder:
                 shutil.rmtree(place, ignore_errors=True)
                 self.confinement.give_back(uid)
 
+    async def forget(self, project_id: str) -> None:
+        """Removes what was downloaded for a project."""
+        await asyncio.to_thread(shutil.rmtree, self.folder / project_id, True)
+
     async def _build(
         self, place: Path, uid: int | None, project_id: str, sources: Sources, lock: str | None,
         limit: int,

@@ -31,7 +31,7 @@ async def run(listener: Listener) -> None:
     await manager.start()
     await rpc.start(socket_path(config.data_dir))
     told = Listen(
-        config.control_dsn, CHANNEL, "ichibase functions", rpc.changed, lambda: None,
+        config.control_dsn, CHANNEL, "ichibase functions", rpc.noticed, lambda: None,
         lambda reason: say(f"lost the control database: {reason}"),
     )  # fmt: skip
     told.start()

@@ -86,6 +86,7 @@ class Rpc:
         self.manager = manager
         self.builder = builder
         self.peers: set[Peer] = set()
+        self._cleaning: set[asyncio.Task[None]] = set()
         manager.gone = lambda process: self.push({"op": "gone", "process": process})
         manager.slots.recall = self.recall
         self._server: asyncio.Server | None = None
@@ -153,6 +154,23 @@ class Rpc:
     def changed(self, project_id: str) -> None:
         self.manager.changed(project_id)
         self.push({"op": "changed", "project": project_id})
+
+    def noticed(self, project_id: str) -> None:
+        """The control database tells of a change, also of one that another node made."""
+        self.changed(project_id)
+        task = asyncio.ensure_future(self._clean(project_id))
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+
+    async def _clean(self, project_id: str) -> None:
+        """Of a project that is gone nothing stays: no process, no log, no downloads."""
+        try:
+            if await self.manager.store.has_project(project_id):
+                return
+        except ApiError:
+            return  # the database is away; the next notice cleans up
+        self.manager.project_deleted(project_id)
+        await self.builder.forget(project_id)
 
     # What the admin server asks
 

@@ -82,6 +82,9 @@ class Store:
         """Whether anything is deployed on this node."""
         return bool(await self.run("select 1 from functions.functions limit 1"))
 
+    async def has_project(self, project_id: str) -> bool:
+        return bool(await self.run("select 1 from public.projects where id = $1", (project_id,)))
+
     async def find(self, project_id: str, name: str) -> Version | None:
         """The version that is served now."""
         rows = await self.run(

@@ -7,9 +7,11 @@ import time
 import urllib.error
 import urllib.request
 
+import psycopg
 import pytest
 
-from tests.process.running import RunningNode
+from tests.process.functions_node import Project
+from tests.process.running import RunningNode, wait_until
 
 HELLO = """
 Deno.serve(async (req: Request) => {
@@ -130,3 +132,26 @@ def test_an_uncaught_error_is_logged_with_its_place_and_not_told(functions):
     lines = functions.send("GET", f"function-logs?invocation={identity}")[1]["lines"]
     assert "the secret is 42" in lines[0]["text"]
     assert "lib.ts:4:9" in lines[0]["text"]
+
+
+def test_of_a_project_that_is_gone_nothing_stays(functions):
+    node = functions.node
+    node.cli("projects", "create", "brief")
+    brief = Project(node, "brief")
+    brief.deploy("hello", "console.log('up'); Deno.serve(() => new Response('hello'));")
+    assert brief.call("hello")[1] == b"hello"
+    brief.logged("up")
+    control = json.loads((node.data_dir / "run" / "node.json").read_text())["config"]
+    with psycopg.connect(control["control_dsn"], autocommit=True) as database:
+        query = "select id from projects where slug = 'brief'"
+        identity = database.execute(query).fetchone()[0]
+        logs = node.data_dir / "functions" / "logs" / identity
+        assert logs.exists()
+        database.execute("delete from projects where id = %s", (identity,))
+
+    def left():
+        told = json.loads(node.cli("functions", "status", "--json").stdout)["processes"]
+        return logs.exists() or any(one["project"] == "brief" for one in told)
+
+    assert wait_until(lambda: not left())
+    assert not (node.data_dir / "functions" / "cache" / identity).exists()
