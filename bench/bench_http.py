@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from server.node.embedded_pg import free_port
 
 USER = "11111111-1111-4111-8111-111111111111"
 ROWS = 10_000
+CLIENTS = (8, 32)
 
 SCHEMA = f"""
 create table notes (
@@ -344,7 +346,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--clients", type=int, action="append", help="instead of 8 and 32")
     parser.add_argument("--only", action="append", default=[])
     options = parser.parse_args()
     node = Node()
@@ -357,10 +359,13 @@ def main() -> int:
         )
         parts = {
             "memory": lambda: bench_memory(node),
-            "read": lambda: bench_read(
-                node, dsn, options.seconds, options.rounds, options.clients),
-            "insert": lambda: bench_insert(
-                node, dsn, options.seconds, options.rounds, options.clients),
+            **{
+                f"{name}_{clients}": partial(
+                    work, node, dsn, options.seconds, options.rounds, clients
+                )
+                for name, work in (("read", bench_read), ("insert", bench_insert))
+                for clients in options.clients or CLIENTS
+            },
             "wide": lambda: bench_wide(node, options.seconds, options.rounds),
             "mixed": lambda: bench_mixed(node, options.seconds, 8),
         }  # fmt: skip

@@ -45,7 +45,7 @@ def node(tmp_path_factory):
             env=environment, stdout=log, stderr=log,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    for _ in range(400):
+    for _ in range(1200):
         if answer(url + "/readyz")[0] == 200:
             break
         time.sleep(0.05)
