@@ -311,6 +311,10 @@ class Application:
             protocol.response_bytes(response.status, headers, response.body())
         except ApiError as error:
             self._refuse(protocol, error)
+        except psycopg.DataError as error:
+            text = str(error).strip().splitlines()
+            detail = text[0] if text else "The database cannot hold one of the values."
+            self._refuse(protocol, ApiError(400, "bad_request", detail))
         except psycopg.OperationalError as error:
             print(str(error).strip(), file=sys.stderr, flush=True)
             self._refuse(protocol, away())

@@ -167,3 +167,21 @@ def test_bodies_have_a_limit_and_lengths_are_numbers(application):
             application, "POST", "/admin/v1/projects", headers={"content-length": length}
         )
         assert status == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/admin/v1/projects/a\0b", b""),
+        ("DELETE", "/admin/v1/projects/a\0b", b""),
+        ("GET", "/admin/v1/projects/a\0b/usage", b""),
+        ("POST", "/admin/v1/projects", b'{"name": "a\\u0000b"}'),
+        ("POST", "/admin/v1/projects", b'{"name": "ab", "owner": "a\\u0000b"}'),
+        ("POST", "/admin/v1/projects/fuzzed/migrations", b'{"name": "\\u0000", "sql": "select 1"}'),
+        ("POST", "/admin/v1/projects/fuzzed/sql", b'{"sql": "select \'\\u0000\'"}'),
+    ],
+)
+def test_a_nul_is_refused_where_it_stands(application, method, path, body):
+    status, answer = send(application, method, path, body)
+    assert 400 <= status < 500
+    assert answer["code"]
