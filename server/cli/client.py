@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+
+START_WAIT = 3.0  # seconds
 
 
 class CommandError(Exception):
@@ -50,7 +53,7 @@ class AdminClient:
             headers={"authorization": f"Bearer {self.token}", "content-type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+            with self._open(request, seconds) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             raise _told(error.read(), error.code) from None
@@ -61,6 +64,20 @@ class AdminClient:
                 f"the node of {self.data_dir} does not answer at {self.url}; if it is not running, "
                 f"start it with: ichibase serve --data-dir {self.data_dir}"
             ) from None
+
+    @staticmethod
+    def _open(request: urllib.request.Request, seconds: float) -> Any:
+        """The answer; a listener that is not there yet is given START_WAIT seconds, since the
+        node starts its listeners side by side."""
+        until = time.monotonic() + START_WAIT
+        while True:
+            try:
+                return urllib.request.urlopen(request, timeout=seconds)  # noqa: S310
+            except urllib.error.URLError as error:
+                refused = isinstance(error.reason, ConnectionRefusedError)
+                if not refused or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
 
     def reach(self, project: dict[str, Any]) -> tuple[str, dict[str, str]]:
         """(base address, headers) of a project's own requests: by this machine, as its name may
