@@ -9,6 +9,7 @@ import asyncio
 import gc
 import importlib
 import importlib.util
+import time
 import traceback
 from typing import Any
 
@@ -100,9 +101,9 @@ class Worker:
         self.directory.on_change(lambda project, slug: way.close_all())
         return way
 
-    def open_public(self, loop: asyncio.AbstractEventLoop) -> PublicWay:
+    def open_public(self) -> PublicWay:
         """The short way of small public files."""
-        self.public_way = way = PublicWay(self.edge, loop.time)
+        self.public_way = way = PublicWay(self.edge, time.monotonic)
         if self.config.access_log == "all":  # that log has a line for each request
             self.public_way = None
         return way
@@ -229,13 +230,14 @@ class Application:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.worker = self.make()
-        self.public = self.worker.open_public(loop).handle
+        self.public = self.worker.open_public().handle
         await self.worker.start()
         self.handle = self.worker.edge.handle
         way = self.worker.open_express().way
         way.loop = loop
         self.express = way.handle
         if isinstance(loop, ServingLoop):
+            loop.handover.other = self.public
             loop.handover.way = way
 
 

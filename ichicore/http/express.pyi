@@ -55,5 +55,6 @@ class Express:
 
 class Handover:
     way: Express | None
+    other: Callable[[Any, Any], Any] | None
     def __init__(self, soon: Callable[..., Any], kind: str) -> None: ...
     def __call__(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any: ...

@@ -459,12 +459,14 @@ cdef class Handover:
     request from a thread of its own: what the short way can serve is served there and then, without
     waking the loop.
 
-    soon: the loop's own. way: None until the application serves. kind: name of the type of the
-    HTTP server's object with a request's scope and proto.
+    soon: the loop's own. way: None until the application serves. other: another short way, called
+    with scope and protocol of what the first does not take; None when it does not take it either.
+    kind: name of the type of the HTTP server's object with a request's scope and proto.
     """
 
     cdef object soon
     cdef public Express way
+    cdef public object other
     cdef str kind
     cdef type watcher               # the type, once seen
 
@@ -481,7 +483,12 @@ cdef class Handover:
             told = args[1]
             if self.watcher is None and type(told).__name__ == self.kind:
                 self.watcher = type(told)
-            if type(told) is self.watcher and self.way.direct(told.scope, told.proto):
+            if type(told) is self.watcher and self.taken(told.scope, told.proto):
                 args[0].close()  # the coroutine that would have served it
                 return None
         return self.soon(callback, *args, context=context)
+
+    cdef bint taken(self, scope, protocol) except -1:
+        if self.way.direct(scope, protocol):
+            return True
+        return self.other is not None and self.other(scope, protocol) is not None

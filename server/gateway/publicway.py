@@ -39,7 +39,7 @@ class PublicWay:
     """Of one worker. table: the storage service's, once it is mounted."""
 
     def __init__(self, edge: Edge, clock: Callable[[], float]) -> None:
-        """clock: the loop's time."""
+        """clock: seconds, right in any thread."""
         self.edge = edge
         self.clock = clock
         self.table: dict[str, Hot] = {}
