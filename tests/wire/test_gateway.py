@@ -174,6 +174,10 @@ def test_each_credential_on_each_route(echo, control, both_flavors, kind):
             assert answer.json["project"] == "default"
             assert answer.json["uid"] == (UID if expected == "authenticated" else None)
             continue
+        if route == "auth" and expected != NONE:
+            # signing out with an expired token is allowed: the service decides
+            assert (answer.status, answer.json["refusal"]) == (200, expected)
+            continue
         assert (answer.status, answer.json["code"]) == (401, expected), route
         assert answer.headers["www-authenticate"] == "Bearer"
         text = "message" if route == "postgres" else "detail"
