@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -16,6 +17,7 @@ class Cgroups:
     def __init__(self, name: str, root: Path = ROOT) -> None:
         self.version = "cgroup"
         self.usable = False
+        self.left: set[str] = set()
         self.folder = root
         for folder, version, limit in (
             (root / "memory", "cgroup (version 1)", "memory.limit_in_bytes"),
@@ -82,10 +84,23 @@ class Cgroups:
         return False
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            os.rmdir(self.folder / name)
+        """Removes a group, at the latest with a later sweep(): a killed process stays in it until
+        the kernel is done with it."""
+        self.left.add(name)
+        self.sweep()
+
+    def sweep(self) -> None:
+        for name in list(self.left):
+            with contextlib.suppress(OSError):
+                if (self.folder / name).exists():
+                    os.rmdir(self.folder / name)
+                self.left.discard(name)
 
     def close(self) -> None:
+        deadline = time.monotonic() + 1.0
+        while self.left and time.monotonic() < deadline:
+            self.sweep()
+            time.sleep(0.01)
         with contextlib.suppress(OSError):
             self.clear()
             os.rmdir(self.folder)

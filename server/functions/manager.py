@@ -505,6 +505,8 @@ class Manager:
             await asyncio.sleep(LOOK)
             self._ticks += 1
             if self._ticks % METRICS_EVERY == 0:
+                if self.confinement.cgroups is not None:
+                    self.confinement.cgroups.sweep()
                 with contextlib.suppress(OSError):
                     self._metrics_file.write()
             try:
