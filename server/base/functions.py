@@ -18,6 +18,7 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
+from server.base import unix
 from server.base.project import Project
 from server.base.unixhttp import Answer, Connection, PeerClosed, Pool
 
@@ -116,7 +117,7 @@ class Link(asyncio.Protocol):
         for pause in RETRY:
             try:
                 await asyncio.get_running_loop().create_unix_connection(
-                    lambda: self, str(self.path)
+                    lambda: self, sock=unix.connect(self.path)
                 )
                 return
             except OSError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 
+from server.base import unix
 from server.base.context import NodeConfig
 from server.base.functions import socket_path
 from server.node.children import Child
@@ -29,9 +29,8 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
 
 
 def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
+    try:
+        unix.connect(path).close()
+    except OSError:
+        return False
     return True

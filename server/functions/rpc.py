@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from ichicore.errors import ApiError
+from server.base import unix
 from server.base.functions import packed, unpacked
 from server.functions import network
 from server.functions.build import Builder, Sources
@@ -98,14 +98,9 @@ class Rpc:
         }  # fmt: skip
 
     async def start(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240
-        before = os.umask(0o177)
-        try:
-            self._server = await asyncio.get_running_loop().create_unix_server(
-                lambda: Peer(self), str(path)
-            )
-        finally:
-            os.umask(before)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Peer(self), sock=unix.listen(path)
+        )
 
     def close(self) -> None:
         if self._server is not None:

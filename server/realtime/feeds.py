@@ -51,6 +51,7 @@ def node_id(data_dir: Path) -> str:
     except FileNotFoundError:
         made = secrets.token_hex(4)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         path.write_text(made + "\n")
         return made
 
