@@ -32,8 +32,9 @@ class Child(msgspec.Struct, kw_only=True):
     """command: argv. ready: asked until True, for at most ready_seconds. stop_seconds: between
     SIGTERM and SIGKILL. order: lower ones start first and stop last (services 20, admin 30,
     gateway 40). A child that ends by itself is started again, ever more slowly, unless `restart`
-    is False. wanted: asked until True before the first start, at each look at the children. When
-    the node is killed the kernel kills the child."""
+    is False. late: started when all others are ready, and not waited for; those who need it try
+    again or do without. wanted: asked until True before the first start, at each look at the
+    children. When the node is killed the kernel kills the child."""
 
     name: str
     command: list[str]
@@ -43,6 +44,7 @@ class Child(msgspec.Struct, kw_only=True):
     ready_seconds: float = 60.0
     stop_seconds: float = 20.0
     restart: bool = True
+    late: bool = False
     wanted: Callable[[], bool] | None = None
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
@@ -77,15 +79,22 @@ class Children:
     def start(self, children: list[Child]) -> None:
         """Starts them in their order; those of the same order side by side. ChildError when one
         ends or takes too long."""
-        for order in sorted({child.order for child in children}):
-            together = [child for child in children if child.order == order]
+        self.all += sorted(children, key=lambda child: child.order)
+        prompt = [child for child in children if not child.late]
+        for order in sorted({child.order for child in prompt}):
+            together = [child for child in prompt if child.order == order]
             for child in together:
-                self.all.append(child)
-                if child.wanted is None or child.wanted():
-                    self._spawn(child)
+                self._spawn_wanted(child)
             for child in together:
                 if child.process is not None:
                     self._wait_ready(child)
+        for child in children:
+            if child.late:
+                self._spawn_wanted(child)
+
+    def _spawn_wanted(self, child: Child) -> None:
+        if child.wanted is None or child.wanted():
+            self._spawn(child)
 
     @staticmethod
     def _wait_ready(child: Child) -> None:

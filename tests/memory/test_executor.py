@@ -40,13 +40,14 @@ def test_ten_thousand_groups_leave_nothing(pg_database):
     async def work():
         pool = Pool(pg_database, max_size=2)
         try:
-            await spend(pool, 3_000, ROW)
-            await spend(pool, 1_000, FAIL)
-            before, objects = resident(), len(gc.get_objects())
-            await spend(pool, 10_000, ROW)
-            await spend(pool, 2_000, FAIL)
-            assert resident() - before < 4
-            assert len(gc.get_objects()) - objects < 500
+            grown = []
+            for _ in range(4):  # a leak grows in every round, a cache or another test's rest in one
+                before, objects = resident(), len(gc.get_objects())
+                await spend(pool, 3_000, ROW)
+                await spend(pool, 500, FAIL)
+                grown.append((resident() - before, len(gc.get_objects()) - objects))
+            assert min(megabytes for megabytes, _ in grown[1:]) < 1, grown
+            assert min(count for _, count in grown[1:]) < 200, grown
         finally:
             await pool.close()
 
