@@ -15,6 +15,7 @@ cdef struct Command:
 cdef class Prepared:
     cdef bytes name
     cdef tuple key
+    cdef bint there                 # the server has confirmed it
     cdef unsigned long long used
     cdef Described described
 
@@ -71,6 +72,8 @@ cdef class Executor:
     cdef int _check(self, Group group) except -1
     cdef int _push(self, int kind, int index, Group group, Prepared prepared) except -1
     cdef bint _send(self, Group group) except -1
+    cdef Prepared _known(self, tuple key, Group group)
+    cdef int _confirm(self, Prepared prepared) except -1
     cdef Prepared _prepare(self, tuple key, bytes text, Group group, int index)
     cdef _evict(self)
     cdef _drop_garbage(self)

@@ -313,7 +313,7 @@ cdef class Executor:
                 text = described.text
             key = (statement.sql, group.role if statement.per_role else None,
                    0 if described is None else (1 + defaults) * 2 + statement.strip_nulls)
-            prepared = <Prepared> self._statements.get(key)
+            prepared = self._known(key, group)
             if prepared is None:
                 prepared = self._prepare(key, text, group, group._next)
                 if prepared is None:
@@ -331,6 +331,25 @@ cdef class Executor:
             return False
         self._push(CMD_SYNC, 0, group, None)
         return self._flush()
+
+    cdef Prepared _known(self, tuple key, Group group):
+        """A prepared statement that will be there when the group runs, or None. One that another
+        group in flight prepares may never be: that group may fail before it comes to it."""
+        cdef Prepared prepared = <Prepared> self._statements.get(key)
+        cdef Prepared own
+        if prepared is None or prepared.there:
+            return prepared
+        for own in group._prepared:
+            if own is prepared:
+                return prepared
+        return None
+
+    cdef int _confirm(self, Prepared prepared) except -1:
+        """The server has prepared a statement, which another may have replaced meanwhile."""
+        prepared.there = True
+        if self._statements.get(prepared.key) is not prepared:
+            self._garbage.append(prepared.name)
+        return 0
 
     cdef Prepared _prepare(self, tuple key, bytes text, Group group, int index):
         """Sends a Parse; None when libpq refuses."""
@@ -534,6 +553,8 @@ cdef class Executor:
         if command.kind == CMD_EXECUTE:
             if group is not None:
                 self._rows_of(command, group, res, status)
+        elif command.kind == CMD_PREPARE:
+            self._confirm(<Prepared> command.prepared)
         elif command.kind == CMD_DESCRIBE:
             self._probe_columns = [
                 (text_or_none(PQfname(res, i)), PQftype(res, i)) for i in range(PQnfields(res))

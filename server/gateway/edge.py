@@ -130,6 +130,8 @@ class Edge:
                 status = await reply.send_stream(protocol, response, request)
         except ApiError as error:
             code = error.code
+            if "content-length" in getattr(request, "headers", ()):
+                await limits.drain(protocol, request.headers)
             status = self._refuse(error, request, protocol)
         except asyncio.CancelledError:
             if number not in self._gone:

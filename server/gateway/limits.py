@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,8 @@ from ichicore.errors import ApiError
 
 MAX_URL = 32_768  # characters of path and query
 MAX_HEADER_BYTES = 65_536
+DRAINED = range(65_536, 16 << 20)  # bytes of a body that a refusal lets pass, within
+DRAIN_SECONDS = 2.0
 # Headers that decide who is asking and what for: a value that is not plain ASCII, or a second
 # one, is refused instead of being dropped or joined.
 SINGLE = frozenset({"host", "authorization", "apikey", "content-length", "content-type", "origin"})
@@ -69,6 +72,20 @@ def declared(headers: dict[str, str]) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise ApiError(400, "bad_request", "The Content-Length is not a number.")
     return int(text)
+
+
+async def drain(protocol: Any, headers: dict[str, str]) -> None:
+    """Lets the body of a refused request pass. Answered while it is still being sent, the
+    connection would be reset, and many clients would see that instead of the answer."""
+    text = headers.get("content-length", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) in DRAINED):
+        return
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in protocol:
+                pass
+    except (RuntimeError, TimeoutError):  # it has been read, or comes too slowly
+        return
 
 
 async def read_body(protocol: Any, headers: dict[str, str], limit: int) -> bytes:
