@@ -42,7 +42,9 @@ async def ensure_shared_roles(admin: Connection) -> None:
     for role, attributes in SHARED_ROLES.items():
         name = sql.Identifier(role)
         found = await fetch(
-            admin, "select rolcanlogin or rolsuper from pg_roles where rolname = $1", (role,)
+            admin,
+            "select rolcanlogin or rolsuper, rolbypassrls from pg_roles where rolname = $1",
+            (role,),
         )
         if not found:
             make = sql.SQL("create role {} nologin noinherit " + attributes).format(name)
@@ -52,6 +54,9 @@ async def ensure_shared_roles(admin: Connection) -> None:
                 pass  # made by another node at this moment
         elif found[0][0]:
             await run(admin, sql.SQL("alter role {} nologin nosuperuser").format(name))
+        if found and found[0][1] != (attributes == "bypassrls"):  # another program's role
+            wanted = "bypassrls" if attributes == "bypassrls" else "nobypassrls"
+            await run(admin, sql.SQL("alter role {} " + wanted).format(name))
         await run(admin, sql.SQL("alter role {} reset all").format(name))
 
 

@@ -223,3 +223,21 @@ def test_a_manager_of_an_existing_server_need_not_be_superuser(tmp_path_factory)
 def test_an_unusable_database_url_is_named(url):
     with pytest.raises(ControlError):
         asyncio.run(prepare(external_cluster(url), "control password"))
+
+
+def test_roles_that_are_there_already_get_the_rights_they_need(pg_cluster):
+    async def work():
+        async with await psycopg.AsyncConnection.connect(
+            pg_cluster.dsn(), autocommit=True, cursor_factory=psycopg.AsyncRawCursor
+        ) as admin:
+            await provision.ensure_shared_roles(admin)
+            await admin.execute("alter role service_role nobypassrls")
+            await admin.execute("alter role anon bypassrls login")
+            await provision.ensure_shared_roles(admin)
+            found = await admin.execute(
+                "select rolname, rolbypassrls, rolcanlogin from pg_roles "
+                "where rolname in ('anon', 'service_role') order by 1"
+            )
+            return await found.fetchall()
+
+    assert asyncio.run(work()) == [("anon", False, False), ("service_role", True, False)]
