@@ -7,7 +7,7 @@ at work may let go of the lock. Such a connection says so, and is left alone.
 cimport cython
 
 from ichicore.pg.executor cimport Executor
-from ichicore.pg.group cimport Group, Shared, Statement
+from ichicore.pg.group cimport MODE_NONE, Group, Shared, Statement
 
 # What `told` is asked to do, in the loop's thread.
 WAKE = "wake"       # mind the time: something is in flight
@@ -81,10 +81,14 @@ cdef class Placing:
     cdef int share(self, Group group) except -1:
         """How many groups like this one may well share a connection."""
         cdef Py_ssize_t last = len(group.statements) - 1
+        cdef Statement main
         cdef double service
         if last < 0:
             return 1
-        service = (<Statement> group.statements[last]).service
+        main = <Statement> group.statements[last]
+        if main.result == MODE_NONE:
+            return 1  # a write: commits of several connections share a flush of the log
+        service = main.service
         if service * self.depth <= TOGETHER:
             return self.depth
         return max(1, <int> (TOGETHER / service))
