@@ -45,6 +45,7 @@ def extensions() -> list[Extension]:
 
 
 setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(
         extensions(),
         build_dir=".build/debug" if DEBUG else ".build/release",
