@@ -17,8 +17,11 @@ SOURCES := setup.py pyproject.toml $(shell find ichicore csrc -name '*.pyx' -o -
 serve: $(VENV)/built
 	$(BIN)/ichibase serve --port $(PORT) --data-dir $(DATA_DIR) $(ARGS)
 
+# Many tests are about time. Those that fail get a second run by themselves, which has to pass.
 test: $(VENV)/built $(VENV)/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(ARGS) || { \
+	  echo "once more, the tests that failed:"; \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 lint: $(VENV)/built $(VENV)/dev
 	$(BIN)/ruff check .
