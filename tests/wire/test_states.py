@@ -58,6 +58,11 @@ def call(site, control, method, path, body=None, slug="stated"):
     return site.call(method, path, headers, body, host=f"{slug}.localhost")
 
 
+def everywhere(condition):
+    """Waits until both workers have heard of a change: a run of requests meets each."""
+    until(lambda: all(condition() for _ in range(15)))
+
+
 def limit(life, **overrides):
     run(life.change("stated", {"limits": overrides}, "test"))
 
@@ -65,7 +70,7 @@ def limit(life, **overrides):
 def test_a_suspended_project_refuses_and_comes_back(site, control, life, slug):
     until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200)
     run(life.step(slug, "suspend", "test"))
-    until(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 403)
+    everywhere(lambda: call(site, control, "GET", "/postgres/notes?id=eq.1").status == 403)
     for path in ("/postgres/notes", "/auth/signup", "/functions/f"):
         answer = call(site, control, "POST", path, {})
         assert (answer.status, answer.json["code"]) == (403, "project_suspended"), path
@@ -82,7 +87,7 @@ def test_a_suspended_project_refuses_and_comes_back(site, control, life, slug):
 def test_over_its_disk_quota_a_project_reads_and_deletes(site, control, life, slug):
     record = run(control.projects.find(slug))
     run(life.read_only(record.id, True, {}))
-    until(lambda: call(site, control, "POST", "/postgres/notes", {"id": 9}).status == 507)
+    everywhere(lambda: call(site, control, "POST", "/postgres/notes", {"id": 1}).status == 507)
     for method, path in (
         ("POST", "/postgres/notes"), ("PATCH", "/postgres/notes?id=eq.1"),
         ("PUT", "/postgres/notes?id=eq.1"), ("POST", "/auth/signup"),
