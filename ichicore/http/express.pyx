@@ -268,7 +268,7 @@ cdef class Express:
         if scope.method != "GET":
             return None
         ticket = self.ticket(scope, protocol, "GET")
-        if ticket is None or not self.read(ticket) or not self.enter(ticket):
+        if ticket is None or not self.fits(ticket, None) or not self.enter(ticket):
             return None
         try:
             ticket.lane.submit(ticket.group, ticket, not ticket.plan.quick)
@@ -283,14 +283,14 @@ cdef class Express:
         cdef str method = scope.method
         if method == "GET":
             ticket = self.ticket(scope, protocol, method)
-            return ticket is not None and self.read(ticket) and self.send(ticket)
+            return ticket is not None and self.fits(ticket, None) and self.send(ticket)
         if method not in ACTIONS:
             return False
         ticket = self.ticket(scope, protocol, method)
         if ticket is None or not ticket.lane.writes:
             return False
         if method == "DELETE":
-            return "content-length" not in ticket.headers and self.write(ticket, None) \
+            return "content-length" not in ticket.headers and self.fits(ticket, None) \
                 and self.send(ticket)
         if ticket.headers.get("content-type") not in ("application/json",
                                                       "application/json; charset=utf-8"):
@@ -308,7 +308,7 @@ cdef class Express:
             body = given.result()
         except Exception:
             body = b""
-        if len(body) != int(ticket.headers["content-length"]) or not self.write(ticket, body) \
+        if len(body) != int(ticket.headers["content-length"]) or not self.fits(ticket, body) \
                 or not self.send(ticket):
             self.resume(ticket.scope, ticket.protocol, body)
         return 0
@@ -388,6 +388,14 @@ cdef class Express:
         ticket.lane = lane
         return ticket
 
+    cdef bint fits(self, Ticket ticket, bytes body) except -1:
+        """Gives a ticket what it takes to read or write. False when it has to take the general
+        way, also for what is wrong with it, which that way says."""
+        try:
+            return self.read(ticket) if ticket.method == "GET" else self.write(ticket, body)
+        except Exception:
+            return False
+
     cdef bint read(self, Ticket ticket) except -1:
         """Gives a ticket what it takes to read; false when it has to take the general way."""
         cdef object page
@@ -401,10 +409,7 @@ cdef class Express:
             return False
         if not plan.ranged:
             return self.group(ticket, plan, scanned[1], None, None, 0)
-        try:
-            page = self.page(plan, scanned[1])
-        except Exception:
-            return False  # the general way says what is wrong
+        page = self.page(plan, scanned[1])
         ticket.offset = page[1]
         return self.group(ticket, plan, scanned[1], None, page[0], page[1])
 

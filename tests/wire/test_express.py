@@ -202,6 +202,17 @@ def test_an_error_on_the_short_way_is_a_coded_answer(node):
     assert {one[0] for one in denied} == {400}
 
 
+def test_a_nul_in_a_value_is_answered_alike_on_both_ways(node):
+    general = {"x-request-id": "g"}
+    for table, method in (("notes?body=eq.", "GET"), ("things?name=eq.", "DELETE")):
+        url = f"{node['url']}/postgres/{table}"
+        headers = bearer(node, USERS[0])
+        for value in ("n77", "n78", "a%00b", "%00", "n79"):
+            first = answer(url + value, {**headers, **general}, method)
+            assert first[0] < 500
+            same(first, answer(url + value, headers, method))
+
+
 def test_a_large_answer_goes_through_a_file_and_is_whole(node):
     url = f"{node['url']}/postgres/notes"
     for _ in range(3):
