@@ -61,5 +61,5 @@ setup(
             "embedsignature": True,
             "binding": True,
         },
-    )
+    ),
 )

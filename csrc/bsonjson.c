@@ -398,6 +398,26 @@ static inline const bj_field *find(const bj_field *f, const char *name, size_t l
 
 static int document(jb_buf *out, const unsigned char *p, size_t len, bj_mode mode,
                     const bj_field *fields, int depth);
+static int elements(jb_buf *out, const unsigned char *p, size_t len, bj_mode mode,
+                    const bj_field *fields, size_t most, int first, size_t *count, int depth);
+
+/* The value that an iterator is at, within a document of this depth. */
+static int value(jb_buf *out, const bj_iter *it, bj_mode mode, const bj_field *fields, int depth)
+{
+    int found;
+    if (it->type == 0x03)
+        return document(out, it->value, it->value_len, mode, fields, depth + 1);
+    if (it->type != 0x04)
+        return bj_value(out, it->type, it->value, it->value_len);
+    if (depth + 1 > BJ_MOST_DEPTH)
+        return BJ_DEEP;
+    if (jb_byte(out, '['))
+        return BJ_NO_MEMORY;
+    found = elements(out, it->value, it->value_len, mode, fields, SIZE_MAX, 1, NULL, depth + 1);
+    if (found == BJ_OK && jb_byte(out, ']'))
+        return BJ_NO_MEMORY;
+    return found;
+}
 
 static int elements(jb_buf *out, const unsigned char *p, size_t len, bj_mode mode,
                     const bj_field *fields, size_t most, int first, size_t *count, int depth)
@@ -408,29 +428,14 @@ static int elements(jb_buf *out, const unsigned char *p, size_t len, bj_mode mod
     if (bj_open(&it, p, len))
         return BJ_MALFORMED;
     while ((step = bj_next(&it)) > 0) {
-        int nested = it.type == 0x03 || it.type == 0x04;
         if (n++ >= most)
             continue;
-        if (mode == BJ_KEEP && !nested)
+        if (mode == BJ_KEEP && it.type != 0x03 && it.type != 0x04)
             continue;
         if (!first && jb_byte(out, ','))
             return BJ_NO_MEMORY;
         first = 0;
-        if (it.type == 0x03) {
-            found = document(out, it.value, it.value_len, mode, fields, depth + 1);
-        } else if (it.type == 0x04) {
-            if (depth + 1 > BJ_MOST_DEPTH)
-                return BJ_DEEP;
-            if (jb_byte(out, '['))
-                return BJ_NO_MEMORY;
-            found = elements(out, it.value, it.value_len, mode, fields, SIZE_MAX, 1, NULL,
-                             depth + 1);
-            if (found == BJ_OK && jb_byte(out, ']'))
-                return BJ_NO_MEMORY;
-        } else {
-            found = bj_value(out, it.type, it.value, it.value_len);
-        }
-        if (found)
+        if ((found = value(out, &it, mode, fields, depth)))
             return found;
     }
     if (count != NULL)
@@ -473,19 +478,7 @@ static int document(jb_buf *out, const unsigned char *p, size_t len, bj_mode mod
         first = 0;
         if (jt_string(out, (const unsigned char *)it.name, it.name_len) || jb_byte(out, ':'))
             return BJ_NO_MEMORY;
-        if (it.type == 0x03) {
-            found = document(out, it.value, it.value_len, inner, below, depth + 1);
-        } else if (it.type == 0x04) {
-            if (jb_byte(out, '['))
-                return BJ_NO_MEMORY;
-            found = elements(out, it.value, it.value_len, inner, below, SIZE_MAX, 1, NULL,
-                             depth + 1);
-            if (found == BJ_OK && jb_byte(out, ']'))
-                return BJ_NO_MEMORY;
-        } else {
-            found = bj_value(out, it.type, it.value, it.value_len);
-        }
-        if (found)
+        if ((found = value(out, &it, inner, below, depth)))
             return found;
     }
     if (step < 0)

@@ -1,16 +1,5 @@
-from libc.stdint cimport int32_t, int64_t
+from ichicore.bsonwrite cimport jb_buf, jb_byte, jb_free, jb_init, jb_put, jb_room
 
-
-cdef extern from "jsonbuf.h" nogil:
-    ctypedef struct jb_buf:
-        char *data
-        size_t len
-        size_t cap
-    void jb_init(jb_buf *b)
-    void jb_free(jb_buf *b)
-    int jb_room(jb_buf *b, size_t more)
-    int jb_put(jb_buf *b, const void *p, size_t n)
-    int jb_byte(jb_buf *b, char c)
 
 cdef extern from "bsonjson.h" nogil:
     enum:

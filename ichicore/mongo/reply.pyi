@@ -30,3 +30,13 @@ def cursor_id(reply: bytes) -> int:
 def id_text(document: bytes) -> str | None:
     """The `_id` of a BSON document as a client gets it: its JSON, of texts without the quotes; None
     without one. Of what is neither text nor number in a readable form: its JSON."""
+
+def succeeded(reply: bytes) -> bool:
+    """Whether a raw reply says that its command succeeded. Of a write: as a whole."""
+
+def count(reply: bytes) -> int:
+    """The number in a raw count reply."""
+
+def written(reply: bytes) -> tuple[int, int] | None:
+    """(n, nModified) of the raw reply of a write that succeeded and upserted nothing; None of any
+    other."""

@@ -273,6 +273,58 @@ def cursor_id(bytes reply not None) -> int:
     return (<const int *> it.value)[0] if it.type == 0x10 else 0
 
 
+cdef long long _whole(bj_iter *it) noexcept:
+    """A number that is whole; -1 for what is none."""
+    cdef double real
+    if it.type == 0x10:
+        return (<const int *> it.value)[0]
+    if it.type == 0x12:
+        return (<const long long *> it.value)[0]
+    if it.type == 0x01:
+        real = (<const double *> it.value)[0]
+        if 0 <= real < 9e15 and <double> <long long> real == real:
+            return <long long> real
+    return -1
+
+
+def succeeded(bytes reply not None) -> bool:
+    cdef bj_iter it
+    return (_find(_start(reply), PyBytes_GET_SIZE(reply), b"ok", 2, &it) != 0
+            and _whole(&it) == 1)
+
+
+def count(bytes reply not None) -> int:
+    cdef bj_iter it
+    if not _find(_start(reply), PyBytes_GET_SIZE(reply), b"n", 1, &it) or _whole(&it) < 0:
+        raise ValueError("not a reply of count")
+    return _whole(&it)
+
+
+def written(bytes reply not None):
+    cdef bj_iter it
+    cdef int step
+    cdef long long matched = -1
+    cdef long long modified = 0
+    cdef bint ok = False
+    _check(bj_open(&it, _start(reply), PyBytes_GET_SIZE(reply)))
+    while True:
+        step = bj_next(&it)
+        if step < 0:
+            _check(step)
+        if step == 0:
+            break
+        if _named(&it, b"ok", 2):
+            ok = _whole(&it) == 1
+        elif _named(&it, b"n", 1):
+            matched = _whole(&it)
+        elif _named(&it, b"nModified", 9):
+            modified = _whole(&it)
+        elif (_named(&it, b"writeErrors", 11) or _named(&it, b"writeConcernError", 17)
+                or _named(&it, b"upserted", 8)):
+            return None
+    return (matched, modified) if ok and matched >= 0 and modified >= 0 else None
+
+
 def id_text(bytes document not None):
     cdef _Out out
     cdef bj_iter it

@@ -7,9 +7,11 @@ Where a mistake is, is found out only when there is one.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.math cimport floor
 from libc.stdint cimport int32_t, int64_t, uint32_t
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr
 
-from ichicore.mongo.bson cimport jb_byte, jb_free, jb_init, jb_put, jb_room
+from ichicore.bsonwrite cimport (
+    bw_close, bw_head, bw_int32, bw_open, bw_raw, bw_text, jb_free, jb_init,
+)
 from ichicore.mongo.tape cimport (
     TJ_ARRAY, TJ_DEEP, TJ_DOUBLE, TJ_FALSE, TJ_INT, TJ_MANY, TJ_NO_MEMORY, TJ_NULL, TJ_NUMBER,
     TJ_OBJECT, TJ_STRING, TJ_TRUE, TJ_TWICE, tj_free, tj_node, tj_parse,
@@ -169,48 +171,22 @@ cdef class Tape:
     # --- BSON
 
     cdef int head(self, int type, const char *key, size_t n) except -1:
-        cdef char *o
-        if jb_room(&self.out, n + 2):
-            raise MemoryError
-        o = self.out.data + self.out.len
-        o[0] = <char> type
-        memcpy(o + 1, key, n)
-        o[n + 1] = 0
-        self.out.len += n + 2
-        return 0
+        return bw_head(&self.out, type, key, n)
 
     cdef size_t open(self) except 0x7FFFFFFFFFFFFFFF:
-        cdef size_t at = self.out.len
-        if jb_room(&self.out, 4):
-            raise MemoryError
-        self.out.len += 4
-        return at
+        return bw_open(&self.out)
 
     cdef int close(self, size_t at) except -1:
-        cdef int32_t size
-        if jb_byte(&self.out, 0):
-            raise MemoryError
-        if self.out.len - at > 0x7FFFFFF0:
-            raise ApiError(413, "payload_too_large", "the body is too large")
-        size = <int32_t> (self.out.len - at)
-        memcpy(self.out.data + at, &size, 4)
-        return 0
+        return bw_close(&self.out, at)
 
     cdef int raw(self, const void *p, size_t n) except -1:
-        if jb_put(&self.out, p, n):
-            raise MemoryError
-        return 0
+        return bw_raw(&self.out, p, n)
 
     cdef int int32(self, const char *key, size_t n, int32_t v) except -1:
-        self.head(0x10, key, n)
-        return self.raw(&v, 4)
+        return bw_int32(&self.out, key, n, v)
 
     cdef int utf8(self, const char *key, size_t n, const char *p, uint32_t size) except -1:
-        cdef int32_t shown = <int32_t> size + 1
-        self.head(0x02, key, n)
-        self.raw(&shown, 4)
-        self.raw(p, size)
-        return self.raw(b"\0", 1)
+        return bw_text(&self.out, key, n, p, size)
 
     cdef int identifier(self, uint32_t index, const char *key, size_t n) except -1:
         """24 hexadecimal digits as an ObjectId."""

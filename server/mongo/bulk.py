@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ichicore.errors import ApiError
-from ichicore.mongo import Plan
+from ichicore.mongo import Plan, message
 from server.mongo import faults
 from server.mongo.execute import Change, Event, Executor, errors_of, id_text, update_statement
 from server.mongo.faults import DriverError
@@ -128,26 +128,22 @@ async def _run(
             tally.upserted[str(batch[one["index"]][0])] = id_text(one["_id"]) or ""
 
 
-def _command(executor: Executor, kind: str, plans: list[Plan], ordered: bool) -> dict[str, Any]:
-    from server.mongo.execute import raw
-
-    body: dict[str, Any] = {kind: executor.collection}
+def _command(executor: Executor, kind: str, plans: list[Plan], ordered: bool) -> bytes:
+    name = executor.collection
     if kind == "insert":
-        body["documents"] = [raw(plan.documents[0]) for plan in plans]
-    elif kind == "update":
-        body["updates"] = [update_statement(change_of(plan, False)) for plan in plans]
-    else:
-        body["deletes"] = [
-            {"q": raw(plan.filter), "limit": 0 if plan.operation == "deleteMany" else 1}
-            for plan in plans
-        ]
-    body["ordered"] = ordered
-    return body
+        return message.insert(name, [plan.documents[0] for plan in plans], ordered)
+    if kind == "update":
+        statements = [update_statement(change_of(plan, False)) for plan in plans]
+        return message.update(name, statements, ordered)
+    statements = [
+        message.delete_statement(plan.filter, plan.operation == "deleteMany") for plan in plans
+    ]
+    return message.delete(name, statements, ordered)
 
 
 async def _one(executor: Executor, index: int, plan: Plan, told: bool, tally: Tally) -> None:
     if KIND[plan.operation] == "delete":
-        done = await executor.delete(plan.filter, multi=plan.operation == "deleteMany", look=told)
+        done = await executor.delete(plan.filter, multi=plan.operation == "deleteMany")
         tally.deleted += done.matched
     else:
         done = await executor.update(change_of(plan, told))

@@ -8,7 +8,6 @@ again. Documents that another write changes meanwhile make the server refuse, an
 from __future__ import annotations
 
 import re
-import struct
 import time
 from typing import Any, NamedTuple
 
@@ -16,14 +15,13 @@ import bson
 from bson.raw_bson import RawBSONDocument
 
 from ichicore.errors import ApiError
-from ichicore.mongo import reply
+from ichicore.mongo import message, reply, splice
 from ichicore.rules import Bound
 from server.mongo import faults
 from server.mongo.faults import DriverError
 from server.mongo.store import RAW, Store
-from server.mongo.transaction import Direct, Transaction, atomically
+from server.mongo.transaction import MAJORITY, Direct, Transaction, atomically
 
-JOURNALED = {"w": "majority", "j": True}
 MOST_BYTES = 64 << 20  # of one result, as BSON
 POSITION = re.compile(rb"\.\$[.\x00]")
 
@@ -64,20 +62,6 @@ class Change(NamedTuple):
     look: bool = False
 
 
-SIZE = struct.Struct("<i")
-SINGLE = b"\x08singleBatch\0\x01"
-
-
-def _text(name: bytes, value: str) -> bytes:
-    """A member of a BSON document."""
-    data = value.encode()
-    return b"".join((b"\x02", name, b"\0", SIZE.pack(len(data) + 1), data, b"\0"))
-
-
-def _number(name: bytes, value: int) -> bytes:
-    return b"".join((b"\x10", name, b"\0", SIZE.pack(value)))
-
-
 def denied() -> ApiError:
     return ApiError(403, "policy_denied", "The document would leave what the rules allow.")
 
@@ -98,7 +82,6 @@ class Executor:
         self.deadline = time.monotonic() + seconds
         self.most = most
         self.disk = disk
-        self._tail = store.suffix
 
     def left(self) -> float:
         """Seconds; ApiError 504 when there are none."""
@@ -110,44 +93,15 @@ class Executor:
     # Reading
 
     async def ask(self, elements: bytes) -> bytes:
-        """The raw answer to a command of these encoded members."""
+        """The raw answer to a command of these members."""
         left = self.left()
-        length = len(elements) + len(self._tail) + 20
-        command = b"".join((
-            SIZE.pack(length), elements, b"\x10maxTimeMS\0", SIZE.pack(max(1, int(left * 1000))),
-            self._tail, b"\0",
-        ))  # fmt: skip
-        answer = await self.store.run(command, left)
+        answer = await self.store.run(message.sealed(elements, left, self.store.tail), left)
         self.store.succeeded(answer)
         return answer
 
-    async def find(
-        self,
-        filter: bytes,
-        *,
-        projection: bytes | None = None,
-        sort: bytes | None = None,
-        limit: int,
-        skip: int = 0,
-    ) -> list[bytes]:
-        """The raw answers that hold the documents, at most `limit` of them."""
-        parts = [_text(b"find", self.collection), b"\x03filter\0", filter, _number(b"limit", limit)]
-        if projection is not None:
-            parts += [b"\x03projection\0", projection]
-        if sort is not None:
-            parts += [b"\x03sort\0", sort]
-        if skip:
-            parts.append(_number(b"skip", skip))
-        parts.append(SINGLE if limit == 1 else _number(b"batchSize", limit))
-        return await self._batches(await self.ask(b"".join(parts)))
-
-    async def aggregate(self, pipeline: tuple[bytes, ...], limit: int) -> list[bytes]:
-        """limit: that of the pipeline's last stage."""
-        body: dict[str, Any] = {
-            "aggregate": self.collection, "pipeline": [raw(stage) for stage in pipeline],
-            "cursor": {"batchSize": limit}, "allowDiskUse": self.disk,
-        }  # fmt: skip
-        return await self._batches(await self.ask(bson.encode(body)[4:-1]))
+    async def found(self, elements: bytes) -> list[bytes]:
+        """The raw answers that hold what a find or an aggregation gives."""
+        return await self._batches(await self.ask(elements))
 
     async def _batches(self, first: bytes) -> list[bytes]:
         """What a cursor gives until it ends; its documents are bounded by its command's limit."""
@@ -159,76 +113,47 @@ class Executor:
                     413, "result_too_large",
                     f"The result has more than {MOST_BYTES >> 20} MiB; ask for fewer documents.",
                 )  # fmt: skip
-            body = {"getMore": bson.Int64(cursor), "collection": self.collection}
-            left = self.left()
-            answer = await self.store.run(bson.encode({**body, "$db": self.store.database}), left)
+            command = message.whole(self._more(cursor), self.store.tail)
+            answer = await self.store.run(command, self.left())
             self.store.succeeded(answer)
             answers.append(answer)
             size += len(answer)
             last = answer
         return answers
 
+    def _more(self, cursor: int) -> bytes:
+        body = {"getMore": bson.Int64(cursor), "collection": self.collection}
+        return bson.encode(body)[4:-1]
+
     async def _close(self, cursor: int) -> None:
         body = {"killCursors": self.collection, "cursors": [bson.Int64(cursor)]}
         await self.store.run(bson.encode({**body, "$db": self.store.database}), 2.0)
 
-    async def count(self, filter: bytes) -> int:
-        answer = await self.ask(_text(b"count", self.collection) + b"\x03query\0" + filter)
-        return int(bson.decode(answer)["n"])
-
-    async def distinct(self, field: str, filter: bytes) -> bytes:
-        return await self.ask(
-            _text(b"distinct", self.collection) + _text(b"key", field) + b"\x03query\0" + filter
-        )
-
     # Writing
 
-    async def write(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def write(self, elements: bytes) -> dict[str, Any]:
         """One command that waits for the journal. The answer with its writeErrors."""
-        body["writeConcern"] = JOURNALED
-        body["maxTimeMS"] = max(1, round(self.left() * 1000))
-        body["$db"] = self.store.database
-        answer: Any = bson.decode(await self.store.write(body, self.left()), RAW)
-        if answer.get("ok") != 1:
-            raise self.store.failure(answer)
-        concern = answer.get("writeConcernError")
+        return self.written(await self.store.write(elements + MAJORITY, self.left()))
+
+    def written(self, answer: bytes) -> dict[str, Any]:
+        """The answer to a write; DriverError when it failed as a whole."""
+        document: Any = bson.decode(answer, RAW)
+        if document.get("ok") != 1:
+            raise self.store.failure(document)
+        concern = document.get("writeConcernError")
         if concern:
             raise DriverError(concern)
-        return answer
-
-    async def insert(
-        self, documents: tuple[bytes, ...], ordered: bool
-    ) -> list[tuple[int, ApiError]]:
-        """What was refused, by place; the rest is stored."""
-        answer = await self.write(
-            {"insert": self.collection, "documents": [raw(d) for d in documents],
-             "ordered": ordered}
-        )  # fmt: skip
-        return errors_of(answer)
+        return document
 
     async def update(self, change: Change) -> Written:
-        if change.look or change.check is not None or change.insert_check is not None:
-            return await self._guarded(change, lambda work: self._update(work, change))
-        answer = await self.write(
-            {"update": self.collection, "updates": [update_statement(change)]}
-        )
-        failed = errors_of(answer)
-        if failed:
-            raise failed[0][1]
-        return _written(answer)
+        """Of one whose documents must be looked at; others are one command."""
+        return await self._guarded(change, lambda work: self._update(work, change))
 
-    async def delete(self, filter: bytes, *, multi: bool, look: bool) -> Written:
-        if look:
-            return await self._guarded(
-                None, lambda work: self._delete(work, filter, multi=multi, sort=None)
-            )
-        answer = await self.write(
-            {"delete": self.collection, "deletes": [{"q": raw(filter), "limit": 0 if multi else 1}]}
+    async def delete(self, filter: bytes, *, multi: bool) -> Written:
+        """The same of a deletion."""
+        return await self._guarded(
+            None, lambda work: self._delete(work, filter, multi=multi, sort=None)
         )
-        failed = errors_of(answer)
-        if failed:
-            raise failed[0][1]
-        return Written(matched=int(answer["n"]))
 
     async def find_one_and_update(
         self, change: Change, *, after: bool, projection: bytes | None
@@ -238,17 +163,12 @@ class Executor:
         if profile.quick_find_and_modify and not (
             change.look or change.check is not None or change.insert_check is not None
         ):
-            body: dict[str, Any] = {
-                "findAndModify": self.collection, "query": raw(change.filter),
-                "update": raw(change.change), "new": after, "upsert": change.upsert,
-            }  # fmt: skip
-            if change.sort is not None:
-                body["sort"] = raw(change.sort)
-            if change.array_filters:
-                body["arrayFilters"] = [raw(one) for one in change.array_filters]
-            if projection is not None:
-                body["fields"] = raw(projection)
-            answer = await self.write(body)
+            elements = message.find_and_modify(
+                self.collection, change.filter, update=change.change, after=after,
+                upsert=change.upsert, sort=change.sort, fields=projection,
+                array_filters=change.array_filters,
+            )  # fmt: skip
+            answer = await self.write(elements)
             upserted = (answer.get("lastErrorObject") or {}).get("upserted")
             value = None if upserted is not None else answer.get("value")
             found = None if value is None else bytes(value.raw)
@@ -262,14 +182,10 @@ class Executor:
     ) -> Written:
         profile = await self.store.profile()
         if profile.quick_find_and_modify and not look:
-            body: dict[str, Any] = {
-                "findAndModify": self.collection, "query": raw(filter), "remove": True,
-            }  # fmt: skip
-            if sort is not None:
-                body["sort"] = raw(sort)
-            if projection is not None:
-                body["fields"] = raw(projection)
-            value = (await self.write(body)).get("value")
+            elements = message.find_and_modify(
+                self.collection, filter, sort=sort, fields=projection
+            )
+            value = (await self.write(elements)).get("value")
             return Written(found=None if value is None else bytes(value.raw))
         return await self._guarded(
             None,
@@ -308,14 +224,14 @@ class Executor:
             return await self._upsert(transaction, change)
         ids = [raw(document)["_id"] for document in before]
         # What was found is what is written: the transaction would not see another version of it.
-        chosen: Any = _these(ids)
+        chosen = _these(ids)
         if not transaction.isolated or POSITION.search(change.change):
             # another version may be there, or the place is that of the element the filter found
-            chosen = {"$and": [chosen, raw(change.filter)]}
-        answer = await transaction.run(
-            {"update": self.collection, "updates": [update_statement(change) | {
-                "q": chosen, "multi": change.multi, "upsert": False}]}
-        )  # fmt: skip
+            chosen = splice.both(chosen, change.filter)
+        statement = message.update_statement(
+            chosen, change.change, change.multi, False, change.array_filters
+        )
+        answer = await transaction.run(message.update(self.collection, (statement,)))
         failed = errors_of(answer)
         if failed:
             raise _as_error(answer)
@@ -336,7 +252,7 @@ class Executor:
     async def _projected(
         self,
         transaction: Transaction,
-        chosen: dict[str, Any],
+        chosen: bytes,
         keep: bytes,
         document: bytes,
         after: bool,
@@ -350,9 +266,7 @@ class Executor:
         return found[0]
 
     async def _upsert(self, transaction: Transaction, change: Change) -> Written:
-        answer = await transaction.run(
-            {"update": self.collection, "updates": [update_statement(change)]}
-        )
+        answer = await transaction.run(message.update(self.collection, (update_statement(change),)))
         if errors_of(answer):
             raise _as_error(answer)
         upserted = answer.get("upserted")
@@ -384,12 +298,11 @@ class Executor:
             found = before[0]
             if keep is not None:
                 found = (await self._read(transaction, _these(ids), 1, keep))[0]
-        chosen: Any = _these(ids)
+        chosen = _these(ids)
         if not transaction.isolated:
-            chosen = {"$and": [chosen, raw(filter)]}
-        answer = await transaction.run(
-            {"delete": self.collection, "deletes": [{"q": chosen, "limit": 0}]}
-        )
+            chosen = splice.both(chosen, filter)
+        statement = message.delete_statement(chosen, True)
+        answer = await transaction.run(message.delete(self.collection, (statement,)))
         if errors_of(answer):
             raise _as_error(answer)
         events = tuple(Event("delete", None, document) for document in before)
@@ -399,7 +312,7 @@ class Executor:
         self, transaction: Transaction, filter: bytes, multi: bool, sort: bytes | None
     ) -> list[bytes]:
         """The documents that a write is about. ApiError 413 when there are more than may be."""
-        found = await self._read(transaction, raw(filter), self.most + 1 if multi else 1, sort=sort)
+        found = await self._read(transaction, filter, self.most + 1 if multi else 1, sort=sort)
         if len(found) > self.most:
             raise ApiError(
                 413, "too_many_docs",
@@ -411,25 +324,18 @@ class Executor:
     async def _read(
         self,
         transaction: Transaction,
-        chosen: Any,
+        chosen: bytes,
         limit: int,
         keep: bytes | None = None,
         sort: bytes | None = None,
     ) -> list[bytes]:
-        body: dict[str, Any] = {
-            "find": self.collection, "filter": chosen, "limit": limit, "batchSize": limit,
-        }  # fmt: skip
-        if keep is not None:
-            body["projection"] = raw(keep)
-        if sort is not None:
-            body["sort"] = raw(sort)
-        answer = await transaction.raw(body)
+        answer = await transaction.raw(
+            message.find(self.collection, chosen, limit, projection=keep, sort=sort), reads=True
+        )
         found = reply.documents(answer)
         size = len(answer)
         while (cursor := reply.cursor_id(answer)) != 0:
-            answer = await transaction.raw(
-                {"getMore": bson.Int64(cursor), "collection": self.collection}
-            )
+            answer = await transaction.raw(self._more(cursor), reads=True)
             size += len(answer)
             if size > MOST_BYTES:
                 raise ApiError(413, "too_many_docs", "This write would change too many documents.")
@@ -442,20 +348,32 @@ def _key(document: bytes) -> bytes:
     return bson.encode({"": raw(document)["_id"]})
 
 
-def _these(ids: list[Any]) -> dict[str, Any]:
-    return {"_id": {"$eq": ids[0]} if len(ids) == 1 else {"$in": ids}}
+def _these(ids: list[Any]) -> bytes:
+    """The filter for documents of these identifiers."""
+    return bson.encode({"_id": {"$eq": ids[0]} if len(ids) == 1 else {"$in": ids}})
 
 
-def update_statement(change: Change) -> dict[str, Any]:
+def update_statement(change: Change) -> bytes:
     """An element of an update command."""
-    one: dict[str, Any] = {"q": raw(change.filter), "u": raw(change.change)}
-    if change.multi:
-        one["multi"] = True
-    if change.upsert:
-        one["upsert"] = True
-    if change.array_filters:
-        one["arrayFilters"] = [raw(filter) for filter in change.array_filters]
-    return one
+    return message.update_statement(
+        change.filter, change.change, change.multi, change.upsert, change.array_filters
+    )
+
+
+def updated(answer: dict[str, Any]) -> Written:
+    """What an update of one statement did; ApiError when it was refused."""
+    failed = errors_of(answer)
+    if failed:
+        raise failed[0][1]
+    return _written(answer)
+
+
+def deleted(answer: dict[str, Any]) -> Written:
+    """The same of a deletion."""
+    failed = errors_of(answer)
+    if failed:
+        raise failed[0][1]
+    return Written(matched=int(answer["n"]))
 
 
 def _written(answer: dict[str, Any]) -> Written:

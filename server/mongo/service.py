@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import orjson
 from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
@@ -13,9 +12,9 @@ from ichicore.mongo.grammar import INSERTS, OPERATIONS, UPDATES
 from ichicore.rules import ALLOW, Context, Decision
 from server.base.context import WorkerContext
 from server.base.http import JSON, Request, Response, error_response
-from server.base.project import Identity
-from server.mongo import bulk, faults
-from server.mongo.execute import Event, Executor, Written
+from server.base.project import Identity, Project
+from server.mongo import bulk, faults, single
+from server.mongo.execute import Event, Executor
 from server.mongo.faults import DriverError
 from server.mongo.policy import ask_function
 from server.mongo.room import Room
@@ -45,17 +44,24 @@ class MongoService:
     async def handle(self, request: Request) -> Response:
         try:
             return Response(200, HEADERS, await self._answer(request))
-        except ApiError as error:
-            return error_response(error)
-        except (DriverError, PyMongoError, OSError) as error:
-            known = faults.refusal(error)
+        except Exception as error:
+            known = self.refusal(request.project, error)
             if known is None:
                 raise
-            if known.status >= 500:
-                self.room.note(request.project, error)
             return error_response(known)
-        except TimeoutError:
-            return error_response(faults.timed_out())
+
+    def refusal(self, project: Project, error: Exception) -> ApiError | None:
+        """The coded answer to a request that raised this; None for what must not happen."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, TimeoutError):
+            return faults.timed_out()
+        if isinstance(error, DriverError | PyMongoError | OSError):
+            known = faults.refusal(error)
+            if known is not None and known.status >= 500:
+                self.room.note(project, error)
+            return known
+        return None
 
     async def _answer(self, request: Request) -> bytes:
         operation, collection = _route(request.path)
@@ -130,23 +136,10 @@ def _is_quiet(query: str) -> bool:
 
 async def read(executor: Executor, plan: Plan) -> bytes:
     """The answer to find, findOne, count, distinct and aggregate."""
-    operation = plan.operation
-    if operation == "findOne":
-        answers = await executor.find(
-            plan.filter, projection=plan.projection, sort=plan.sort, limit=1, skip=plan.skip
-        )
-        return reply.doc_reply(answers[0], plan.read)
-    if operation == "find":
-        answers = await executor.find(
-            plan.filter, projection=plan.projection, sort=plan.sort, limit=plan.ask, skip=plan.skip
-        )
-        return reply.find_reply(answers, plan.limit, plan.read)
-    if operation == "aggregate":
-        answers = await executor.aggregate(plan.pipeline, plan.ask)
-        return reply.find_reply(answers, plan.limit)
-    if operation == "count":
-        return b'{"count":%d}' % await executor.count(plan.filter)
-    return reply.distinct_reply(await executor.distinct(plan.field, plan.filter), plan.limit)
+    elements = single.reading(plan, executor.collection, executor.disk)
+    if plan.operation in ("count", "distinct"):
+        return single.read(plan, [await executor.ask(elements)])
+    return single.read(plan, await executor.found(elements))
 
 
 async def write(
@@ -156,10 +149,11 @@ async def write(
     operation, plan = command.operation, plans[0]
     if operation == "bulkWrite":
         return await bulk.write(executor, plans, command.ordered, told)
-    if operation in INSERTS:
-        return await _insert(executor, command, plan, told)
-    if operation in ("deleteOne", "deleteMany"):
-        done = await executor.delete(plan.filter, multi=operation == "deleteMany", look=told)
+    if single.is_single(plan, told):
+        found = await executor.write(single.writing(plan, executor.collection, command.ordered))
+        return single.written(command, plan, found), inserts(plan) if told else []
+    if operation in single.DELETES:
+        done = await executor.delete(plan.filter, multi=operation == "deleteMany")
         return b'{"deleted":%d}' % done.matched, list(done.events)
     if operation == "findOneAndDelete":
         done = await executor.find_one_and_delete(
@@ -173,35 +167,12 @@ async def write(
         )
         return reply.one_reply(done.found, plan.read), list(done.events)
     done = await executor.update(change)
-    return _updated(done, operation), list(done.events)
+    return single.changed(operation, done), list(done.events)
 
 
-async def _insert(
-    executor: Executor, command: Command, plan: Plan, told: bool
-) -> tuple[bytes, list[Event]]:
-    failed = await executor.insert(plan.documents, command.ordered)
-    if failed:
-        place, error = failed[0]
-        if plan.operation == "insertOne":
-            raise error
-        refused = {number for number, _ in failed}
-        stored = place if command.ordered else len(plan.documents) - len(refused)
-        error.message = f"docs[{place}]: {error.message} {stored} documents were inserted."
-        raise error
-    events = [Event("insert", document, None) for document in plan.documents] if told else []
-    if plan.operation == "insertOne":
-        return orjson.dumps({"insertedId": plan.ids[0]}), events
-    return orjson.dumps({"insertedIds": plan.ids}), events
-
-
-def _updated(done: Written, operation: str) -> bytes:
-    answer: dict[str, object] = {"matched": done.matched, "modified": done.modified}
-    answer["upserted"] = 0 if done.upserted is None else 1
-    if done.upserted is not None:
-        answer["upserted_id"] = done.upserted
-        if operation != "replaceOne":
-            answer["upsertedId"] = done.upserted
-    return orjson.dumps(answer)
+def inserts(plan: Plan) -> list[Event]:
+    """What an insert changed."""
+    return [Event("insert", document, None) for document in plan.documents]
 
 
 async def create(context: WorkerContext) -> MongoService:

@@ -1,15 +1,14 @@
-"""One project's documents as one worker reaches them: a driver's client, and short ways beside it.
+"""One project's documents as one worker reaches them: a driver's client, and connections beside it.
 
-The driver (PyMongo) finds the server that takes writes and makes transactions. Single commands go
-over connections of our own to that server: their bytes are neither built from nor made into
-objects. Where the short way cannot be taken, a command goes through the driver.
+The driver (PyMongo) finds the server that takes writes. Commands go over connections of our own to
+that server: their bytes are neither built from nor made into objects. Where that cannot be, because
+of an option of the URL, a command goes through the driver.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import struct
 import time
 import uuid
 from collections import deque
@@ -19,12 +18,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import bson
 from bson.binary import Binary
 from bson.codec_options import CodecOptions
-from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
 from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
+from ichicore.mongo import message, reply
+from ichicore.mongo.link import Dock, Link
 from server.mongo import faults, wire
 from server.mongo.faults import DriverError
 from server.mongo.scram import Keys
@@ -36,6 +36,7 @@ RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 # Options with which connections need more than the short way knows.
 DRIVER_ONLY = frozenset({"proxyhost", "loadbalanced", "srvservicename"})
 WAIT_SECONDS = 10.0  # for a connection
+SWEEP_SECONDS = 0.25  # between looks for commands whose time is over
 
 
 def no_connection() -> ApiError:
@@ -45,13 +46,17 @@ def no_connection() -> ApiError:
     )  # fmt: skip
 
 
-def _next(queue: deque[asyncio.Future[None]]) -> None:
-    """Lets the first who waits try again."""
+Turn = asyncio.Future["wire.Connection | None"]  # a connection, or None: try to open one
+
+
+def _next(queue: deque[Turn], connection: wire.Connection | None = None) -> bool:
+    """Gives the first who waits its turn. False when nobody waits."""
     while queue:
         waiting = queue.popleft()
         if not waiting.done():
-            waiting.set_result(None)
-            return
+            waiting.set_result(connection)
+            return True
+    return False
 
 
 class Budget:
@@ -61,7 +66,7 @@ class Budget:
         self.limit = limit
         self.taken = 0
         self.stores: set[Store] = set()
-        self.waiting: deque[asyncio.Future[None]] = deque()
+        self.waiting: deque[Turn] = deque()
 
     def take(self, store: Store) -> bool:
         """Room for one more, made by closing another project's idle connection where it must be.
@@ -145,16 +150,17 @@ class Unanswered(ApiError):
 class Session:
     """Numbers the writes of one sender, so that the server knows one that is sent again."""
 
-    __slots__ = ("_made", "_number", "id")
+    __slots__ = ("_made", "_members", "_number")
 
     def __init__(self) -> None:
-        self.id = {"id": Binary(uuid.uuid4().bytes, 4)}
+        self._members = bson.encode({"lsid": {"id": Binary(uuid.uuid4().bytes, 4)}})[4:-1]
         self._number = 0
         self._made = time.monotonic()
 
-    def next(self) -> Int64:
+    def stamp(self, elements: bytes) -> bytes:
+        """The members of a write, under its next number."""
         self._number += 1
-        return Int64(self._number)
+        return message.numbered(elements, self._members, self._number)
 
     @property
     def is_fresh(self) -> bool:
@@ -167,29 +173,29 @@ class Session:
 
 
 class Store:
-    """limit: connections at most. run() is the short way; `client` is the driver's."""
+    """limit: connections at most. run() sends a command, write() one that changes something."""
 
     def __init__(self, url: str, limit: int, budget: Budget | None = None) -> None:
         self.budget = budget or Budget(limit)
         self.url = url
         self.address = Address(url)
         self.database = self.address.database
-        self.suffix = bson.encode({"$db": self.database})[4:-1]  # of every command
-        self.limit = limit
-        self.used = time.monotonic()
+        self.tail = bson.encode({"$db": self.database})[4:-1]  # of every command
+        self.dock = Dock(limit)
+        self.dock.used = time.monotonic()
         self.closed = False
         self._client: AsyncMongoClient[Any] | None = None
-        self._profile: Profile | None = None
-        self._idle: list[wire.Connection] = []
-        self._open = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.known: Profile | None = None
+        self._links: set[Link] = set()
+        self._sweeping = False
+        self._waiting: deque[Turn] = deque()
+        self._waiting_first = False
         self._server: tuple[str, int] | None = None
         self._sessions: list[Session] = []
-        self.busy = 0
 
     @property
     def client(self) -> AsyncMongoClient[Any]:
-        """Made on first use: only transactions and the search for a server need it."""
+        """Made on first use."""
         if self._client is None:
             self._client = AsyncMongoClient(
                 self.url, appname="ichibase", maxPoolSize=self.limit, maxIdleTimeMS=60_000,
@@ -198,25 +204,42 @@ class Store:
             )  # fmt: skip
         return self._client
 
+    @property
+    def limit(self) -> int:
+        return self.dock.limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self.dock.limit = limit
+
+    @property
+    def used(self) -> float:
+        """When last, by the monotonic clock."""
+        return self.dock.used
+
+    @property
+    def busy(self) -> int:
+        return self.dock.busy
+
     async def profile(self) -> Profile:
-        if self._profile is None:
+        if self.known is None:
             found = [
                 check(await self.run(bson.encode({name: 1, "$db": "admin"}), 5.0), self)
                 for name in ("buildInfo", "hello")
             ]
-            self._profile = Profile(found[0], found[1])
-        return self._profile
+            self.known = Profile(found[0], found[1])
+        return self.known
 
     async def run(self, command: bytes, seconds: float) -> bytes:
-        """The answer to a command, both as BSON documents. The command names its `$db`. DriverError
-        for an answer that says that it failed, ApiError when there is none."""
-        self.used = time.monotonic()
+        """The answer to a command, both as BSON documents. The command names its `$db`. ApiError
+        when there is none."""
+        self.dock.used = time.monotonic()
         if not self.address.short:
             return await self._by_driver(command, seconds)
         for attempt in (1, 2):
             connection = await self._take()
             try:
-                return await connection.send(command, seconds + GRACE_SECONDS)
+                return await wire.send(connection, command, seconds + GRACE_SECONDS)
             except TimeoutError:
                 raise faults.timed_out() from None
             except wire.WireError as error:
@@ -228,31 +251,55 @@ class Store:
                 connection.close()  # ends the operation on the server
                 raise
             finally:
-                self._give_back(connection)
+                self.give_back(connection)
         raise faults.away()
 
-    async def write(self, body: dict[str, Any], seconds: float) -> bytes:
-        """The answer to a write. Where the servers are a replica set they do it once, however often
-        it is sent, and one whose answer is lost is sent again."""
-        profile = self._profile or await self.profile()
-        if not profile.repeatable or not self.address.short:
-            return await self.run(bson.encode(body), seconds)
-        session = self._sessions.pop() if self._sessions else Session()
-        body["lsid"], body["txnNumber"] = session.id, session.next()
-        command = bson.encode(body)
-        deadline = time.monotonic() + seconds
+    def session(self) -> Session | None:
+        """For one write; None where the server does not know a write that is sent again. It is
+        given back by kept(). Only when the server's profile is known; from any thread."""
+        if self.known is None or not self.known.repeatable or not self.address.short:
+            return None
+        try:
+            return self._sessions.pop()
+        except IndexError:
+            return Session()
+
+    def kept(self, session: Session) -> None:
+        """Its write has been answered."""
+        if session.is_fresh:
+            self._sessions.append(session)
+
+    async def write(self, elements: bytes, seconds: float) -> bytes:
+        """The answer to a write of these members. Where the servers are a replica set they do it
+        once, however often it is sent, and one whose answer is lost is sent again."""
+        if self.known is None:
+            await self.profile()
+        session = self.session()
+        if session is None:
+            return await self.run(message.sealed(elements, seconds, self.tail), seconds)
+        command = message.sealed(session.stamp(elements), seconds, self.tail)
+        return await self.repeat(command, session, time.monotonic() + seconds)
+
+    async def repeat(
+        self, command: bytes, session: Session, deadline: float, found: bytes | None = None
+    ) -> bytes:
+        """Sends a write until it is answered by a server that takes writes. found: the answer to
+        it so far, b"" for none that came."""
         while True:
             try:
-                answer = await self.run(command, max(0.1, deadline - time.monotonic()))
+                if found is None:
+                    found = await self.run(command, max(0.1, deadline - time.monotonic()))
+                elif not found:
+                    raise Unanswered()
             except Unanswered:
                 if time.monotonic() >= deadline:
                     raise
             else:
-                if not _is_elsewhere(answer) or time.monotonic() >= deadline:
-                    if session.is_fresh:
-                        self._sessions.append(session)
-                    return answer
+                if not is_elsewhere(found) or time.monotonic() >= deadline:
+                    self.kept(session)
+                    return found
                 self.forget_server()
+            found = None
             session.doubt()
             await asyncio.sleep(0.1)
 
@@ -267,57 +314,105 @@ class Store:
 
     async def _take(self) -> wire.Connection:
         deadline = time.monotonic() + WAIT_SECONDS
+        dock = self.dock
         while True:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.usable:
-                    self.busy += 1
-                    return connection
-                self._closed_one()
-            if self._open >= self.limit:
-                await self._turn(self._waiting, deadline)
-            elif not self.budget.take(self):
+            found: wire.Connection | None = dock.pop()
+            if found is None and dock.open >= dock.limit:
+                found = await self._turn(self._waiting, deadline)
+            if found is not None:
+                if found.usable:
+                    return found
+                self._closed_one(found)
+            elif dock.open < dock.limit:
+                if self.budget.take(self):
+                    break
                 await self._turn(self.budget.waiting, deadline)
-            else:
-                break
-        self._open += 1
+        dock.open += 1
         try:
             connection = await self._connect()
         except BaseException:
-            self._closed_one()
-            self._wake()
+            self._fewer()
             raise
-        self.busy += 1
+        dock.count()
+        if isinstance(connection, Link):
+            self._links.add(connection)
+            if not self._sweeping:
+                self._sweeping = True
+                asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
         return connection
 
-    async def _turn(self, queue: deque[asyncio.Future[None]], deadline: float) -> None:
-        """Waits until a connection may be free; ApiError 503 when that takes too long."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _turn(self, queue: deque[Turn], deadline: float) -> wire.Connection | None:
+        """Waits for a connection, or until one may be opened; ApiError 503 when that takes too
+        long."""
+        waiting: Turn = asyncio.get_running_loop().create_future()
         queue.append(waiting)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await waiting
-        except TimeoutError:
-            raise no_connection() from None
-        except asyncio.CancelledError:
+                return await waiting
+        except (TimeoutError, asyncio.CancelledError) as error:
             if waiting.done() and not waiting.cancelled():  # somebody else's turn then
-                _next(queue)
+                connection = waiting.result()
+                if connection is not None:
+                    self.give_back(connection)
+                else:
+                    _next(queue)
+            if isinstance(error, TimeoutError):
+                raise no_connection() from None
             raise
         finally:
             if waiting in queue:
                 queue.remove(waiting)
 
-    def _closed_one(self) -> None:
-        self._open -= 1
+    def give_back(self, connection: wire.Connection) -> None:
+        """A busy connection is needed no more."""
+        others_wait = self.budget.waiting and not self._waiting and not self.dock.waiting
+        if not connection.usable or self.closed or others_wait:
+            self._closed_one(connection)
+            return
+        self._waiting_first = not self._waiting_first
+        if self._waiting and (self._waiting_first or not self.dock.waiting):
+            if _next(self._waiting, connection):
+                return
+        if self.dock.put(connection) and self._waiting:
+            again = self.dock.pop()
+            if again is not None and not _next(self._waiting, again):
+                self.dock.put(again)
+
+    def _closed_one(self, connection: wire.Connection) -> None:
+        """A busy connection is used no more."""
+        connection.close()
+        self.dock.gone()
+        self._fewer()
+
+    def _fewer(self) -> None:
+        """One connection less is open: another one may be."""
+        self.dock.open -= 1
         self.budget.put_back()
+        _next(self._waiting)
+        for waiter in self.dock.flush():
+            waiter.resume()
 
     def give_up_idle(self) -> bool:
         """Closes an idle connection for another project's sake. False when there is none."""
-        if not self._idle:
+        found = self.dock.pop_oldest()
+        if found is None:
             return False
-        self._idle.pop(0).close()
-        self._closed_one()
+        found.close()
+        self._fewer()
         return True
+
+    def _sweep(self) -> None:
+        """Ends commands whose time is over."""
+        now = time.monotonic()
+        for link in list(self._links):
+            link.expire(now)
+            if link.closed:
+                self._links.discard(link)
+        for waiter in self.dock.late(now):
+            waiter.resume()
+        self._sweeping = bool(self._links)
+        if self._sweeping:
+            asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     async def _connect(self) -> wire.Connection:
         deadline = time.monotonic() + SELECTION_SECONDS
@@ -350,22 +445,9 @@ class Store:
         self._server = (found[0], found[1] or 27017)
         return self._server
 
-    def _give_back(self, connection: wire.Connection) -> None:
-        self.busy -= 1
-        others_wait = self.budget.waiting and not self._waiting
-        if connection.usable and not self.closed and not others_wait:
-            self._idle.append(connection)
-        else:
-            connection.close()
-            self._closed_one()
-        self._wake()
-
-    def _wake(self) -> None:
-        _next(self._waiting)
-
     def succeeded(self, answer: bytes) -> None:
         """DriverError unless the answer says that its command succeeded."""
-        if not _is_ok(answer):
+        if not reply.succeeded(answer):
             check(answer, self)
 
     def failure(self, document: dict[str, Any]) -> DriverError:
@@ -383,7 +465,7 @@ class Store:
 
     @property
     def connections(self) -> int:
-        return self._open
+        return self.dock.open
 
     async def close(self) -> None:
         self.closed = True
@@ -394,37 +476,11 @@ class Store:
             await client.close()
 
 
-ONE = struct.pack("<d", 1.0)
-# Sizes of values by BSON's types; those with a length of their own are below.
-SIZES = {1: 8, 7: 12, 8: 1, 9: 8, 10: 0, 16: 4, 17: 8, 18: 8}
-
-
-def _is_elsewhere(answer: bytes) -> bool:
+def is_elsewhere(answer: bytes) -> bool:
     """Whether a server says that it takes no writes."""
-    if _is_ok(answer):
+    if reply.succeeded(answer):
         return False
     return int(bson.decode(answer).get("code", 0) or 0) in faults.NOT_PRIMARY
-
-
-def _is_ok(answer: bytes) -> bool:
-    """Whether the member `ok` at the top is 1. False may also mean: read the document to know."""
-    place = 4
-    while (kind := answer[place]) != 0:
-        end = answer.index(0, place + 1)
-        value = end + 1
-        if end - place == 3 and answer[place + 1 : end] == b"ok":
-            return kind == 1 and answer[value : value + 8] == ONE
-        size = SIZES.get(kind)
-        if size is None:
-            if kind not in (2, 3, 4, 5):
-                return False
-            size = int.from_bytes(answer[value : value + 4], "little")
-            if kind == 2:
-                size += 4
-            elif kind == 5:
-                size += 5
-        place = value + size
-    return False
 
 
 def check(answer: bytes, store: Store) -> dict[str, Any]:

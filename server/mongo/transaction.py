@@ -14,6 +14,7 @@ from bson.binary import Binary
 from bson.int64 import Int64
 
 from ichicore.errors import ApiError
+from ichicore.mongo import message
 from server.mongo import faults
 from server.mongo.faults import DriverError
 from server.mongo.store import Store, check
@@ -23,7 +24,9 @@ T = TypeVar("T")
 PAUSES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds; the last one repeats
 LABEL = "TransientTransactionError"
 UNKNOWN = "UnknownTransactionCommitResult"
-MAJORITY = {"w": "majority", "j": True}
+MAJORITY = bson.encode({"writeConcern": {"w": "majority", "j": True}})[4:-1]
+BEGIN = bson.encode({"startTransaction": True, "readConcern": {"level": "snapshot"}})[4:-1]
+ADMIN = bson.encode({"$db": "admin"})[4:-1]
 
 
 class Transaction:
@@ -34,31 +37,35 @@ class Transaction:
     def __init__(self, store: Store, deadline: float) -> None:
         self.store = store
         self.deadline = deadline
-        self._id = {"id": Binary(uuid.uuid4().bytes, 4)}
+        self._members = bson.encode({
+            "lsid": {"id": Binary(uuid.uuid4().bytes, 4)}, "txnNumber": Int64(1),
+            "autocommit": False,
+        })[4:-1]  # fmt: skip
         self._begun = False
 
-    async def raw(self, body: dict[str, Any]) -> bytes:
-        """The answer's document; DriverError when it says that the command failed."""
-        body |= {"lsid": self._id, "txnNumber": Int64(1), "autocommit": False}
+    async def raw(self, elements: bytes, *, reads: bool = False) -> bytes:
+        """The answer to a command of these members; DriverError when it says that it failed.
+        reads: it changes nothing."""
+        del reads
+        elements += self._members
         if not self._begun:
-            body["startTransaction"] = True
-            body["readConcern"] = {"level": "snapshot"}
+            elements += BEGIN
             self._begun = True
-        body["$db"] = self.store.database
-        answer = await self.store.run(bson.encode(body), self.deadline - time.monotonic())
+        command = message.whole(elements, self.store.tail)
+        answer = await self.store.run(command, self.deadline - time.monotonic())
         self.store.succeeded(answer)
         return answer
 
-    async def run(self, body: dict[str, Any]) -> dict[str, Any]:
-        return bson.decode(await self.raw(body))
+    async def run(self, elements: bytes) -> dict[str, Any]:
+        return bson.decode(await self.raw(elements))
 
     async def commit(self) -> None:
         if not self._begun:
             return
-        body = self._end("commitTransaction") | {"writeConcern": MAJORITY}
+        command = self._end("commitTransaction", MAJORITY)
         for attempt in (1, 2, 3):
             try:
-                check(await self.store.run(bson.encode(body), 10.0), self.store)
+                check(await self.store.run(command, 10.0), self.store)
                 return
             except DriverError as error:
                 if UNKNOWN not in error.labels or attempt == 3:
@@ -71,14 +78,12 @@ class Transaction:
         """What cannot be told to the server it finds out by itself."""
         if self._begun:
             try:
-                await self.store.run(bson.encode(self._end("abortTransaction")), 2.0)
+                await self.store.run(self._end("abortTransaction"), 2.0)
             except (ApiError, DriverError, OSError):
                 pass
 
-    def _end(self, name: str) -> dict[str, Any]:
-        return {
-            name: 1, "lsid": self._id, "txnNumber": Int64(1), "autocommit": False, "$db": "admin",
-        }  # fmt: skip
+    def _end(self, name: str, more: bytes = b"") -> bytes:
+        return message.whole(bson.encode({name: 1})[4:-1] + self._members + more, ADMIN)
 
 
 class Direct(Transaction):
@@ -87,13 +92,12 @@ class Direct(Transaction):
 
     isolated = False
 
-    async def raw(self, body: dict[str, Any]) -> bytes:
-        body["$db"] = self.store.database
+    async def raw(self, elements: bytes, *, reads: bool = False) -> bytes:
         seconds = self.deadline - time.monotonic()
-        if "find" in body or "getMore" in body:
-            answer = await self.store.run(bson.encode(body), seconds)
+        if reads:
+            answer = await self.store.run(message.whole(elements, self.store.tail), seconds)
         else:
-            answer = await self.store.write(body | {"writeConcern": MAJORITY}, seconds)
+            answer = await self.store.write(elements + MAJORITY, seconds)
         self.store.succeeded(answer)
         return answer
 

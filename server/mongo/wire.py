@@ -1,18 +1,22 @@
 """MongoDB's wire protocol, as far as a command and its answer need it.
 
-The driver finds servers and makes transactions; this is the short way for single commands, whose
-bytes go out and come back without becoming objects. One command at a time is on a connection.
+The driver finds servers; commands go over connections made here, and their bytes go out and come
+back without becoming objects. One command at a time is on a connection. Those without TLS are the
+core's own (ichicore.mongo.link), those with it the event loop's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import struct
+from time import monotonic
 from typing import Any
 
 import bson
 
+from ichicore.mongo.link import Link, Promise
 from server.mongo.scram import Exchange, Keys, ScramError
 
 OP_MSG = 2013
@@ -36,8 +40,8 @@ class LoginError(ConnectionError):
     """The server refuses the login."""
 
 
-class Connection(asyncio.Protocol):
-    """One connection, in use by one caller at a time."""
+class Secured(asyncio.Protocol):
+    """A connection with TLS, in use by one caller at a time."""
 
     __slots__ = ("_buffer", "_loop", "_need", "_timer", "_waiting", "transport")
 
@@ -120,17 +124,15 @@ class Connection(asyncio.Protocol):
             and not self._buffer
         )
 
-    def send(self, command: bytes, seconds: float | None = None) -> asyncio.Future[bytes]:
-        """command: a BSON document with `$db`. The answer's document; WireError, or TimeoutError
-        after so many seconds, which ends the connection and with it the operation."""
+    def send(self, command: bytes, seconds: float) -> asyncio.Future[bytes]:
+        """As the function of this name."""
         if not self.usable:
             raise WireError("the connection is closed", sent=False)
         length = 21 + len(command)
         if length > MAX_MESSAGE:
             raise WireError("the command is too large", sent=False)
         self._waiting = future = self._loop.create_future()
-        if seconds is not None:
-            self._timer = self._loop.call_later(seconds, self._late)
+        self._timer = self._loop.call_later(seconds, self._late)
         head = HEAD.pack(length, next(_ids) & 0x7FFFFFFF, 0, OP_MSG, 0, 0)
         self.transport.write(head + command)
         return future
@@ -139,29 +141,74 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    async def command(self, command: dict[str, Any]) -> dict[str, Any]:
-        return bson.decode(await self.send(bson.encode(command)))
+
+Connection = Link | Secured
+
+
+def send(connection: Connection, command: bytes, seconds: float) -> asyncio.Future[bytes]:
+    """command: a BSON document with `$db`. The answer's document; WireError, or TimeoutError after
+    so many seconds, which ends the connection and with it the operation."""
+    if isinstance(connection, Secured):
+        return connection.send(command, seconds)
+    future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    if not connection.send(command, Promise(future, _failed), monotonic() + seconds):
+        raise WireError("the connection is closed", sent=False)
+    return future
+
+
+def _failed(reason: str) -> Exception:
+    return WireError(reason, sent=True) if reason else TimeoutError()
 
 
 async def connect(host: str, port: int, tls: Any, database: str, keys: Keys | None) -> Connection:
     """A connection that has logged in. OSError, WireError, LoginError."""
-    loop = asyncio.get_running_loop()
-    name = None if tls is None else host
     async with asyncio.timeout(CONNECT_SECONDS):
-        if host.startswith("/"):
-            _, made = await loop.create_unix_connection(Connection, host)
-        else:
-            _, made = await loop.create_connection(
-                Connection, host, port, ssl=tls, server_hostname=name
-            )
+        made = await (
+            _plain(host, port) if tls is None or host[0] == "/" else _secured(host, port, tls)
+        )
         try:
-            await made.command({"hello": 1, "client": CLIENT, "$db": "admin"})
+            await _command(made, {"hello": 1, "client": CLIENT, "$db": "admin"})
             if keys is not None:
                 await _login(made, database, keys)
         except BaseException:
             made.close()
             raise
     return made
+
+
+async def _plain(host: str, port: int) -> Link:
+    loop = asyncio.get_running_loop()
+    if host.startswith("/"):
+        found: list[tuple[Any, ...]] = [(socket.AF_UNIX, 0, host)]
+    else:
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = [(family, number, address) for family, _, number, _, address in infos]
+    failure: OSError | None = None
+    for family, number, address in found:
+        made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, number)
+        try:
+            if family != socket.AF_UNIX:
+                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            await loop.sock_connect(made, address)
+            return Link(made, loop)
+        except OSError as error:
+            made.close()
+            failure = error
+        except BaseException:
+            made.close()
+            raise
+    raise failure or OSError(f"{host} has no address")
+
+
+async def _secured(host: str, port: int, tls: Any) -> Secured:
+    loop = asyncio.get_running_loop()
+    _, made = await loop.create_connection(Secured, host, port, ssl=tls, server_hostname=host)
+    return made
+
+
+async def _command(connection: Connection, command: dict[str, Any]) -> dict[str, Any]:
+    return bson.decode(await send(connection, bson.encode(command), CONNECT_SECONDS))
 
 
 CLIENT = {
@@ -175,17 +222,18 @@ async def _login(connection: Connection, database: str, keys: Keys) -> None:
     exchange = Exchange(keys)
     try:
         answer = _granted(
-            await connection.command(
+            await _command(
+                connection,
                 {"saslStart": 1, "mechanism": "SCRAM-SHA-256", "payload": exchange.first(),
                  "options": {"skipEmptyExchange": True}, "$db": database}
             )
         )  # fmt: skip
         proof = exchange.second(bytes(answer["payload"]))
         step = {"saslContinue": 1, "conversationId": answer["conversationId"], "$db": database}
-        answer = _granted(await connection.command({**step, "payload": proof}))
+        answer = _granted(await _command(connection, {**step, "payload": proof}))
         exchange.verify(bytes(answer["payload"]))
         if not answer.get("done"):
-            _granted(await connection.command({**step, "payload": b""}))
+            _granted(await _command(connection, {**step, "payload": b""}))
     except ScramError as error:
         raise LoginError(str(error)) from None
 

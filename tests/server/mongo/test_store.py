@@ -21,6 +21,7 @@ class FakeServer:
 
     def __init__(self):
         self.open = self.most = self.commands = 0
+        self.writers = set()
         self.pause = 0.0
         self.answer = OK
         self.garbage = None
@@ -30,6 +31,7 @@ class FakeServer:
         return self.server.sockets[0].getsockname()[1]
 
     async def _serve(self, reader, writer):
+        self.writers.add(writer)
         self.open += 1
         self.most = max(self.most, self.open)
         try:
@@ -52,6 +54,7 @@ class FakeServer:
             pass
         finally:
             self.open -= 1
+            self.writers.discard(writer)
             writer.close()
 
 
@@ -176,8 +179,8 @@ def test_a_server_that_restarts_costs_no_read():
         one = Store(url(port), 2)
         assert await one.run(COMMAND, 5) == OK
         server.server.close()
-        for connection in one._idle:
-            connection.transport.abort()  # as the server's end does
+        for writer in list(server.writers):
+            writer.transport.abort()
         await asyncio.sleep(0.05)
         server.server = await asyncio.start_server(server._serve, "127.0.0.1", port)
         assert await one.run(COMMAND, 5) == OK
