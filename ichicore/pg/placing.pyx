@@ -17,6 +17,9 @@ AFTER = "after"     # see to a connection: it is lost, or has more to write
 # Seconds of work that quick groups share a connection for before the next one is taken. Less of it
 # goes faster together: each wake-up of a server process costs as much as a quick statement.
 cdef double TOGETHER = 0.004
+# Writes in flight on one connection: the next is there when the first has been committed, while
+# commits of several connections share a flush of the log.
+cdef int WRITES = 2
 
 
 @cython.final
@@ -87,7 +90,7 @@ cdef class Placing:
             return 1
         main = <Statement> group.statements[last]
         if main.result == MODE_NONE:
-            return 1  # a write: commits of several connections share a flush of the log
+            return WRITES
         service = main.service
         if service * self.depth <= TOGETHER:
             return self.depth

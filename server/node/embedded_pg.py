@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.node.lifeline import die_with_parent
+from server.node.lifeline import die_with_parent, take_turns
 
 START_TIMEOUT = 120.0  # crash recovery of a large write-ahead log may take long
 OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its checkpoint
@@ -236,6 +236,7 @@ class EmbeddedPostgres:
                 os.setgroups([])
                 os.setgid(account.pw_gid)
                 os.setuid(account.pw_uid)
+            take_turns()
             lifeline()  # last: a change of the user takes it back
 
         return prepare

@@ -13,7 +13,7 @@ import msgspec
 
 from server.base.context import NodeConfig
 from server.base.serving import register
-from server.node.lifeline import bind_to_parent, name_process
+from server.node.lifeline import bind_to_parent, name_process, take_turns
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
 # Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.
@@ -73,6 +73,7 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
 def _load(target: str, main: int) -> Any:
     """Runs in each worker, before the application starts."""
     bind_to_parent(main)
+    take_turns()
     name_process("ichibase-worker" if target.startswith("server.app") else "ichibase-admin")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
