@@ -1,4 +1,4 @@
-"""What a child process of the node asks of the kernel: to end with its parent, a name, its turns."""
+"""What the kernel is asked for a child process of the node: its end, its name, its turns."""
 
 from __future__ import annotations
 
