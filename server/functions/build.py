@@ -22,24 +22,30 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from ichicore.errors import ApiError
-from server.functions.confine import Confinement, private_folder
+from server.functions.confine import V8_RESERVED, Confinement, private_folder
+from server.functions.quota import Quota, taken
 from server.functions.store import Built
 
 SECONDS = 90.0
 CPU_SECONDS = 120
 MAX_FILES = 500
 MAX_SOURCE = 12 << 20  # bytes of all sources
-MAX_CACHE = 512 << 20  # bytes of downloaded dependencies kept per project
+MAX_KEPT = 128 << 20  # bytes of downloaded dependencies kept per project for its next build
+QUOTA = 512 << 20  # bytes on disk of one build, dependencies included
+MAX_ENTRIES = 60_000  # files and folders of one build
+MEMORY = 2 << 30  # bytes of a command of a build, beside what V8 reserves
+HEAP = 1536  # MiB of V8's heap in it
 FILE_SIZE = 256 << 20
+LOOK = 0.2  # seconds between looks at what a build takes on disk
 OUTPUT = 256 << 10  # bytes of messages read
 NICE = 10
 SHOWN = 10  # errors in the text of a refusal
 INSIDE = "/build"  # where a build in namespaces sees its folder
 ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
 PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-          "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT", "SSL_CERT_FILE",
-          "NODE_EXTRA_CA_CERTS")  # fmt: skip
-IMPORT_HOSTS = "jsr.io:443,esm.sh:443,deno.land:443,cdn.jsdelivr.net:443"
+          "NPM_CONFIG_REGISTRY", "JSR_URL", "DENO_TLS_CA_STORE")  # fmt: skip
+CERTIFICATES = ("DENO_CERT", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")  # files, copied for a build
+IMPORT_HOSTS = ("jsr.io:443", "esm.sh:443", "deno.land:443", "cdn.jsdelivr.net:443")
 CONFIG_KEPT = ("imports", "scopes", "compilerOptions")
 GLOBALS = """declare namespace EdgeRuntime {
   /** Keeps the process until the promise has settled, also after the response has been sent. */
@@ -51,7 +57,14 @@ TYPE_ERROR = re.compile(
     r"^(TS\d+) \[ERROR\]: (.*?)$.*?^\s+at (file://\S+?):(\d+):(\d+)$", re.MULTILINE | re.DOTALL
 )
 PARSE_ERROR = re.compile(r"could not be parsed: (.*?) at (file://\S+?):(\d+):(\d+)", re.DOTALL)
-PLAIN_ERROR = re.compile(r"^error: (.*?)(?:\n\s*at (file://\S+?):(\d+):(\d+))?$", re.MULTILINE)
+PLAIN_ERROR = re.compile(
+    r"^error: (?P<text>.*)(?:\n(?:  \||\d+ \|).*)*(?:\nCaused by:)?"
+    r"(?P<causes>(?:\n\s+(?!at )\S.*)*)"
+    r"(?:\n\s+at (?P<file>file://\S+?):(?P<line>\d+):(?P<column>\d+)$)?",
+    re.MULTILINE,
+)
+CAUSE = re.compile(r"^\s+(?:\d+: )?")
+NOT_ALLOWED = re.compile(r'Requires import access to "([^"]+)".*')
 MAP = b"//# sourceMappingURL=data:application/json;base64,"
 
 
@@ -124,24 +137,31 @@ def without_comments(raw: bytes) -> bytes:
 
 
 class Builder:
-    """One build at a time. folder: where each project's downloads are kept."""
+    """One build at a time. folder: where each project's downloads are kept. quota: bytes that a
+    build may take on disk."""
 
-    def __init__(self, confinement: Confinement, folder: Path) -> None:
+    def __init__(self, confinement: Confinement, folder: Path, quota: int = QUOTA) -> None:
         self.confinement = confinement
         self.folder = folder
+        self.place = confinement.build_folder(folder.parent)
+        self.quota = Quota(self.place, quota, MAX_ENTRIES)
         self._turn = asyncio.Lock()
 
     async def build(self, project_id: str, sources: Sources, lock: str | None, limit: int) -> Built:
         """ApiError 400 build_failed names files, lines and reasons; 413 when the module is larger
-        than `limit` bytes. lock: exact versions to keep to."""
+        than `limit` bytes, or its dependencies than the quota. lock: exact versions to keep to."""
         async with self._turn:
             uid = self.confinement.take_uid()
-            place = self.confinement.base / "build"
+            self.quota.exceeded = False
             try:
-                return await self._build(place, uid, project_id, sources, lock, limit)
+                return await self._build(self.place, uid, project_id, sources, lock, limit)
             finally:
-                shutil.rmtree(place, ignore_errors=True)
+                await asyncio.to_thread(shutil.rmtree, self.place, True)
                 self.confinement.give_back(uid)
+
+    def clear(self) -> None:
+        """Removes what a build that was killed has left."""
+        shutil.rmtree(self.place, ignore_errors=True)
 
     async def forget(self, project_id: str) -> None:
         """Removes what was downloaded for a project."""
@@ -151,7 +171,8 @@ class Builder:
         self, place: Path, uid: int | None, project_id: str, sources: Sources, lock: str | None,
         limit: int,
     ) -> Built:  # fmt: skip
-        shutil.rmtree(place, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, place, True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         private_folder(place, 0o711 if uid is not None else 0o700)
         source, out, cache = place / "src", place / "out", place / "cache"
         config = sources.config()
@@ -174,15 +195,15 @@ class Builder:
             await asyncio.to_thread(_give, (out, cache), uid)
         frozen = given is not None
         seen = self.confinement.seen(place, place, INSIDE)
+        allowed = "--allow-import=" + ",".join(import_hosts())
         shared = ["--config", f"{seen}/src/deno.json", "--lock", f"{seen}/out/deno.lock",
-                  f"--frozen={'true' if frozen else 'false'}",
-                  "--allow-import=" + IMPORT_HOSTS, "--quiet"]  # fmt: skip
+                  f"--frozen={'true' if frozen else 'false'}", allowed, "--quiet"]  # fmt: skip
         entry = f"{seen}/src/{sources.entrypoint}"
-        graph = await self._deno(
-            place, uid, ["info", "--json", *shared[:2], "--allow-import=" + IMPORT_HOSTS, entry]
-        )
-        _check_graph(graph, seen / "src")
+        graph = await self._deno(place, uid, ["info", "--json", *shared[:4], allowed, entry])
+        wrong = _check_graph(graph, seen / "src")
         await self._deno(place, uid, ["check", *shared, entry])
+        if wrong is not None:
+            raise wrong
         await self._deno(
             place, uid,
             ["bundle", *shared, "--sourcemap=inline", "--platform=deno", "--format=esm",
@@ -213,22 +234,35 @@ class Builder:
         environment = {
             "DENO_DIR": str(seen / "cache"), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1",
             "DENO_NO_PACKAGE_JSON": "1", "PATH": "/usr/bin:/bin", "HOME": str(seen / "out"),
-            "DENO_TLS_CA_STORE": "mozilla,system",
+            "DENO_TLS_CA_STORE": "mozilla,system", "DENO_V8_FLAGS": f"--max-heap-size={HEAP}",
             **{name: os.environ[name] for name in PASSED if name in os.environ},
+            **_certificates(place / "src" / ".ichibase", seen / "src" / ".ichibase"),
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, cwd=place / "src", env=environment,
             start_new_session=True, preexec_fn=_limited, **account,
         )  # fmt: skip
+
+        def end() -> None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        watching = asyncio.ensure_future(self.quota.watch(LOOK, end))
         try:
             async with asyncio.timeout(SECONDS):
                 output, errors = await process.communicate()
         except TimeoutError:
             raise _refused(f"The build took longer than {SECONDS:.0f} s.") from None
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            watching.cancel()
+            end()
+        if not await asyncio.to_thread(self.quota.check):
+            raise ApiError(
+                413, "payload_too_large",
+                f"The function's dependencies take more than {self.quota.most_bytes >> 20} MiB or "
+                f"{self.quota.most_entries:,} files; use fewer or smaller ones.",
+            )  # fmt: skip
         if process.returncode != 0:
             raise failure(errors[:OUTPUT].decode("utf-8", "replace"), seen / "src")
         return output
@@ -242,9 +276,9 @@ def _keep(cache: Path, kept: Path, tools: Path) -> None:
             tools.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copytree(cache / "dl", tools, symlinks=True)
         shutil.rmtree(cache / "dl")
-    size = sum(path.lstat().st_size for path in cache.rglob("*") if path.is_file())
+    size, _ = taken(cache, MAX_KEPT, MAX_ENTRIES)
     shutil.rmtree(kept, ignore_errors=True)
-    if size <= MAX_CACHE:
+    if size <= MAX_KEPT:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copytree(cache, kept, symlinks=True)
 
@@ -252,8 +286,29 @@ def _keep(cache: Path, kept: Path, tools: Path) -> None:
 def _limited() -> None:
     os.nice(NICE)
     for kind, value in ((resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_CORE, 0),
-                        (resource.RLIMIT_FSIZE, FILE_SIZE)):  # fmt: skip
+                        (resource.RLIMIT_FSIZE, FILE_SIZE),
+                        (resource.RLIMIT_DATA, V8_RESERVED + MEMORY)):  # fmt: skip
         resource.setrlimit(kind, (value, value))
+
+
+def import_hosts() -> tuple[str, ...]:
+    """Where modules may be imported from by their address; a JSR registry of the node's own too."""
+    own = urlsplit(os.environ.get("JSR_URL", ""))
+    if own.hostname is None:
+        return IMPORT_HOSTS
+    return (*IMPORT_HOSTS, f"{own.hostname}:{own.port or (443 if own.scheme == 'https' else 80)}")
+
+
+def _certificates(folder: Path, seen: Path) -> dict[str, str]:
+    """Copies of the node's own certificate files, at a place that a build can read."""
+    found = {}
+    for name in CERTIFICATES:
+        path = os.environ.get(name)
+        if path and os.path.isfile(path):
+            shutil.copyfile(path, folder / name)
+            (folder / name).chmod(0o644)
+            found[name] = str(seen / name)
+    return found
 
 
 def _write(source: Path, files: dict[str, bytes], config: dict[str, Any]) -> None:
@@ -283,26 +338,24 @@ def _give(folders: tuple[Path, ...], uid: int) -> None:
             os.chown(path, uid, uid, follow_symlinks=False)
 
 
-def _check_graph(raw: bytes, source: Path) -> None:
-    """No module may be a file outside of the sources, whatever Deno would read."""
+def _check_graph(raw: bytes, source: Path) -> ApiError | None:
+    """Refuses a module that is a file outside of the sources, whatever Deno would read. Gives what
+    is wrong with a module otherwise: the check says it better, where it finds it too."""
     try:
         graph = orjson.loads(raw)
     except ValueError:
         raise _refused("The imports could not be resolved.") from None
+    inside = f"file://{source}/"
+    wrong = None
     for module in graph.get("modules", ()):
         specifier = str(module.get("specifier", ""))
-        error = module.get("error")
-        inside = f"file://{source}/"
         if specifier.startswith("file:") and not specifier.startswith(inside):
             where = unquote(urlsplit(specifier).path)
             raise _refused(f"An import leads out of the function's folder: {where[:200]}")
-        if error:
-            text = str(error).replace(inside, "")
-            place = re.search(r"(?:at )?([\w./@-]+\.[jt]sx?):(\d+):(\d+)", text)
-            found = {"message": text[:2000]}
-            if place is not None:
-                found |= {"file": place[1], "line": int(place[2]), "column": int(place[3])}  # type: ignore[dict-item]
-            raise _failed([found])
+        if "error" in module and wrong is None:
+            message = str(module["error"]).replace(inside, "")[:2000]
+            wrong = _failed([{"message": message}])
+    return wrong
 
 
 def failure(text: str, source: Path) -> ApiError:
@@ -315,17 +368,31 @@ def failure(text: str, source: Path) -> ApiError:
 
     found: list[dict[str, Any]] = []
     for code, message, file, line, column in TYPE_ERROR.findall(text):
-        found.append({"code": code, "message": message.strip()[:2000], **at(file, line, column)})
+        message = message.replace(inside, "").strip()[:2000]
+        found.append({"code": code, "message": message, **at(file, line, column)})
     if not found:
         for message, file, line, column in PARSE_ERROR.findall(text):
             found.append({"message": message.strip()[:2000], **at(file, line, column)})
     if not found:
-        for message, file, line, column in PLAIN_ERROR.findall(text):
-            one: dict[str, Any] = {"message": message.replace(inside, "").strip()[:2000]}
-            found.append({**one, **at(file, line, column)} if file else one)
+        for match in PLAIN_ERROR.finditer(text):
+            message = NOT_ALLOWED.sub(_not_allowed, match["text"].replace(inside, "").strip())
+            causes = [CAUSE.sub("", line) for line in match["causes"].splitlines() if line]
+            if causes and causes[-1] not in message:
+                message = f"{message} {causes[-1]}"
+            one: dict[str, Any] = {"message": message[:2000]}
+            if match["file"]:
+                one |= at(match["file"], match["line"], match["column"])
+            found.append(one)
+    if "out of memory" in text.lower():
+        found = [{"message": "The build used more memory than it may."}]
     if not found:
         found = [{"message": text.strip().replace(inside, "")[-2000:] or "Deno ended early."}]
     return _failed(found[:50])
+
+
+def _not_allowed(found: re.Match[str]) -> str:
+    hosts = ", ".join(host.removesuffix(":443") for host in import_hosts())
+    return f"Modules come from npm:, jsr: and {hosts}, not from {found[1].removesuffix(':443')}."
 
 
 def _failed(errors: list[dict[str, Any]]) -> ApiError:

@@ -39,8 +39,8 @@ _numbers = itertools.count(1)
 class Cell:
     """A process. told(cell, message): a message of boot.js; wrote(cell, text): plain output.
 
-    state: blank, assigned, ready, retired or ended. reason: why it was killed. charge: what
-    watch.py keeps.
+    state: blank, assigned, ready, retired or ended. reason: why it was killed. closed: the
+    machine's own addresses that it cannot reach.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Cell:
         self.confinement = confinement
         self.folder = confinement.base / self.name
         self.outbound = outbound
+        self.closed = network.own_addresses()
         self.told = told
         self.wrote = wrote
         self.state = "starting"
@@ -101,7 +102,7 @@ class Cell:
             allowed = f"--allow-net={','.join(own)}"
         return [
             confinement.program, "run", *FLAGS, allowed,
-            f"--deny-net={network.denied(network.own_addresses())}",
+            f"--deny-net={network.denied(self.closed)}",
             f"--allow-read={serve},{origin},{code}", f"--allow-write={serve},{origin}",
             "/boot.js" if confinement.bwrap is not None else str(confinement.base / "boot.js"),
             serve, origin, code,

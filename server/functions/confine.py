@@ -77,6 +77,13 @@ class Confinement:
         self.bwrap = self._find_bwrap() if namespaces else None
         self._describe()
 
+    def build_folder(self, inside: Path) -> Path:
+        """Where builds are made, on disk: in the folder `inside`, or where other accounts reach
+        it without the help of namespaces."""
+        if self.own_uid and self.bwrap is None:
+            return Path("/var/tmp") / f"ichibase-build-{self.base.name}"  # noqa: S108
+        return inside / "build"
+
     def take_uid(self) -> int | None:
         """An account that no living process has; None where processes keep the node's own."""
         if not self.own_uid:

@@ -27,7 +27,9 @@ async def run(listener: Listener) -> None:
     store = Store(config.control_dsn, vault)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104
     manager = Manager(config.data_dir, store, (host, listener.port))
-    rpc = Rpc(manager, Builder(manager.confinement, config.data_dir / "functions" / "cache"))
+    builder = Builder(manager.confinement, config.data_dir / "functions" / "cache")
+    builder.clear()
+    rpc = Rpc(manager, builder)
     await manager.start()
     await rpc.start(socket_path(config.data_dir))
     told = Listen(

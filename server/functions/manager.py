@@ -22,6 +22,7 @@ import orjson
 
 from ichicore.errors import ApiError
 from server.base.metrics import Metrics, MetricsFile
+from server.functions import network
 from server.functions.cells import Cell, clear
 from server.functions.confine import ConfineError, Confinement, private_folder
 from server.functions.logs import Logs
@@ -32,6 +33,7 @@ from server.functions.vault import VaultError
 from server.functions.watch import RECYCLE_CPU, Charge
 
 METRICS_EVERY = 10  # looks
+ADDRESSES_EVERY = 100
 LOOK = 0.1  # seconds between looks at the processes
 SPARES = 2  # blank processes kept ready
 IDLE_SECONDS = 60.0  # without a lease until a process ends
@@ -509,10 +511,24 @@ class Manager:
                     self.confinement.cgroups.sweep()
                 with contextlib.suppress(OSError):
                     self._metrics_file.write()
+            if self._ticks % ADDRESSES_EVERY == 0:
+                self._close_addresses()
             try:
                 self._look()
             except Exception as error:  # one process must not end the watch over all
                 say(f"the watchdog failed: {error!r}")
+
+    def _close_addresses(self) -> None:
+        """Replaces the processes from before the machine got an address that must be closed."""
+        now = set(network.own_addresses())
+        for cell in list(self.cells.values()):
+            if now <= set(cell.closed):
+                continue
+            running = self.running.get(cell.name)
+            if running is not None:
+                self.retire(running)
+            elif cell in self._spares:
+                cell.kill("replaced")
 
     def _look(self) -> None:
         now = monotonic()

@@ -19,6 +19,8 @@ CLOSED = (
 PUBLIC_METADATA = ("168.63.129.16",)  # a cloud's own service at a public-looking address
 MAIL_PORTS = (25, 465, 587)  # 465 and 587 too: mail goes through an API, or not from here
 LOOPBACK_V6 = ("[::]", "[::1]")
+LEAF = re.compile(r"\s*\|-- ([0-9.]+)\s*$")
+LOCAL = re.compile(r"\s*/([0-9]+) host LOCAL\s*$")
 HOST = re.compile(
     r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?)*"
     r"(?::[0-9]{1,5})?",
@@ -27,18 +29,25 @@ HOST = re.compile(
 
 
 def own_addresses(trie: Path = Path("/proc/net/fib_trie")) -> list[str]:
-    """The IPv4 addresses of this machine outside CLOSED: services listen on them too."""
+    """The IPv4 addresses of this machine outside CLOSED, and networks that it takes as its own:
+    services listen on them too."""
     try:
-        text = trie.read_text()
+        lines = trie.read_text().splitlines()
     except OSError:
         return []
-    found = set(re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", text))
-    closed = [ipaddress.ip_network(network) for network in CLOSED]
-    return sorted(
-        address
-        for address in found
-        if not any(ipaddress.ip_address(address) in network for network in closed)
-    )
+    closed = [ipaddress.IPv4Network(network) for network in CLOSED]
+    found = set()
+    address = ""
+    for line in lines:
+        leaf = LEAF.match(line)
+        if leaf is not None:
+            address = leaf[1]
+        local = LOCAL.match(line)
+        if local is not None and address:
+            network = ipaddress.IPv4Network(f"{address}/{local[1]}", strict=False)
+            if not any(network.subnet_of(other) for other in closed):
+                found.add(address if network.prefixlen == 32 else str(network))
+    return sorted(found)
 
 
 def denied(extra: list[str] | None = None) -> str:

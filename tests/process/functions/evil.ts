@@ -231,6 +231,54 @@ const acts: Record<string, Act> = {
     );
     return Response.json(out);
   },
+  async rebind(req, url) {
+    const port = Number(url.searchParams.get("port"));
+    const net = await import("node:net");
+    const http = await import("node:http");
+    const dgram = await import("node:dgram");
+    const soon = <T>(work: Promise<T>) =>
+      Promise.race([
+        work,
+        new Promise<T>((_, no) => setTimeout(() => no(new Error("nothing came")), 400)),
+      ]);
+    const ways: Record<string, (host: string) => Promise<unknown>> = {
+      fetch: (host) => fetch(`http://${host}:${port}/`).then((r) => r.text()),
+      proxy: (host) => {
+        const client = Deno.createHttpClient({ proxy: { url: `http://${host}:${port}` } });
+        return fetch("http://example.com/", { client }).then((r) => r.text());
+      },
+      connect: (hostname) => Deno.connect({ hostname, port }),
+      tls: (hostname) => Deno.connectTls({ hostname, port }),
+      socket: (host) =>
+        new Promise((ok, no) => {
+          const w = new WebSocket(`ws://${host}:${port}/`);
+          w.onopen = ok;
+          w.onerror = (e) => no(new Error((e as ErrorEvent).message));
+        }),
+      "node net": (host) =>
+        new Promise((ok, no) => net.connect(port, host).on("connect", ok).on("error", no)),
+      "node http": (host) =>
+        new Promise((ok, no) => http.get(`http://${host}:${port}/`, ok).on("error", no)),
+      "node udp": (host) =>
+        new Promise((ok, no) => {
+          const s = dgram.createSocket("udp4").on("error", no);
+          s.send("x", port, host, (e) => e ? no(e) : ok("sent"));
+        }),
+    };
+    const out: Promise<string[]>[] = [];
+    for (const name of url.searchParams.get("names")!.split(",")) {
+      for (const [way, open] of Object.entries(ways)) {
+        out.push((async () => {
+          const told = [];
+          for (let turn = 0; turn < 3; turn++) {
+            told.push((await text(way, () => soon(open(name.replace(".", `.${way.replace(" ", "-")}.`)))))[1]);
+          }
+          return [`${way} ${name}`, told.join(" | ")];
+        })());
+      }
+    }
+    return Response.json(await Promise.all(out));
+  },
   flood() {
     for (let i = 0; i < 20000; i++) console.log("line", i, "x".repeat(200));
     return new Response("done");

@@ -149,9 +149,10 @@ def test_own_public_addresses_are_closed_too(tmp_path):
     trie = tmp_path / "fib_trie"
     trie.write_text(
         "Main:\n  |-- 8.8.4.4\n     /32 host LOCAL\n  |-- 10.0.0.1\n     /32 host LOCAL\n"
-        "  |-- 1.1.1.1\n     /32 link UNICAST\n"
+        "  |-- 1.1.1.1\n     /32 link UNICAST\n  +-- 9.9.9.0/24 2 0 2\n  |-- 9.9.9.0\n"
+        "     /32 link BROADCAST\n     /24 host LOCAL\n  |-- 127.0.0.0\n     /8 host LOCAL\n"
     )
-    assert network.own_addresses(trie) == ["8.8.4.4"]
+    assert network.own_addresses(trie) == ["8.8.4.4", "9.9.9.0/24"]
     assert network.own_addresses(Path("/nonexistent")) == []
     assert "169.254.0.0/16" in network.denied(["8.8.4.4"]).split(",")
     assert network.denied(["8.8.4.4"]).endswith(",8.8.4.4")

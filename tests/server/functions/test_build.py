@@ -1,0 +1,101 @@
+"""Builds by Deno itself: what they are refused for, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from ichicore.errors import ApiError
+from server.functions.build import Builder, Sources
+from server.functions.confine import Confinement
+from tests.registry import Registry, usual
+
+QUOTA = 24 << 20  # the bundler itself takes 11
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    made = Registry(tmp_path_factory.mktemp("registry"), usual())
+    made.npm("small", "1.0.0", {"index.js": b"module.exports = 1;"}, main="index.js")
+    zeros = {f"data{number}.bin": bytes(8 << 20) for number in range(4)}
+    made.npm("giant", "1.0.0", {"index.js": b"module.exports = 1;", **zeros}, main="index.js")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def builder(registry, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("node")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in registry.environment.items():
+            patch.setenv(name, value)
+        yield Builder(Confinement(folder), folder / "functions" / "cache", QUOTA)
+
+
+def build(builder, text, limit=1 << 20):
+    files = text if isinstance(text, dict) else {"index.ts": text}
+    return asyncio.run(builder.build("p", Sources(files, None), None, limit))
+
+
+def refusal(builder, text, **more):
+    with pytest.raises(ApiError) as caught:
+        build(builder, text, **more)
+    return caught.value
+
+
+def test_a_giant_tree_of_dependencies_is_refused_and_leaves_nothing_on_disk(builder):
+    built = build(builder, "import x from 'npm:small@1'; Deno.serve(() => new Response(`${x}`));")
+    assert b"module.exports = 1" in built.code
+    before = sorted(str(path) for path in builder.folder.rglob("*"))
+    error = refusal(builder, "import x from 'npm:giant@1'; console.log(x);")
+    assert (error.status, error.code) == (413, "payload_too_large")
+    assert "more than 24 MiB" in error.message
+    assert not builder.place.exists()
+    assert sorted(str(path) for path in builder.folder.rglob("*")) == before
+    assert build(builder, "Deno.serve(() => new Response('still'));").code
+
+
+def test_a_bundle_that_is_too_large_is_refused(builder):
+    text = f"const a = '{'x' * 5000}';\nDeno.serve(() => new Response(a));"
+    error = refusal(builder, text, limit=4000)
+    assert (error.status, error.code) == (413, "payload_too_large")
+    assert not builder.place.exists()
+
+
+@pytest.mark.parametrize(("text", "place", "reason"), [
+    ("const a = 1;\nconst b = ;", (2, 11), "SyntaxError: Expression expected"),
+    ("import x from './missing.ts';\nx();", (1, 15), "Cannot find module 'missing.ts'"),
+    ("import x from 'npm:absent@1';\nx();", (1, 15), "npm package 'absent' does not exist"),
+    ("import x from 'jsr:@a/absent@1';\nx();", (1, 15), "JSR package"),
+    ("import x from 'https://esm.invalid/x.ts';\nx();", (1, 15), "not from esm.invalid."),
+    ("import x from 'npm:small@9';\nx();", (1, 15), "small"),
+])  # fmt: skip
+def test_a_fault_is_told_with_file_line_and_reason(builder, text, place, reason):
+    error = refusal(builder, text)
+    assert (error.status, error.code) == (400, "build_failed")
+    told = error.details["errors"][0]
+    assert (told["file"], (told["line"], told["column"])) == ("index.ts", place)
+    assert reason in told["message"]
+    assert str(builder.place) not in error.message
+    assert not builder.place.exists()
+
+
+def test_a_host_that_does_not_answer_is_told_with_the_reason(builder, registry, monkeypatch):
+    monkeypatch.setenv("JSR_URL", "https://localhost:1/")
+    error = refusal(builder, "import x from 'jsr:@test/any@1';\nx();")
+    assert (error.status, error.code) == (400, "build_failed")
+    assert "https://localhost:1/@test/any/meta.json" in error.message
+    error = refusal(builder, "import x from 'https://localhost:1/x.ts';\nx();")
+    assert "index.ts:1:15: Import 'https://localhost:1/x.ts' failed." in error.message
+    assert "Connection refused" in error.message
+
+
+def test_no_file_of_the_node_is_read_by_a_build(builder, tmp_path):
+    (tmp_path / "secret.ts").write_text("export default 'told';")
+    for path in (tmp_path / "secret.ts", "/etc/passwd", "../../../../etc/passwd"):
+        error = refusal(builder, f"import x from '{path}';\nconsole.log(x);")
+        assert "told" not in error.message
+        assert "root:" not in error.message
+    assert os.getcwd() not in error.message
