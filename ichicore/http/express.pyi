@@ -3,6 +3,8 @@ from typing import Any
 
 from ichicore.pg.placing import Placing
 
+PECULIAR: frozenset[str]
+
 class Tally:
     count: int
     rate: float
@@ -14,6 +16,7 @@ class Tally:
 
 class Lane:
     known: Any
+    nobody: Any
     denied: Any
     plans: Any
     preface: Callable[[Any, str], Any]
@@ -50,7 +53,11 @@ class Express:
     loop: Any
     dumps: Callable[[dict[str, str]], bytes]
     prefix: str
-    def __init__(self, prefix: str) -> None: ...
+    mount: str
+    peculiar: frozenset[str]
+    def __init__(
+        self, prefix: str, mount: str = "/postgres/", peculiar: frozenset[str] = ...
+    ) -> None: ...
     def handle(self, scope: Any, protocol: Any) -> Ticket | None: ...
 
 class Handover:

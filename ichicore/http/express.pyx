@@ -16,7 +16,7 @@ cdef object scan = _shape.scan
 cdef object look_into = _payload.scan
 
 # Headers with which a request takes the general way: any, and a read.
-cdef frozenset PECULIAR = frozenset((
+PECULIAR = frozenset((
     "origin", "range", "apikey", "cookie", "accept-profile", "content-profile", "x-request-id",
     "transfer-encoding", "upgrade", "content-encoding", "expect",
 ))
@@ -85,10 +85,12 @@ cdef class Lane:
     """What the way needs to know of one host. Replaced when the project or its catalog changes.
 
     known: verified credentials, by Authorization header, to objects with identity and until.
+    nobody: such an object for requests without that header, None when the general way decides.
     denied: true when some tokens are refused before they expire. plans: by the engine's keys.
     """
 
     cdef public object known
+    cdef public object nobody
     cdef public object denied
     cdef public object plans
     cdef public object preface      # (plan, role) -> (statement, before, after), None: general way
@@ -158,10 +160,8 @@ cdef class Ticket:
             ("content-range", f"{self.offset}-{self.offset + rows - 1}/*" if rows else "*/*"),
             ("content-location", location),
             ("content-type", self.plan.media.content_type),
-            ("x-request-id", self.express.prefix + "%08x" % self.number),
-            *self.lane.extra,
         ]
-        self.protocol.response_bytes(200, headers, body)
+        self.protocol.response_bytes(200, self.express.sealed(headers, self), body)
         self.finish(200)
 
     cdef int written(self, object result) except -1:
@@ -172,8 +172,7 @@ cdef class Ticket:
             self.finish(self.express.answered(self.scope, self.protocol, self.headers, self.plan,
                                               result, self.lane.base_path, self.number))
             return 0
-        headers = [*constant[1], ("x-request-id", self.express.prefix + "%08x" % self.number),
-                   *self.lane.extra]
+        headers = self.express.sealed(list(constant[1]), self)
         self.protocol.response_bytes(constant[0], headers, b"")
         self.finish(constant[0])
         return 0
@@ -237,7 +236,11 @@ cdef class Ticket:
 cdef class Express:
     """One worker's short way. lanes: by Host header. in_flight: minus number to (started, ticket,
     protocol), shared with the general way, whose numbers are positive and which watches for clients
-    that leave."""
+    that leave.
+
+    prefix: of the ids that answers carry, "" for none. mount: what the paths of relations begin
+    with. peculiar: names of headers with which a request takes the general way.
+    """
 
     cdef public dict lanes
     cdef public dict in_flight
@@ -256,11 +259,22 @@ cdef class Express:
     cdef public object loop         # of the worker; a task that awaits a ticket asks for it
     cdef public object dumps        # JSON of a dict of headers
     cdef readonly str prefix
+    cdef readonly str mount
+    cdef public frozenset peculiar
     cdef unsigned long long count
 
-    def __init__(self, str prefix):
+    def __init__(self, str prefix, str mount="/postgres/", frozenset peculiar=PECULIAR):
         self.prefix = prefix
+        self.mount = mount
+        self.peculiar = peculiar
         self.lanes = {}
+
+    cdef list sealed(self, list headers, Ticket ticket):
+        """The headers of an answer, with its id and what its lane adds."""
+        if self.prefix:
+            headers.append(("x-request-id", self.prefix + "%08x" % ticket.number))
+        headers.extend(ticket.lane.extra)
+        return headers
 
     def handle(self, scope, protocol):
         """A ticket to await, or None when the request has to take the general way."""
@@ -350,7 +364,7 @@ cdef class Express:
         cdef object known
         cdef bint reads = method == "GET"
         path = scope.path
-        if not path.startswith("/postgres/"):
+        if not path.startswith(self.mount):
             return None
         raw = scope.headers
         items = raw.items()
@@ -363,17 +377,15 @@ cdef class Express:
         if lane is None or lane.engine.generation is not lane.generation:
             return None
         for name in headers:
-            if name in PECULIAR or (reads and name in OF_WRITES):
+            if name in self.peculiar or (reads and name in OF_WRITES):
                 return None
         authorization = headers.get("authorization")
-        if authorization is None:
-            return None
-        known = lane.known.get(authorization)
+        known = lane.nobody if authorization is None else lane.known.get(authorization)
         if known is None or self.now() >= known.until or (
                 lane.denied and lane.denied.covers(known.identity.claims, self.now())):
             return None
         query = scope.query_string
-        path = path[9:]
+        path = path[len(self.mount) - 1:]
         if len(query) + len(path) > MAX_URL:
             return None
         ticket = Ticket.__new__(Ticket)

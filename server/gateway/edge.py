@@ -25,10 +25,9 @@ from server.gateway import limits, reply, states
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES, Need, Route
 from server.gateway.site import Site
+from server.gateway.watch import Watch
 
 MAX_ID = 128
-WATCH_AFTER = 0.2  # seconds after which a request's client is watched for leaving
-SWEEP = 0.1  # seconds between looks at the requests in flight
 GONE = 499  # what the log says of a request whose client left
 HOSTS = 4096  # Host headers remembered
 FORBIDDEN_ORIGIN = 403
@@ -89,26 +88,19 @@ class Edge:
         self._sites: dict[str, Site] = {}
         self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
         self._timers = {name: metrics.route(name) for name in (*ROUTES, "edge")}
-        self._in_flight: dict[int, tuple[float, asyncio.Task[Any], Any]] = {}
-        self._watchers: dict[int, asyncio.Task[None]] = {}
-        self._gone: set[int] = set()
+        self.watch = Watch()
         self.opened: Callable[[str | None, Site], None] | None = None  # by the general way
         self._prefix = secrets.token_hex(6)
         self._count = 0
-        self._sweeper: asyncio.Task[None] | None = None
         directory.on_change(self._changed)
         metrics.gauges.append(self._gauges)
 
     def start(self) -> None:
         """Begins to watch for clients that leave, in the running loop."""
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="sweep")
+        self.watch.start()
 
     async def stop(self) -> None:
-        tasks = [*self._watchers.values(), *([self._sweeper] if self._sweeper else [])]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self.watch.stop()
 
     # One request
 
@@ -118,7 +110,8 @@ class Edge:
         self._count = number = self._count + 1
         request = EdgeRequest(scope, protocol, self.body_limit)
         request.id = f"{self._prefix}{number:08x}"
-        self._in_flight[number] = (started, asyncio.current_task(), protocol)  # type: ignore[assignment]
+        watch = self.watch
+        watch.in_flight[number] = (started, asyncio.current_task(), protocol)
         code = ""
         try:
             response = await self._answer(request, scope, protocol)
@@ -134,16 +127,16 @@ class Edge:
                 await limits.drain(protocol, request.headers)
             status = self._refuse(error, request, protocol)
         except asyncio.CancelledError:
-            if number not in self._gone:
+            if number not in watch.gone:
                 raise
             self.metrics.count("ichibase_client_gone_total")
             status = GONE
         except Exception as error:
             status = self._fault(error, request, protocol)
         finally:
-            del self._in_flight[number]
-            if self._watchers:
-                self._unwatch(number)
+            del watch.in_flight[number]
+            if watch.watchers:
+                watch.over(number)
         seconds = perf_counter() - started
         route = request.route
         self._timers["edge" if route is None else route.name].observe(status, seconds)
@@ -348,39 +341,6 @@ class Edge:
             )
         )  # fmt: skip
 
-    # Clients that leave
-
-    async def _sweep(self) -> None:
-        """Watches the clients of requests that take long. Watching each from its start would cost
-        more than most requests do."""
-        while True:
-            await asyncio.sleep(SWEEP)
-            if not self._in_flight:
-                continue
-            limit = perf_counter() - WATCH_AFTER
-            for number, (started, task, protocol) in list(self._in_flight.items()):
-                if started > limit:
-                    break  # in order of arrival: the rest are younger
-                watch = getattr(protocol, "client_disconnect", None)
-                if number not in self._watchers and watch is not None:
-                    self._watchers[number] = asyncio.ensure_future(
-                        self._until_gone(number, watch, task)
-                    )
-
-    async def _until_gone(
-        self, number: int, watch: Callable[[], Awaitable[None]], task: asyncio.Task[Any]
-    ) -> None:
-        await watch()
-        if number in self._in_flight:
-            self._gone.add(number)
-            task.cancel()
-
-    def _unwatch(self, number: int) -> None:
-        watcher = self._watchers.pop(number, None)
-        if watcher is not None:
-            watcher.cancel()
-            self._gone.discard(number)
-
     # What others tell
 
     def _changed(self, project: Project | None, slug: str) -> None:
@@ -408,7 +368,7 @@ class Edge:
         hits = sum(site.ring.known.hits for site in self._sites.values())
         misses = sum(site.ring.known.misses for site in self._sites.values())
         return [
-            ("ichibase_requests_in_flight", (), len(self._in_flight)),
+            ("ichibase_requests_in_flight", (), len(self.watch.in_flight)),
             ("ichibase_token_cache_hits_total", (), hits),
             ("ichibase_token_cache_misses_total", (), misses),
         ]

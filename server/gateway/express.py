@@ -18,34 +18,148 @@ from server.gateway.edge import Edge
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES
 from server.gateway.site import Site
+from server.gateway.watch import Watch
+
+MAX_LANES = 4096
 
 
-class ExpressWay:
-    """Keeps the lanes of one worker. `rest_of` gives a project's mounted engine, or None."""
+class ShortWay:
+    """Answers of the short way that the core leaves to others, in the terms of the general way.
+
+    faults: the Postgres service's module of error answers. engine: its module of answers on the
+    short way. handle: the general way, a coroutine function of scope and protocol.
+    """
+
+    minimal = False  # errors without details and hints
+
+    def __init__(self, way: Express, faults: Any, engine: Any, handle: Any) -> None:
+        self.way = way
+        self.faults = faults
+        self.engine = engine
+        self.handle = handle
+        self._resumed: set[asyncio.Task[None]] = set()
+        way.noted = self.noted
+        way.failed = self.failed
+        way.spooled = self.spooled
+        way.answered = self.answered
+        way.resume = self.resume
+        way.page = engine.page
+        way.canonical = canonical
+        way.clock = perf_counter  # the event loop's and the pool's
+        way.now = time
+        way.dumps = orjson.dumps
+
+    def watched_by(self, watch: Watch) -> None:
+        """Shares the requests in flight with the general way."""
+        self.way.in_flight = watch.in_flight
+        self.way.watchers = watch.watchers
+        self.way.unwatch = watch.over
+
+    # What differs between the programs
+
+    def request(
+        self, scope: Any, protocol: Any, headers: dict[str, str], number: int
+    ) -> EdgeRequest:
+        """The request that a ticket stands for."""
+        raise NotImplementedError
+
+    def noted(
+        self, scope: Any, headers: dict[str, str], number: int, status: int, seconds: float
+    ) -> None:
+        """A slow or failed request gets its line in the log."""
+        raise NotImplementedError
+
+    def fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
+        """Answers what must not happen; the status."""
+        raise NotImplementedError
+
+    def anonymous(self, role: str) -> bool:
+        """Whether requests without a token work in this role."""
+        raise NotImplementedError
+
+    # Answers
+
+    def lane(self, engine: Any, pool: Any) -> Lane:
+        """A lane to an engine that has a catalog; who may ask is left to the caller."""
+        lane = Lane()
+        generation = engine.generation
+        lane.plans = generation.plans
+        lane.preface = generation.short_preface
+        lane.submit = pool.submit
+        lane.leave = pool.leave
+        lane.placing = pool.placing
+        lane.base_path = generation.settings.base_path
+        lane.engine = engine
+        lane.generation = generation
+        return lane
+
+    def keep(self, host: str | None, lane: Lane) -> None:
+        """Requests of this host take the lane from now on."""
+        if len(self.way.lanes) > MAX_LANES:
+            self.way.lanes.clear()
+        self.way.lanes[host] = lane
+
+    def close_all(self) -> None:
+        """Who is served, or a catalog, has changed."""
+        self.way.lanes.clear()
+
+    def failed(
+        self, scope: Any, protocol: Any, headers: dict[str, str], error: Exception, number: int,
+        role: str,
+    ) -> int:  # fmt: skip
+        """Answers what the database or the pool refused; the status."""
+        request = self.request(scope, protocol, headers, number)
+        if isinstance(error, PgError):
+            response = self.faults.database_error(
+                error, authenticated=not self.anonymous(role), minimal=self.minimal
+            )
+        elif isinstance(error, self.faults.POOL_ERRORS):
+            response = self.faults.pool_error(error, minimal=self.minimal)
+        else:
+            return self.fault(error, request, protocol)
+        return reply.send(protocol, response, request)
+
+    def spooled(
+        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
+        query: str, base_path: str, number: int, offset: int,
+    ) -> None:  # fmt: skip
+        """Answers with a body that is in a file."""
+        request = self.request(scope, protocol, headers, number)
+        response: Response = self.engine.read(
+            plan, result, offset, canonical(query.encode()), base_path
+        )
+        reply.send_spooled(protocol, response, request)
+
+    def answered(
+        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
+        base_path: str, number: int,
+    ) -> int:  # fmt: skip
+        """Answers a write whose answer depends on its rows; the status."""
+        request = self.request(scope, protocol, headers, number)
+        response: Response = self.engine.written(plan, result, base_path)
+        if response.stream is None:
+            return reply.send(protocol, response, request)
+        return reply.send_spooled(protocol, response, request)
+
+    def resume(self, scope: Any, protocol: Any, body: bytes) -> None:
+        """Sends a write whose body has been read on the general way; from any thread."""
+        self.way.loop.call_soon_threadsafe(self._resume, scope, Replayed(protocol, body))
+
+    def _resume(self, scope: Any, protocol: Replayed) -> None:
+        task = self.way.loop.create_task(self.handle(scope, protocol))
+        self._resumed.add(task)
+        task.add_done_callback(self._resumed.discard)
+
+
+class ExpressWay(ShortWay):
+    """The lanes of one worker of a node. `rest_of` gives a project's mounted engine, or None."""
 
     def __init__(self, edge: Edge, rest_of: Any, faults: Any, engine: Any) -> None:
-        """faults: the Postgres service's module of error answers. engine: its module of answers on
-        the short way."""
+        super().__init__(Express(f"{edge._prefix}x"), faults, engine, edge.handle)
         self.edge = edge
-        self.engine = engine
-        self._resumed: set[asyncio.Task[None]] = set()
         self.rest_of = rest_of
-        self.faults = faults
-        self.way = Express(f"{edge._prefix}x")
-        self.way.in_flight = edge._in_flight
-        self.way.watchers = edge._watchers
-        self.way.unwatch = edge._unwatch
+        self.watched_by(edge.watch)
         self.way.observe = edge._timers["postgres"].observe
-        self.way.noted = self.noted
-        self.way.failed = self.failed
-        self.way.spooled = self.spooled
-        self.way.answered = self.answered
-        self.way.resume = self.resume
-        self.way.page = engine.page
-        self.way.canonical = canonical
-        self.way.clock = perf_counter  # the event loop's and the pool's
-        self.way.now = time
-        self.way.dumps = orjson.dumps
 
     def open(self, host: str | None, site: Site) -> None:
         """A request of this host was served the general way: the next ones may go the short way."""
@@ -56,30 +170,16 @@ class ExpressWay:
         lane = self.way.lanes.get(host)
         if lane is not None and lane.generation is generation and lane.known is site.ring.known:
             return
-        if len(self.way.lanes) > 4096:
-            self.way.lanes.clear()
-        lane = Lane()
+        lane = self.lane(rest.engine, rest.pool)
         lane.known = site.ring.known
         lane.denied = site.ring.denied
-        lane.plans = generation.plans
-        lane.preface = generation.short_preface
-        lane.submit = rest.pool.submit
-        lane.leave = rest.pool.leave
-        lane.placing = rest.pool.placing
-        lane.base_path = rest.settings.base_path
         lane.extra = site.cors.silent
         lane.rest = rest
-        lane.engine = rest.engine
-        lane.generation = generation
         lane.tally = site.tally
         lane.writes = site.plain
-        self.way.lanes[host] = lane
+        self.keep(host, lane)
 
-    def close_all(self) -> None:
-        """A project or a catalog has changed."""
-        self.way.lanes.clear()
-
-    def _request(
+    def request(
         self, scope: Any, protocol: Any, headers: dict[str, str], number: int
     ) -> EdgeRequest:
         request = EdgeRequest(scope, protocol, self.edge.body_limit)
@@ -95,57 +195,15 @@ class ExpressWay:
     def noted(
         self, scope: Any, headers: dict[str, str], number: int, status: int, seconds: float
     ) -> None:
-        """A slow or failed request gets its line in the log."""
         if self.edge.wants_line(status, seconds):
-            request = self._request(scope, None, headers, number)
+            request = self.request(scope, None, headers, number)
             self.edge.line(request, scope, status, seconds, "")
 
-    def failed(
-        self, scope: Any, protocol: Any, headers: dict[str, str], error: Exception, number: int,
-        role: str,
-    ) -> int:  # fmt: skip
-        """Answers what the database or the pool refused; the status."""
-        request = self._request(scope, protocol, headers, number)
-        if isinstance(error, PgError):
-            response = self.faults.database_error(
-                error, authenticated=role != "anon", minimal=False
-            )
-        elif isinstance(error, self.faults.POOL_ERRORS):
-            response = self.faults.pool_error(error, minimal=False)
-        else:
-            return self.edge._fault(error, request, protocol)
-        return reply.send(protocol, response, request)
+    def fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
+        return self.edge._fault(error, request, protocol)
 
-    def spooled(
-        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
-        query: str, base_path: str, number: int, offset: int,
-    ) -> None:  # fmt: skip
-        """Answers with a body that is in a file."""
-        request = self._request(scope, protocol, headers, number)
-        response: Response = self.engine.read(
-            plan, result, offset, canonical(query.encode()), base_path
-        )
-        reply.send_spooled(protocol, response, request)
-
-    def answered(
-        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
-        base_path: str, number: int,
-    ) -> int:  # fmt: skip
-        """Answers a write whose answer depends on its rows; the status."""
-        request = self._request(scope, protocol, headers, number)
-        response: Response = self.engine.written(plan, result, base_path)
-        if response.stream is None:
-            return reply.send(protocol, response, request)
-        return reply.send_spooled(protocol, response, request)
-
-    def resume(self, scope: Any, protocol: Any, body: bytes) -> None:
-        """Sends a write whose body has been read on the general way; from any thread."""
-        self.way.loop.call_soon_threadsafe(self._resume, scope, Replayed(protocol, body))
-
-    def _resume(self, scope: Any, protocol: Replayed) -> None:
-        task = self.way.loop.create_task(self.edge.handle(scope, protocol))
-        self._resumed.add(task)
-        task.add_done_callback(self._resumed.discard)
+    def anonymous(self, role: str) -> bool:
+        return role == "anon"
 
 
 class Replayed:

@@ -18,6 +18,9 @@ from server.node.lifeline import bind_to_parent, name_process, take_turns
 NODE_FILE = "ICHIBASE_NODE_FILE"
 # Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.
 BUFFER = 104 << 10
+NODE = "server.app:application"
+REST = "server.standalone.app:application"
+PROCESS_NAMES = {NODE: "ichibase-worker", REST: "ichibase-rest"}
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -43,9 +46,13 @@ def written(listener: Listener) -> str:
     return msgspec.json.encode(listener, enc_hook=str).decode()
 
 
-def serve(target: str, host: str, port: int, workers: int, drain_seconds: float) -> None:
+def serve(
+    target: str, host: str, port: int, workers: int, drain_seconds: float, *,
+    socket: Path | None = None, socket_mode: int | None = None,
+) -> None:  # fmt: skip
     """Runs an RSGI application until SIGTERM, which lets requests in flight finish for at most
-    drain_seconds. Should this process be killed, the kernel kills its workers."""
+    drain_seconds. Should this process be killed, the kernel kills its workers. socket: a unix
+    socket to listen on instead of host and port."""
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, TaskImpl
     from granian.http import HTTP1Settings
@@ -55,6 +62,8 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
         target,
         address=host,
         port=port,
+        uds=socket,
+        uds_permissions=socket_mode,
         interface=Interfaces.RSGI,
         workers=workers,
         loop=Loops.uvloop,
@@ -62,7 +71,7 @@ def serve(target: str, host: str, port: int, workers: int, drain_seconds: float)
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(max_buffer_size=BUFFER),
         runtime_mode=RuntimeModes.mt,
-        websockets=True,
+        websockets=target != REST,
         backlog=4096,
         log_enabled=False,
         respawn_failed_workers=True,
@@ -74,7 +83,7 @@ def _load(target: str, main: int) -> Any:
     """Runs in each worker, before the application starts."""
     bind_to_parent(main)
     take_turns()
-    name_process("ichibase-worker" if target.startswith("server.app") else "ichibase-admin")
+    name_process(PROCESS_NAMES.get(target, "ichibase-admin"))
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -83,7 +92,7 @@ def main() -> int:
     name_process("ichibase-http")
     listener = read_listener()
     serve(
-        "server.app:application", listener.host, listener.port, listener.workers,
+        NODE, listener.host, listener.port, listener.workers,
         listener.drain_seconds,
     )  # fmt: skip
     return 0

@@ -58,7 +58,10 @@ class AdminServer:
         if path == "/config":
             return 200, "text/plain; charset=utf-8", dump(server.config).encode()
         if path == "/metrics":
-            stats = {**server.pool.stats(), "requests": server.requests}
+            stats = {
+                **server.pool.stats(), "requests": server.requests,
+                "short_way_requests": server.way.tally.count,
+            }  # fmt: skip
             lines = [f"ichibase_rest_{name} {value}" for name, value in stats.items()]
             return 200, "text/plain; version=0.0.4", ("\n".join(lines) + "\n").encode()
         catalog = server.engine.catalog

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import sys
@@ -17,8 +19,10 @@ from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
 from server.base.http import Response
 from server.base.listen import Listener
+from server.base.serving import ServingLoop
 from server.gateway import limits, reply
 from server.gateway.request import EdgeRequest
+from server.gateway.watch import Watch
 from server.postgres import faults, introspect
 from server.postgres.pool import Pool
 from server.postgres.service import RestEngine, RestRequest, role_settings
@@ -27,6 +31,8 @@ from server.standalone.admin import AdminServer
 from server.standalone.auth import Authenticator
 from server.standalone.config import Config, ConfigError, load
 from server.standalone.cors import Cors
+from server.standalone.express import RestWay
+from server.standalone.log import AccessLog
 
 CONFIG_PATH = "ICHIBASE_REST_CONFIG"
 BODY_LIMIT = 1 << 30
@@ -49,9 +55,7 @@ class Standalone:
     """Engine, tokens and reloads of one worker."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
-        self.auth = Authenticator(config)
-        self.cors = Cors(config.cors_origins)
+        self._use(config, Authenticator(config))
         self.pool = Pool(
             config.uri,
             max_size=config.pool,
@@ -61,13 +65,27 @@ class Standalone:
         )
         self.engine = RestEngine(config.rest, self.pool)
         self.version = 0
-        self.requests = 0
+        self._count = 0  # of requests on the general way
+        self.watch = Watch()
+        self.way = RestWay(self)
+        self.way.configure()
         self.config_pending = False  # the settings in the database could not be read yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
         self.admin: AdminServer | None = None
         self._listener: Listener | None = None
         self._listened = False
+
+    def _use(self, config: Config, auth: Authenticator) -> None:
+        self.config = config
+        self.auth = auth
+        self.cors = Cors(config.cors_origins)
+        self.log = AccessLog(config.log_level)
+
+    @property
+    def requests(self) -> int:
+        """Requests since the start."""
+        return self._count + self.way.tally.count
 
     def spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -76,6 +94,7 @@ class Standalone:
 
     async def start(self) -> None:
         """Reads the catalog; when the database is away, goes on trying in the background."""
+        self.watch.start()
         if self.config_pending or not await self._reload_once():
             self.spawn(self._reload_until_done())
         if self.config.channel_enabled:
@@ -98,6 +117,7 @@ class Standalone:
             await self._listener.stop()
         if self.admin is not None:
             await self.admin.stop()
+        await self.watch.stop()
         await self.pool.close()
 
     async def ready(self) -> bool:
@@ -151,7 +171,8 @@ class Standalone:
         except (ConfigError, conffile.ConfFileError, psycopg.Error) as error:
             note(f"the configuration was not reloaded: {error}")
             return
-        self.config, self.auth, self.cors = fresh, auth, Cors(fresh.cors_origins)
+        self._use(fresh, auth)
+        self.way.configure()
         if await self._reload_once():
             self.config_pending = False
         elif not self.config_pending:
@@ -174,27 +195,51 @@ class Standalone:
     async def handle(self, scope: Any, protocol: Any) -> None:
         """One request."""
         request = EdgeRequest(scope, protocol, BODY_LIMIT)
-        self.requests += 1
+        self._count = number = self._count + 1
+        watch = self.watch
+        watch.in_flight[number] = (perf_counter(), asyncio.current_task(), protocol)
         request.headers = {}
+        request.id = ""
         try:
             request.headers = headers = limits.collect(scope.headers)
             preflight = self.cors.preflight(request.method, headers)
             if preflight is not None:
-                protocol.response_empty(200, preflight)
-                return
-            response = await self._answer(request, scope.path)
+                status = 200
+                protocol.response_empty(status, preflight)
+            else:
+                response = await self._answer(request, scope.path)
+                status = await self._send(protocol, response, request)
+                self.way.open(headers.get("host"))
         except ApiError as error:
             minimal = self.config.rest.error_verbosity == "minimal"
-            response = faults.api_error(error, minimal=minimal)
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            response = reply.fault()
+            if "content-length" in request.headers:
+                await limits.drain(protocol, request.headers)
+            status = await self._send(protocol, faults.api_error(error, minimal=minimal), request)
+        except asyncio.CancelledError:
+            if number not in watch.gone:
+                raise
+            return
+        except Exception as error:
+            status = self.fault(error, request, protocol)
+        finally:
+            del watch.in_flight[number]
+            if watch.watchers:
+                watch.over(number)
+        if self.log.wants(status):
+            self.log.line(request, scope, status, self._role(request))
+
+    def fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
+        """Tells of what must not happen and answers 500, unless an answer has begun."""
+        traceback.print_exception(error, file=sys.stderr)
+        with contextlib.suppress(RuntimeError):  # the HTTP server's "already answered"
+            reply.send(protocol, reply.fault(), request)
+        return 500
+
+    def _role(self, request: EdgeRequest) -> str | None:
         try:
-            await self._send(protocol, response, request)
-        except Exception:
-            # The HTTP server ends the answer; only this tells why.
-            traceback.print_exc(file=sys.stderr)
-            raise
+            return self.auth.identify(request.headers.get("authorization")).role
+        except ApiError:
+            return None
 
     async def _answer(self, request: EdgeRequest, path: str) -> Response:
         headers = request.headers
@@ -207,28 +252,21 @@ class Standalone:
         return await self.engine.handle(
             RestRequest(
                 request.method, path, request.query.encode(), headers, body, role=caller.role,
-                claims_json=caller.claims, is_anonymous=caller.anonymous,
+                claims_json=caller.claims_json, is_anonymous=caller.anonymous,
                 base_url=request.base_url, token_seconds=seconds,
             )
         )  # fmt: skip
 
-    async def _send(self, protocol: Any, response: Response, request: EdgeRequest) -> None:
+    async def _send(self, protocol: Any, response: Response, request: EdgeRequest) -> int:
         given = request.headers
         extra = self.cors.headers(given)
         trace = self.config.trace_header
         if trace is not None and trace.lower() in given:
             extra.append((trace.lower(), given[trace.lower()]))
+        request.cors = tuple(extra)
         if response.stream is not None:
-            request.id = ""
-            request.cors = tuple(extra)
-            await reply.send_stream(protocol, response, request)
-            return
-        status = response.status if 200 <= response.status <= 599 else 500
-        sent = reply.clean([*response.headers, *extra])
-        if request.method == "HEAD" or status in reply.NO_BODY or not response.body:
-            protocol.response_empty(status, sent)
-        else:
-            protocol.response_bytes(status, sent, response.body)
+            return await reply.send_stream(protocol, response, request)
+        return reply.send(protocol, response, request)
 
 
 def note(text: str) -> None:
@@ -236,15 +274,20 @@ def note(text: str) -> None:
 
 
 class Application:
-    """What Granian calls."""
+    """What the HTTP server calls."""
 
     def __init__(self) -> None:
         self.server: Standalone | None = None
+        self.handle: Any = None
+        self.express: Any = None
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_until_complete(self._start())
+        loop.run_until_complete(self._start(loop))
+        gc.collect()
+        gc.freeze()  # what is there now stays; collections need not look at it again
+        gc.set_threshold(20_000, 20, 50)
 
-    async def _start(self) -> None:
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         config = read_config()
         pending = False
         if config.from_database:
@@ -259,14 +302,23 @@ class Application:
         self.server = Standalone(config)
         self.server.config_pending = pending
         await self.server.start()
+        self.handle = self.server.handle
+        way = self.server.way.way
+        way.loop = loop
+        self.express = way.handle
+        if isinstance(loop, ServingLoop):
+            loop.handover.way = way
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if isinstance(loop, ServingLoop):
+            loop.handover.way = None
         if self.server is not None:
             loop.run_until_complete(self.server.stop())
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        assert self.server is not None
-        await self.server.handle(scope, protocol)
+    def __rsgi__(self, scope: Any, protocol: Any) -> Any:
+        """Something to await: a ticket of the short way, or the coroutine of the general one."""
+        ticket = self.express(scope, protocol)
+        return ticket if ticket is not None else self.handle(scope, protocol)
 
 
 application = Application()

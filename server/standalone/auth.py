@@ -22,14 +22,25 @@ KINDS = {"H": "oct", "R": "RSA", "P": "RSA", "E": "EC"}
 
 
 class Caller:
-    """role: to work in. claims: JSON text. anonymous: the role is the one without a token."""
+    """role: to work in. claims_json: JSON text. anonymous: the role is the one without a token."""
 
-    __slots__ = ("anonymous", "claims", "role")
+    __slots__ = ("anonymous", "claims_json", "role")
 
-    def __init__(self, role: str, claims: bytes, anonymous: bool) -> None:
+    def __init__(self, role: str, claims_json: bytes, anonymous: bool) -> None:
         self.role = role
-        self.claims = claims
+        self.claims_json = claims_json
         self.anonymous = anonymous
+
+
+class Known:
+    """Who an Authorization header names, and the epoch second from which that is to be judged
+    anew."""
+
+    __slots__ = ("identity", "until")
+
+    def __init__(self, identity: Caller, until: float) -> None:
+        self.identity = identity
+        self.until = until
 
 
 def refused(code: str, message: str, details: str | None = None) -> ApiError:
@@ -44,32 +55,31 @@ class Authenticator:
         self.keys = None if config.jwt_secret is None else _keys(config.jwt_secret)
         # Verified payloads by token; the times in them are judged anew for each request.
         self.verified: GenerationCache[dict[str, Any]] = GenerationCache(max(2, config.jwt_cache))
-        self._callers: GenerationCache[tuple[float, Caller]] = GenerationCache(
-            max(2, config.jwt_cache)
-        )
-        self.nobody: Caller | None = None
+        self.known: GenerationCache[Known] = GenerationCache(max(2, config.jwt_cache))  # by header
+        self.nobody: Known | None = None
         if config.anon_role is not None:
             claims = orjson.dumps({"role": config.anon_role})
-            self.nobody = Caller(config.anon_role, claims, True)
+            self.nobody = Known(Caller(config.anon_role, claims, True), float("inf"))
 
     def identify(self, authorization: str | None) -> Caller:
         """The caller that an Authorization header names. ApiError 401, or 500 PGRST300."""
+        now = time.time()
+        known = self.known.get(authorization)
+        if known is not None and now < known.until:
+            return known.identity
         token = _bearer(authorization)
         if token is None:
             if self.nobody is None:
                 raise ApiError(401, "PGRST302", "Anonymous access is disabled",
                                headers=(("www-authenticate", "Bearer"),))  # fmt: skip
-            return self.nobody
-        now = time.time()
-        known = self._callers.get(token) if self.config.jwt_cache else None
-        if known is not None and now < known[0]:
-            return known[1]
+            return self.nobody.identity
         claims = self._claims(token)
         self._check(claims, now)
         caller = self._caller(claims)
         if self.config.jwt_cache and claims.get("nbf") is None:
             exp = _seconds(claims, "exp")
-            self._callers.put(token, (float("inf") if exp is None else exp + SKEW, caller))
+            until = float("inf") if exp is None else exp + SKEW
+            self.known.put(authorization, Known(caller, until))
         return caller
 
     def _caller(self, claims: dict[str, Any]) -> Caller:

@@ -11,11 +11,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from server.node.gateway_main import REST, serve
+from server.node.lifeline import name_process
 from server.standalone import conffile
 from server.standalone.app import CONFIG_PATH, read_config
 from server.standalone.auth import Authenticator
 from server.standalone.config import Config, ConfigError, dump, unknown
 
+DRAIN_SECONDS = 15.0
 EXAMPLE = """\
 # The database to serve; its login should be able to switch to the roles below and nothing else.
 db-uri = "postgresql://authenticator:secret@localhost:5432/app"
@@ -81,9 +84,6 @@ def _ready(config: Config) -> int:
 
 
 def _serve(config: Config, workers: int) -> int:
-    from granian import Granian
-    from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
-
     def forward(number: int, frame: object) -> None:
         """The reload signals are for the workers."""
         for pid in _children():
@@ -97,23 +97,12 @@ def _serve(config: Config, workers: int) -> int:
     )
     where = config.unix_socket or f"{host}:{config.port}"
     print(f"listening on {where}", file=sys.stderr, flush=True)
-    Granian(
-        "server.standalone.app:application",
-        address=host,
-        port=config.port,
-        uds=Path(config.unix_socket) if config.unix_socket else None,
-        uds_permissions=config.unix_socket_mode if config.unix_socket else None,
-        interface=Interfaces.RSGI,
-        workers=workers,
-        loop=Loops.uvloop,
-        http=HTTPModes.http1,
-        runtime_mode=RuntimeModes.st,
-        websockets=False,
-        backlog=4096,
-        log_enabled=False,
-        respawn_failed_workers=True,
-        workers_kill_timeout=15,
-    ).serve()
+    name_process("ichibase-rest")
+    serve(
+        REST, host, config.port, workers, DRAIN_SECONDS,
+        socket=Path(config.unix_socket) if config.unix_socket else None,
+        socket_mode=config.unix_socket_mode if config.unix_socket else None,
+    )  # fmt: skip
     return 0
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import jwt
+import psutil
 import psycopg
 import pytest
 
@@ -31,6 +36,7 @@ create table api.items (id int primary key, name text);
 insert into api.items select n, 'item ' || n from generate_series(1, 5) n;
 grant select on api.items to rest_anon;
 grant all on api.items to rest_author;
+create function api.wait(seconds float) returns void language sql as 'select pg_sleep(seconds)';
 create function api.big(size int) returns setof api.items language sql stable as
   $$ select n, repeat('x', 1000) from generate_series(1, size) n $$;
 """
@@ -53,7 +59,7 @@ def cluster() -> Iterator[EmbeddedPostgres]:
 class Program:
     """A running program; base and admin are its URLs."""
 
-    def __init__(self, folder: Path, cluster: EmbeddedPostgres) -> None:
+    def __init__(self, folder: Path, cluster: EmbeddedPostgres, *more: str) -> None:
         self.file = folder / "rest.conf"
         port, admin = free_port(), free_port()
         self.base, self.admin = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
@@ -67,7 +73,7 @@ class Program:
             f"admin-server-port = {admin}",
             'server-trace-header = "X-Request-Id"',
         ]
-        self.write()
+        self.write(*more)
         self.log = (folder / "log").open("w+")
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PGRST_")}
         self.process = subprocess.Popen(
@@ -192,6 +198,91 @@ def test_configuration_reload(program: Program, cluster: EmbeddedPostgres) -> No
         admin.execute("alter role rest_login reset all")
         admin.execute("notify pgrst, 'reload config'")
     program.reaches(lambda: len(program.get("/items").json()) == 5)
+
+
+def test_known_requests_take_the_short_way_until_the_configuration_changes(
+    program: Program,
+) -> None:
+    def taken() -> int:
+        lines = httpx.get(program.admin + "/metrics").text.splitlines()
+        return next(int(x.split()[1]) for x in lines if "short_way_requests" in x)
+
+    def read(**headers: str) -> int:
+        before = taken()
+        answers = [program.get("/items?id=eq.2", **headers) for _ in range(3)]
+        assert {(a.status_code, a.content) for a in answers} == {(200, answers[0].content)}
+        assert len({tuple(h for h in a.headers.items() if h[0] != "date") for a in answers}) == 1
+        return taken() - before
+
+    author = bearer(role="rest_author", exp=int(time.time()) + 4 - 30)
+    assert read() >= 2
+    assert read(authorization=author) == 2
+    assert read(x_request_id="abc") == 0  # it is to be echoed
+    program.reaches(lambda: program.get("/items", authorization=author).status_code == 401)
+    program.write('log-level = "info"')
+    program.process.send_signal(signal.SIGUSR2)
+    program.reaches(lambda: read() == 0)
+    said = Path(program.log.name).read_text()
+    assert re.search(r'127.0.0.1 - rest_anon \[.*\] "GET /items\?id=eq.2 HTTP/1.1" 200 - ""', said)
+    program.write('log-level = "crit"', 'server-trace-header = "X-Trace"')
+    program.process.send_signal(signal.SIGUSR2)
+    program.reaches(lambda: read() > 0)
+    assert read(x_trace="abc") == 0
+    program.write()
+    program.process.send_signal(signal.SIGUSR2)
+    program.reaches(lambda: program.get("/items", x_trace="a").headers.get("x-trace") is None)
+
+
+def test_a_client_that_leaves_cancels_its_query(
+    program: Program, cluster: EmbeddedPostgres
+) -> None:
+    with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
+
+        def sleeping() -> int:
+            row = admin.execute(
+                "select count(*) from pg_stat_activity where state = 'active' "
+                "and query like '%%wait%%' and usename = 'rest_login'"
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        for path in ("/rpc/wait?seconds=30", "/items?select=id&limit=1"):
+            with httpx.Client(timeout=1) as client, contextlib.suppress(httpx.ReadTimeout):
+                client.get(program.base + path)
+        program.reaches(lambda: sleeping() == 0, 5)
+
+
+def test_workers_end_with_the_program(cluster: EmbeddedPostgres, tmp_path: Path) -> None:
+    other = Program(tmp_path, cluster)
+    other.reaches(lambda: other.get("/items").status_code == 200)
+    workers = psutil.Process(other.process.pid).children(recursive=True)
+    assert workers
+    other.process.kill()
+    other.process.wait()
+    other.log.close()
+    psutil.wait_procs(workers, 5)
+    assert not [w for w in workers if w.is_running()]
+
+
+def over(path: Path) -> bytes:
+    """The answer to one request over a unix socket, b"" while nobody listens."""
+    with socket.socket(socket.AF_UNIX) as found, contextlib.suppress(OSError):
+        found.connect(str(path))
+        found.sendall(b"GET /items?id=eq.1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        return found.makefile("rb").read()
+    return b""
+
+
+def test_a_unix_socket(cluster: EmbeddedPostgres, tmp_path: Path) -> None:
+    path = tmp_path / "rest.sock"
+    other = Program(
+        tmp_path, cluster, f'server-unix-socket = "{path}"', 'server-unix-socket-mode = "600"'
+    )
+    try:
+        other.reaches(lambda: over(path).startswith(b"HTTP/1.1 200 "))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        assert other.stop() == 0
 
 
 def test_the_database_goes_away_and_comes_back(program: Program, cluster: EmbeddedPostgres) -> None:

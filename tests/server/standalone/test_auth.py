@@ -41,7 +41,7 @@ def refused(auth: Authenticator, header: str | None) -> ApiError:
 
 def test_without_a_token() -> None:
     caller = authenticator().identify(None)
-    assert (caller.role, caller.anonymous, caller.claims) == ("anon", True, b'{"role":"anon"}')
+    assert (caller.role, caller.anonymous, caller.claims_json) == ("anon", True, b'{"role":"anon"}')
     assert authenticator().identify("Basic abc").anonymous
     nobody = Authenticator(load({"jwt-secret": SECRET}, {}))
     error = refused(nobody, None)
@@ -53,9 +53,9 @@ def test_without_a_token() -> None:
 def test_the_role_and_the_claims() -> None:
     caller = authenticator().identify(token({"role": "author", "id": 1}))
     assert caller.role == "author"
-    assert json.loads(caller.claims) == {"role": "author", "id": 1}
+    assert json.loads(caller.claims_json) == {"role": "author", "id": 1}
     caller = authenticator().identify(token({"id": 1}))
-    assert (caller.role, json.loads(caller.claims)["role"]) == ("anon", "anon")
+    assert (caller.role, json.loads(caller.claims_json)["role"]) == ("anon", "anon")
     deep = authenticator(jwt_role_claim_key='.realm.roles[?(@ ^== "db_")]')
     assert deep.identify(token({"realm": {"roles": ["x", "db_author"]}})).role == "db_author"
 
