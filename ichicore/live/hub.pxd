@@ -7,6 +7,7 @@ cdef class Channel:
     cdef readonly str name
     cdef readonly dict members            # Peer > whether it gets what it sends itself
     cdef readonly dict present            # Peer > (key, value as JSON)
+    cdef readonly dict remote             # key > value as JSON, of those on other nodes
     cdef readonly Py_ssize_t present_size # bytes of the values
     cdef bytes quoted
 
@@ -61,6 +62,7 @@ cdef class Hub:
     cdef list frames
     cdef readonly uint64_t delivered
 
+    cdef int tidy(self, Channel channel) except -1
     cdef bint begin(self, change) except -1
     cdef int look(self) except -1
     cdef int look_back(self) except -1

@@ -87,6 +87,7 @@ cdef class Channel:
         self.quoted = orjson.dumps(name)
         self.members = {}
         self.present = {}
+        self.remote = {}
 
     cdef Py_ssize_t fan(self, bytes frame, Peer sender) except -1:
         """Queues a frame for all members; for the sender when it wants its own."""
@@ -114,6 +115,9 @@ cdef class Channel:
         cdef list parts = [b'{"type":"presence_state","channel":', self.quoted, b',"presences":{']
         cdef bint first = True
         for key, value in self.present.values():
+            parts += (b'"' if first else b',"', key, b'":', value)
+            first = False
+        for key, value in self.remote.items():
             parts += (b'"' if first else b',"', key, b'":', value)
             first = False
         parts.append(b"}}")
@@ -292,8 +296,14 @@ cdef class Hub:
         """Takes it back, presence included."""
         self.absent(peer, channel)
         channel.members.pop(peer, None)
-        if not channel.members and self.channels.get(channel.name) is channel:
+        self.tidy(channel)
+
+    cdef int tidy(self, Channel channel) except -1:
+        """Forgets a channel that nobody is in any more."""
+        if not channel.members and not channel.remote and (
+                self.channels.get(channel.name) is channel):
             del self.channels[channel.name]
+        return 0
 
     def send(self, Channel channel not None, bytes frame not None, Peer sender=None):
         """Queues a frame for the members; gives for how many."""
@@ -326,6 +336,27 @@ cdef class Hub:
             channel.present_size -= len(before[1])
         if before is not None and channel.present:
             self.delivered += channel.tell(channel._diff(before[0], None, before[1]), None)
+
+    def elsewhere(self, str name not None, bytes key not None, bytes value):
+        """Somebody is present in a channel on another node, or in another way; no longer when
+        `value` (JSON) is None."""
+        cdef Channel channel = self.channels.get(name)
+        if channel is None:
+            if value is None:
+                return
+            channel = self.channels[name] = Channel(name)
+        before = channel.remote.get(key)
+        if before == value:
+            return
+        if value is None:
+            del channel.remote[key]
+        else:
+            channel.remote[key] = value
+        channel.present_size += (0 if value is None else len(value)) - (
+            0 if before is None else len(before))
+        if channel.present:
+            self.delivered += channel.tell(channel._diff(key, value, before), None)
+        self.tidy(channel)
 
     # changes
 

@@ -97,15 +97,20 @@ async def scram(connection: Connection, role: str, password: str) -> bytes:
     return connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
 
 
+async def ensure_role(connection: Connection, role: str) -> None:
+    """Make a role unless there is one."""
+    if await fetch(connection, "select 1 from pg_roles where rolname = $1", (role,)):
+        return
+    try:
+        await run(connection, sql.SQL("create role {} login").format(sql.Identifier(role)))
+    except psycopg.errors.DuplicateObject:
+        pass  # another process was quicker
+
+
 async def ensure_login(connection: Connection, role: str, password: str, attributes: str) -> None:
     """Make a login role, or give an existing one this password and these attributes."""
     stored = (await scram(connection, role, password)).decode()
-    found = await fetch(connection, "select 1 from pg_roles where rolname = $1", (role,))
-    if not found:
-        try:
-            await run(connection, sql.SQL("create role {} login").format(sql.Identifier(role)))
-        except psycopg.errors.DuplicateObject:
-            pass  # another process was quicker; the next statement makes both agree
+    await ensure_role(connection, role)
     change = sql.SQL("alter role {} login " + attributes + " password {}")
     await run(connection, change.format(sql.Identifier(role), sql.Literal(stored)))
 
@@ -132,7 +137,8 @@ async def ensure_database(connection: Connection, name: str, owner: str) -> bool
 async def prepare(cluster: Cluster, control_password: str) -> str:
     """Make and migrate the control database; gives the DSN of the role that workers use.
 
-    That role owns the control database and nothing else.
+    That role owns the control database and nothing else. control_password: what its password
+    becomes when no other node has chosen one.
     """
     try:
         admin = await connect(cluster.admin_dsn)
@@ -142,9 +148,11 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
         await _check_administrator(admin)
         # One node prepares at a time, also when several share an external server.
         await fetch(admin, "select pg_advisory_lock(hashtextextended('ichibase prepare', 0))")
-        await ensure_login(admin, CONTROL_ROLE, control_password, "noinherit connection limit 200")
+        await ensure_role(admin, CONTROL_ROLE)
         await allow_ownership(admin, CONTROL_ROLE)
         await ensure_database(admin, cluster.database, CONTROL_ROLE)
+        control_password = await _agreed(cluster, control_password)
+        await ensure_login(admin, CONTROL_ROLE, control_password, "noinherit connection limit 200")
         if cluster.kind == "embedded":
             await run(admin, "revoke connect on database postgres, template1 from public")
         parts: dict[str, Any] = {"dbname": cluster.database, "user": CONTROL_ROLE}
@@ -153,6 +161,24 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
             await migrate(control)
             await _register(control, cluster)
     return dsn
+
+
+async def _agreed(cluster: Cluster, proposed: str) -> str:
+    """The control role's password, the same for all nodes that share the database server: the
+    first one's. Kept in the control database, which is that role's and the administrator's."""
+    async with await connect(cluster.dsn(cluster.database)) as admin:
+        await run(admin, sql.SQL("set role {}").format(sql.Identifier(CONTROL_ROLE)))
+        await run(
+            admin,
+            "create table if not exists node_secrets (name text primary key, value text not null)",
+        )
+        await fetch(
+            admin,
+            "insert into node_secrets values ('control_password', $1) on conflict do nothing",
+            (proposed,),
+        )
+        rows = await fetch(admin, "select value from node_secrets where name = 'control_password'")
+        return str(rows[0][0])
 
 
 async def _check_administrator(admin: Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Control(asyncio.Protocol):
         self.events = events
         self.unframer = Unframer()
         self.transport: Any = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -44,13 +46,24 @@ class Control(asyncio.Protocol):
                 self.transport.write(framed({"id": message["id"], "refused": True}))
                 return
             event = message.get("event")
-            delivered = self.process.publish(
-                message["project"],
-                message["channels"],
-                None if event is None else orjson.dumps(event),
-                orjson.dumps(message["payload"]),
+            event_json = None if event is None else orjson.dumps(event)
+            channels, payload = message["channels"], orjson.dumps(message["payload"])
+            project, nodes = message["project"], self.process.nodes
+            delivered = self.process.publish(project, channels, event_json, payload)
+            if nodes is None or project not in nodes.wanted:
+                self.transport.write(framed({"id": message["id"], "delivered": delivered}))
+                return
+            elsewhere = nodes.publish(project, channels, event_json, payload)
+            task = asyncio.get_running_loop().create_task(
+                self._answer(message["id"], delivered, elsewhere)
             )
-            self.transport.write(framed({"id": message["id"], "delivered": delivered}))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, number: int, delivered: int, elsewhere: Awaitable[int]) -> None:
+        delivered += await elsewhere
+        if not self.transport.is_closing():
+            self.transport.write(framed({"id": number, "delivered": delivered}))
 
 
 async def serve(process: Process, events: Events, path: Path) -> asyncio.AbstractServer:

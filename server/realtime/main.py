@@ -27,6 +27,7 @@ from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
 from server.realtime.feeds import Feeds, node_id
+from server.realtime.nodes import Nodes
 from server.realtime.process import Process, listening
 from server.realtime.relay import socket_for_workers
 from server.realtime.streams import DocumentFeeds
@@ -60,13 +61,15 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
         lambda: directory.ready.is_set() and revocations.ready.is_set(),
     )  # fmt: skip
     revocations = Revocations(config.control_dsn, bus, process.revoked, events)
-    feeds = Feeds(process, node_id(config.data_dir), config.control_dsn, directory.all, events)
+    node = node_id(config.data_dir)
+    feeds = Feeds(process, node, config.control_dsn, directory.all, events)
     process.feeds = feeds
     process.streams = DocumentFeeds(process, events)
+    process.nodes = Nodes(process, node, config.control_dsn, events)
     process.wake_project = directory.wake
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()
-    metrics.gauges += [process.gauges, feeds.gauges]
+    metrics.gauges += [process.gauges, feeds.gauges, process.nodes.gauges]
     file = MetricsFile(metrics, config.metrics_dir)
 
     bus.start()
@@ -74,6 +77,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     usage.start()
     revocations.start()
     process.start()
+    process.nodes.start()
     feeds.start()
     workers = await control.serve(process, events, socket_path(config.data_dir))
     process.listen(unix.listen(socket_for_workers(config.data_dir)))

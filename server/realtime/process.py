@@ -24,6 +24,7 @@ from server.base.keys import Denied, revoke
 from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
+from server.realtime.nodes import Nodes
 from server.realtime.session import EXPIRED, REVOKED, Session, Subscription
 from server.realtime.streams import DocumentFeeds, notice
 from server.realtime.tenant import Tenant
@@ -58,6 +59,7 @@ class Process:
         self.ready = ready
         self.feeds = feeds
         self.streams: DocumentFeeds | None = None
+        self.nodes: Nodes | None = None
         self.wire = Wire(self, max_frames=500, **options)
         self.tenants: dict[str, Tenant] = {}  # by project id
         self.denied: dict[str, Denied] = {}  # by project id, connected to or not
@@ -126,6 +128,8 @@ class Process:
             await self.feeds.stop()
         if self.streams is not None:
             await self.streams.stop()
+        if self.nodes is not None:
+            await self.nodes.stop()
         self._loop.remove_reader(self.wire.fileno())
         self.wire.close_all()
 
@@ -198,6 +202,8 @@ class Process:
         peer.upgrade(response, session)
         tenant.add(session)
         self.accepted += 1
+        if self.nodes is not None:
+            self.nodes.want(project.id)
         if self.feeds is not None:
             self.feeds.wanted(tenant)
         self._review_stream(tenant)
@@ -291,6 +297,8 @@ class Process:
                 del self.tenants[tenant.project.id]
                 if project is None:
                     self.denied.pop(tenant.project.id, None)
+                if self.nodes is not None:
+                    self.nodes.unwant(tenant.project.id)
                 if self.feeds is not None:
                     self.feeds.unwanted(tenant)
                 if self.streams is not None:
@@ -373,6 +381,10 @@ class Process:
     def may_publish(self, project_id: str) -> bool:
         """Takes one message of the project's allowance."""
         tenant = self.tenants.get(project_id)
+        if tenant is None and self.nodes is not None and project_id in self.nodes.wanted:
+            for project in self.directory.all():  # only other nodes have sockets of it
+                if project.id == project_id and project.state == "active":
+                    tenant = self.tenant(project)
         return tenant is None or tenant.messages.take(self.now())
 
     def publish(
@@ -395,17 +407,18 @@ class Process:
         """Changed documents that a worker tells of, unless the project's change stream does."""
         name, project = message["collection"], message["project"]
         tenant = self.tenants.get(project)
-        if tenant is None or DocumentFeeds.applies(tenant):
-            return
-        for event in message["events"]:
-            record, old = event.get("record"), event.get("old")
-            self.change(
-                project,
-                Change(
-                    "mongo", name, event["event"], record=record, old=old,
-                    position=self.document_position(),
-                ),
-            )  # fmt: skip
+        told = [
+            Change(
+                "mongo", name, event["event"], record=event.get("record"), old=event.get("old"),
+                position=self.document_position(),
+            )
+            for event in message["events"]
+        ]  # fmt: skip
+        if self.nodes is not None:
+            self.nodes.documents(project, name, told)
+        if tenant is not None and not DocumentFeeds.applies(tenant):
+            for change in told:
+                self.change(project, change)
 
     def document_position(self) -> str:
         """Texts that sort as documents were told of."""
@@ -433,6 +446,8 @@ class Process:
                     if isinstance(peer.owner, Session):
                         peer.owner.close("token_expired", EXPIRED)
                 self._count()
+                if self.nodes is not None:
+                    self.nodes.review(self.tenants)
                 if ticks % LINGER_TICKS == 0:
                     for tenant in self.tenants.values():
                         self._review_stream(tenant)

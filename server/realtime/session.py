@@ -212,7 +212,8 @@ class Session:
             return
         before = channel.present.get(self.peer)
         size = channel.present_size + len(value) - (0 if before is None else len(before[1]))
-        many = before is None and len(channel.present) >= self.tenant.settings.presence_members
+        count = len(channel.present) + len(channel.remote)
+        many = before is None and count >= self.tenant.settings.presence_members
         if many or size > MAX_PRESENT:
             raise BadFrameError("presence_full", "Too many are present in this channel.", ref)
 
@@ -221,6 +222,14 @@ class Session:
             self.present = {}
         self.present[channel.name] = value
         self.tenant.hub.appear(self.peer, channel, self.key, value)
+        if self.process.nodes is not None:
+            self.process.nodes.appear(self.tenant.project.id, channel.name, self.key, value)
+
+    def _vanish(self, name: str) -> None:
+        """It is present in this channel no longer, as the hub knows already."""
+        if self.present is not None and self.present.pop(name, None) is not None:
+            if self.process.nodes is not None:
+                self.process.nodes.absent(self.tenant.project.id, name, self.key)
 
     def _value(self, state: Any, ref: Ref | None) -> bytes:
         """What others see of this connection."""
@@ -264,14 +273,12 @@ class Session:
             left = self._of_channel(subscription.target)
             if not left:
                 hub.leave(self.peer, channel)
-                if self.present is not None:
-                    self.present.pop(channel.name, None)
+                self._vanish(channel.name)
             else:
                 hub.join(self.peer, channel.name, any(sub.given.own for sub in left))
                 if not any(sub.given.presence for sub in left):
                     hub.absent(self.peer, channel)
-                    if self.present is not None:
-                        self.present.pop(channel.name, None)
+                    self._vanish(channel.name)
             subscription.channel = None
 
     def _member(self, name: str, code: str) -> Channel:
@@ -299,13 +306,13 @@ class Session:
         if event is not None and len(event) > MAX_EVENT:
             raise BadFrameError("bad_frame", f"An event has at most {MAX_EVENT} characters.")
         self._count()
-        out = broadcast_frame(
-            channel,
-            None if event is None else orjson.dumps(event),
-            payload,
-            orjson.dumps(self.identity.uid or ""),
-        )
+        event_json = None if event is None else orjson.dumps(event)
+        sender = orjson.dumps(self.identity.uid or "")
+        out = broadcast_frame(channel, event_json, payload, sender)
         tenant.hub.send(channel, out, self.peer)
+        nodes = self.process.nodes
+        if nodes is not None and tenant.project.id in nodes.wanted:
+            nodes.send(tenant.project.id, name, event_json, payload, sender)
 
     def _presence(self, message: messages.Presence) -> None:
         channel = self._member(message.channel, "presence_denied")
@@ -378,7 +385,7 @@ class Session:
             raise BadFrameError("channel_denied", NO_SUBSCRIBE, ref)
         if self.present and name in self.present:
             if not self.tenant.rules.may("presence", name, self.identity):
-                del self.present[name]
+                self._vanish(name)
                 if subscription.channel is not None:
                     self.tenant.hub.absent(self.peer, subscription.channel)
                 self.peer.send(error("presence_denied", NO_PRESENCE, ref))
@@ -401,6 +408,8 @@ class Session:
                     hub.drop(group.source)
             elif channel is not None:
                 hub.leave(self.peer, channel)
+        for name in list(self.present or ()):
+            self._vanish(name)
         self.tenant.remove(self)
 
 
