@@ -4,9 +4,10 @@ Files of a backup, in the folder <project id>/<backup id> of the store: `manifes
 SHA-256 of the others, readable without a key), `postgres.dump` (pg_dump's custom format),
 `documents.bson` (where the project has documents), `content.json` (rows and checksums of each
 table and collection, taken from the same snapshot), `storage.json` (the files it knows of, whose
-bytes stay where they are) and `project.json` (keys and settings). With a
-key all but the manifest are sealed, and the manifest carries a MAC. The manifest is written last:
-a folder without one is what an interrupted backup has left.
+bytes stay where they are), `functions.bin` (where it has edge functions or secrets of theirs) and
+`project.json` (keys and settings). With a key all but the manifest are sealed, and the manifest
+carries a MAC. The manifest is written last: a folder without one is what an interrupted backup has
+left.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import Any
 
 import msgspec
 
-from server.backup import content, documents, files, tools
+from server.backup import content, documents, files, functions, tools
 from server.backup.content import Table
 from server.backup.documents import Collection
-from server.backup.seal import derive, new_salt, seal, unseal
+from server.backup.seal import derive, new_salt, seal, unseal, whole_chunks
 from server.backup.store import Store
 from server.control import records
 from server.control.database import connect, fetch
@@ -37,6 +38,7 @@ DUMP = "postgres.dump"
 DOCUMENTS = "documents.bson"
 CONTENT = "content.json"
 STORAGE = "storage.json"
+FUNCTIONS = "functions.bin"
 PROJECT = "project.json"
 MANIFEST = "manifest.json"
 
@@ -199,6 +201,13 @@ async def _create(
         await writer.put(DOCUMENTS, documents.read(url, collections))
     await writer.put_text(CONTENT, Content(record.database, tables, collections))
     await writer.put_text(STORAGE, stored)
+    async with projects.control() as control:
+        if await functions.any_of(control, record.id):
+            await progress("functions", 0, 0)
+            opened = writer.key is not None
+            data_dir = projects.config.data_dir
+            stream = functions.read(control, data_dir, record.id, opened=opened)
+            await writer.put(FUNCTIONS, whole_chunks(stream, documents.PIECE))
     await writer.put_text(PROJECT, kept(record))
     manifest = Manifest(
         FORMAT, writer.backup_id, record.id, record.slug, record.flavor, record.tier,

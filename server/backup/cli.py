@@ -97,6 +97,8 @@ def restore(options: argparse.Namespace) -> int:
         return 0
     print(f"restored {result['rows']} rows of {result['tables']} tables and "
           f"{result['documents']} documents into {result['project']}")  # fmt: skip
+    if result["functions"]:
+        print(f"  with {result['functions']} functions")
     for warning in result["warnings"]:
         print(f"  not restored: {warning}")
     return 0

@@ -310,7 +310,7 @@ class Jobs:
             made = True
         try:
             outcome = await restore.into_project(
-                self.projects, record, reader, self._progress(job_id)
+                self.projects, record, reader, self._progress(job_id), made=made
             )
         except BaseException:
             if made:

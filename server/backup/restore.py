@@ -18,11 +18,12 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from server.backup import content, documents, files, listing, tools
+from server.backup import content, documents, files, functions, listing, tools
 from server.backup.archive import (
     CONTENT,
     DOCUMENTS,
     DUMP,
+    FUNCTIONS,
     STORAGE,
     BackupError,
     Content,
@@ -51,14 +52,15 @@ IGNORED = "errors ignored on restore"
 
 
 class Outcome(msgspec.Struct):
-    """files: that the database knows of. warnings: what could not be made again, of what holds no
-    rows, and files that are gone."""
+    """files: that the database knows of. functions: those made again for a new project. warnings:
+    what could not be made again, of what holds no rows, and files and secrets that are gone."""
 
     tables: int
     rows: int
     documents: int
     warnings: list[str]
     files: int = 0
+    functions: int = 0
 
 
 class Target:
@@ -234,9 +236,10 @@ async def check(target: Target, before: Content, progress: Progress) -> Outcome:
 
 
 async def into_project(
-    projects: Projects, record: Record, reader: Reader, progress: Progress
+    projects: Projects, record: Record, reader: Reader, progress: Progress, *, made: bool = False
 ) -> Outcome:
-    """Replaces a project's data by that of the backup. Its keys, logins and settings stay."""
+    """Replaces a project's data by that of the backup. Its keys, logins, settings, functions and
+    their secrets stay. made: the project is new; it gets the functions of the backup as well."""
     cluster = projects.cluster(record)
     target = Target(cluster, record, record.database + NEW)
     async with unpacked(reader, projects.config.data_dir, progress) as folder:
@@ -264,6 +267,14 @@ async def into_project(
             outcome.warnings += await files.settle(
                 projects.config, reader.manifest.project_id, record.id, stored, progress
             )
+        if made and (folder / FUNCTIONS).exists():
+            await progress("functions", 0, 0)
+            ids = (reader.manifest.project_id, record.id)
+            async with projects.control() as control:
+                outcome.functions, missing = await functions.write(
+                    control, projects.config, ids, _pieces(folder / FUNCTIONS)
+                )
+            outcome.warnings += missing
     return outcome
 
 

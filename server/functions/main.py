@@ -13,7 +13,7 @@ from server.functions.confine import ConfineError
 from server.functions.manager import Manager, say
 from server.functions.rpc import Rpc
 from server.functions.store import Store
-from server.functions.vault import Vault
+from server.functions.vault import Vault, key_path
 from server.node.gateway_main import Listener, read_listener
 from server.node.lifeline import name_process
 
@@ -23,8 +23,7 @@ CHANNEL = "ichibase_functions"
 async def run(listener: Listener) -> None:
     """Serves until SIGTERM."""
     config = listener.config
-    vault = Vault(config.data_dir / "secrets" / "functions_key")
-    store = Store(config.control_dsn, vault)
+    store = Store(config.control_dsn, Vault(key_path(config.data_dir)))
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104
     manager = Manager(config.data_dir, store, (host, listener.port))
     builder = Builder(manager.confinement, config.data_dir / "functions" / "cache")

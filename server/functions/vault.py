@@ -12,6 +12,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 NONCE = 12
 
 
+def key_path(data_dir: Path) -> Path:
+    """Where a node keeps its key. It is in no backup; nodes with one control database share it."""
+    return data_dir / "secrets" / "functions_key"
+
+
 class VaultError(RuntimeError):
     """A secret cannot be read with this node's key."""
 
@@ -47,14 +52,23 @@ class Vault:
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
-            raw = os.urandom(32)
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = self.path.with_name(f"{self.path.name}.new")
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(raw)
-                os.fsync(file.fileno())
-            partial.replace(self.path)
+            self._make()
+            raw = self.path.read_bytes()
         if len(raw) != 32:
             raise VaultError(f"{self.path} is not a key of 32 bytes")
         return raw
+
+    def _make(self) -> None:
+        """Another process may do the same at this moment: the first one's key counts."""
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(32))
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, self.path)
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
