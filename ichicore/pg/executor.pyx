@@ -11,31 +11,30 @@ and `on_writable`, and gives times where they matter.
 """
 
 cimport cython
-from cpython.bytes cimport (
-    PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
-)
-from cpython.ref cimport PyObject
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, strcmp, strlen
+from libc.stdlib cimport free, malloc
 
+from ichicore.pg.body cimport Body, unwritable
+from ichicore.pg.describe cimport TYPE_QUERY, columns_of, describe, learn_types, unknown_types
+from ichicore.pg.fields cimport error_of, is_stale, number, text_or_none
 from ichicore.pg.libpq cimport (
-    PGconn, PGresult, jb_buf, CONNECTION_BAD, CONNECTION_OK, ICHI_TUPLES_CHUNK, PG_DIAG_CONTEXT, PG_DIAG_MESSAGE_DETAIL,
-    PG_DIAG_MESSAGE_HINT, PG_DIAG_MESSAGE_PRIMARY, PG_DIAG_SEVERITY_NONLOCALIZED,
-    PG_DIAG_SOURCE_FUNCTION, PG_DIAG_SQLSTATE, PGRES_COMMAND_OK, PGRES_COPY_BOTH, PGRES_COPY_IN,
-    PGRES_COPY_OUT, PGRES_EMPTY_QUERY, PGRES_FATAL_ERROR, PGRES_PIPELINE_ABORTED,
-    PGRES_PIPELINE_SYNC, PGRES_SINGLE_TUPLE, PGRES_TUPLES_OK, PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT,
-    PJ_INTERVAL, PJ_MALFORMED, PJ_NO_MEMORY, PJ_ZONE, PQTRANS_ACTIVE, PQTRANS_IDLE, PGcancel,
-    PQbackendPID, PQcancel, PQcmdStatus, PQcmdTuples, PQclear, PQconsumeInput,
+    CONNECTION_BAD, CONNECTION_OK, ICHI_TUPLES_CHUNK, PGRES_COPY_BOTH, PGRES_COPY_IN,
+    PGRES_COPY_OUT, PGRES_FATAL_ERROR, PGRES_PIPELINE_ABORTED, PGRES_PIPELINE_SYNC,
+    PGRES_SINGLE_TUPLE, PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT, PJ_INTERVAL, PJ_ZONE, PQTRANS_IDLE,
+    PGconn, PGresult, PQbackendPID, PQcancel, PQclear, PQcmdStatus, PQcmdTuples, PQconsumeInput,
     PQenterPipelineMode, PQerrorMessage, PQflush, PQfname, PQfreeCancel, PQftype, PQgetCancel,
     PQgetResult, PQgetisnull, PQgetlength, PQgetvalue, PQisBusy, PQlibVersion, PQnfields,
-    PQntuples, PQparameterStatus, PQresultErrorField, PQresultStatus, PQsendDescribePrepared,
-    PQsendFlushRequest, PQsendPrepare, PQsendQueryParams, PQsendQueryPrepared, PQserverVersion,
-    PQsetnonblocking, PQsocket, PQstatus, PQtransactionStatus, ichi_has_chunks, ichi_incremental,
-    ichi_sync, jb_byte, jb_free, jb_init, jb_put, pj_codec,
+    PQntuples, PQparameterStatus, PQresultStatus, PQsendDescribePrepared, PQsendFlushRequest,
+    PQsendPrepare, PQsendQueryParams, PQsendQueryPrepared, PQserverVersion, PQsetnonblocking,
+    PQsocket, PQstatus, PQtransactionStatus, ichi_incremental, ichi_sync,
 )
 from ichicore.pg.group cimport (
-    MODE_JSON, MODE_NONE, MODE_VALUES, Described, Group, Result, Shared, Statement,
+    MODE_JSON, MODE_VALUES, Described, Group, Result, Shared, Statement,
+)
+from ichicore.pg.prepared cimport Prepared, PreparedCache
+from ichicore.pg.ring cimport (
+    CMD_DESCRIBE, CMD_EXECUTE, CMD_PREPARE, CMD_SYNC, CMD_TYPES, Command, Ring,
 )
 from ichicore.rest.rows cimport RowFormat, TypeTable
 
@@ -43,53 +42,17 @@ from collections import deque
 
 from ichicore.pg.errors import PgError, PgUnavailable
 from ichicore.pg import group as _group
-from ichicore.pg.wrap import wrap
 
 # Users of the executor find what they hand to it here too.
 for _name in ("NONE", "JSON", "VALUES", "Statement", "Group", "Result", "Shared"):
     globals()[_name] = getattr(_group, _name)
 
 cdef enum:
-    CMD_PREPARE = 0
-    CMD_DESCRIBE = 1
-    CMD_TYPES = 2
-    CMD_EXECUTE = 3
-    CMD_SYNC = 4
-
-    MAX_PARAMS = 65535
     CHUNK_ROWS = 256
     INLINE_PARAMS = 32
 
-# Bodies stay in memory up to SPILL_AT; beyond it they go to a file in pieces of SPILL_PIECE.
-cdef size_t SPILL_AT = 4 << 20
-cdef size_t SPILL_PIECE = 256 << 10
 # A statement whose bodies have stayed below this is read as a whole result, which is cheaper.
 cdef Py_ssize_t WHOLE_BELOW = 1 << 20
-
-TYPE_QUERY = b"""\
-select t.oid,
-       case
-         when exists (select from pg_catalog.pg_cast c
-                      where c.castsource = t.oid and c.casttarget = 114) then 'x'
-         when t.typtype = 'e' then 'e'
-         when e.typtype = 'e' and not exists (select from pg_catalog.pg_cast c
-                      where c.castsource = e.oid and c.casttarget = 114) then 'E'
-         when e.typtype = 'd' then 'd'
-         else 'x'
-       end,
-       case when e.typtype = 'd' then (
-         with recursive base(oid, typtype, typbasetype) as (
-           select e.oid, e.typtype, e.typbasetype
-           union all
-           select b.oid, b.typtype, b.typbasetype
-           from base join pg_catalog.pg_type b on b.oid = base.typbasetype
-           where base.typtype = 'd')
-         select base.oid from base where base.typtype <> 'd') end
-from pg_catalog.pg_type t
-left join pg_catalog.pg_type e
-  on e.oid = t.typelem and t.typlen = -1 and t.typcategory = 'A'
-where t.oid = any ($1::pg_catalog.oid[])"""
-
 
 def check_library(int version):
     """RuntimeError when `version` (psycopg.pq.version()) is not the libpq linked here: two copies
@@ -99,12 +62,6 @@ def check_library(int version):
             f"psycopg uses libpq {version}, the executor is linked with {PQlibVersion()}: "
             "install psycopg[c], which uses the system's library"
         )
-
-
-@cython.final
-@cython.freelist(64)
-cdef class Prepared:
-    """A statement prepared on one connection."""
 
 
 @cython.final
@@ -127,10 +84,6 @@ cdef class Cancel:
         return ok != 0
 
 
-cdef inline str text_or_none(const char *p):
-    return None if p is NULL else p[:strlen(p)].decode("utf-8", "replace")
-
-
 @cython.final
 cdef class Executor:
     """Drives the open libpq connection at `address` (psycopg's PGconn.pgconn_ptr), which stays
@@ -146,17 +99,11 @@ cdef class Executor:
                   int limit=500, bint plain_settings=True):
         self._conn = <PGconn *> address
         self.shared = shared
-        self._spool_factory = spool
-        self._limit = max(limit, 8)
-        self._statements = {}
+        self._body = Body(spool)
+        self._statements = PreparedCache(limit)
         self._groups = deque()
-        self._garbage = []
         self.retry = []
-        jb_init(&self._buf)
-        self._ring_size = 256
-        self._ring = <Command *> malloc(self._ring_size * sizeof(Command))
-        if self._ring is NULL:
-            raise MemoryError
+        self._ring = Ring()
         if PQstatus(self._conn) != CONNECTION_OK:
             raise ValueError("the connection is not open")
         if PQsetnonblocking(self._conn, 1) or not PQenterPipelineMode(self._conn):
@@ -168,10 +115,6 @@ cdef class Executor:
             self._defaults |= PJ_ZONE
         if self._parameter(b"IntervalStyle") == b"postgres":
             self._defaults |= PJ_INTERVAL
-
-    def __dealloc__(self):
-        free(self._ring)
-        jb_free(&self._buf)
 
     cdef bytes _parameter(self, bytes name):
         cdef const char *value = PQparameterStatus(self._conn, PyBytes_AS_STRING(name))
@@ -195,7 +138,7 @@ cdef class Executor:
 
     @property
     def prepared_count(self):
-        return len(self._statements)
+        return len(self._statements.known)
 
     @property
     def in_transaction(self):
@@ -232,12 +175,12 @@ cdef class Executor:
         within on_readable; PgError is raised here for parameters that cannot be sent."""
         if self.lost or self._paused is not None:
             raise PgUnavailable("the connection cannot take a group")
-        self._check(group)
+        group.check()
         group.sent_at = now
         group.cancels_seen = self.cancels
         self._inside = True
         try:
-            if self._garbage:
+            if self._statements.garbage:
                 self._drop_garbage()
             self._groups.append(group)
             self.depth += 1
@@ -247,49 +190,6 @@ cdef class Executor:
                 self._fail(self._message())
         finally:
             self._inside = False
-
-    cdef int _check(self, Group group) except -1:
-        cdef Py_ssize_t i
-        cdef tuple params
-        for i in range(len(group._params)):
-            params = <tuple> group._params[i]
-            if len(params) > MAX_PARAMS:
-                raise PgError("54000", "ERROR", "a statement has more than 65535 parameters",
-                              statement=i)
-            for param in params:
-                if param is None:
-                    continue
-                if not PyBytes_CheckExact(param):
-                    raise TypeError("parameters must be bytes or None")
-                if strlen(PyBytes_AS_STRING(param)) != <size_t> PyBytes_GET_SIZE(param):
-                    raise PgError(
-                        "22021", "ERROR", 'invalid byte sequence for encoding "UTF8": 0x00',
-                        statement=i,
-                    )
-        return 0
-
-    cdef int _push(self, int kind, int index, Group group, Prepared prepared) except -1:
-        cdef Command *ring
-        cdef unsigned int i, n
-        if self._tail - self._head == self._ring_size:
-            ring = <Command *> malloc(2 * self._ring_size * sizeof(Command))
-            if ring is NULL:
-                raise MemoryError
-            n = self._ring_size
-            for i in range(n):
-                ring[i] = self._ring[(self._head + i) & (n - 1)]
-            free(self._ring)
-            self._ring = ring
-            self._ring_size = 2 * n
-            self._head = 0
-            self._tail = n
-        cdef Command *command = &self._ring[self._tail & (self._ring_size - 1)]
-        command.kind = kind
-        command.index = index
-        command.group = <void *> group if group is not None else NULL
-        command.prepared = <void *> prepared if prepared is not None else NULL
-        self._tail += 1
-        return 0
 
     cdef bint _send(self, Group group) except -1:
         """Sends what can be sent of a group; false when libpq refuses. Pauses the connection when
@@ -313,85 +213,49 @@ cdef class Executor:
                 text = described.text
             key = (statement.sql, group.role if statement.per_role else None,
                    0 if described is None else (1 + defaults) * 2 + statement.strip_nulls)
-            prepared = self._known(key, group)
+            prepared = self._statements.find(key, group._prepared)
             if prepared is None:
                 prepared = self._prepare(key, text, group, group._next)
                 if prepared is None:
                     return False
-            self._tick += 1
-            prepared.used = self._tick
+            self._statements.touch(prepared)
             prepared.described = described
             group._prepared.append(prepared)
             if not self._execute(group, group._next, prepared.name,
                                  statement.result == MODE_JSON):
                 return False
-            self._push(CMD_EXECUTE, group._next, group, prepared)
+            self._ring.push(CMD_EXECUTE, group._next, group, prepared)
             group._next += 1
         if not ichi_sync(self._conn):
             return False
-        self._push(CMD_SYNC, 0, group, None)
+        self._ring.push(CMD_SYNC, 0, group, None)
         return self._flush()
-
-    cdef Prepared _known(self, tuple key, Group group):
-        """A prepared statement that will be there when the group runs, or None. One that another
-        group in flight prepares may never be: that group may fail before it comes to it."""
-        cdef Prepared prepared = <Prepared> self._statements.get(key)
-        cdef Prepared own
-        if prepared is None or prepared.there:
-            return prepared
-        for own in group._prepared:
-            if own is prepared:
-                return prepared
-        return None
-
-    cdef int _confirm(self, Prepared prepared) except -1:
-        """The server has prepared a statement, which another may have replaced meanwhile."""
-        prepared.there = True
-        if self._statements.get(prepared.key) is not prepared:
-            self._garbage.append(prepared.name)
-        return 0
 
     cdef Prepared _prepare(self, tuple key, bytes text, Group group, int index):
         """Sends a Parse; None when libpq refuses."""
-        cdef Prepared prepared = Prepared()
-        if len(self._statements) >= self._limit:
-            self._evict()
-        self._serial += 1
-        prepared.name = b"i%d" % self._serial
-        prepared.key = key
+        cdef Prepared prepared = self._statements.make(key)
         if not PQsendPrepare(self._conn, PyBytes_AS_STRING(prepared.name), PyBytes_AS_STRING(text),
                              0, NULL):
             return None
-        self._tick += 1
-        prepared.used = self._tick
-        self._statements[key] = prepared
+        self._statements.keep(prepared)
         group._prepared.append(prepared)
-        self._push(CMD_PREPARE, index, group, prepared)
+        self._ring.push(CMD_PREPARE, index, group, prepared)
         return prepared
-
-    cdef _evict(self):
-        """Forgets the eighth of the statements that was used longest ago. They are deallocated
-        before the next group; the groups in flight come earlier on the connection."""
-        cdef list by_age = sorted(self._statements.values(), key=_last_use)
-        cdef Prepared prepared
-        for prepared in by_age[:max(1, len(by_age) // 8)]:
-            del self._statements[prepared.key]
-            self._garbage.append(prepared.name)
 
     cdef _drop_garbage(self):
         """A group of our own: within another's it would be skipped after an error."""
         cdef bytes text
-        for name in self._garbage:
+        for name in self._statements.garbage:
             text = b"deallocate " + <bytes> name
             if not PQsendQueryParams(self._conn, PyBytes_AS_STRING(text), 0, NULL, NULL, NULL,
                                      NULL, 0):
                 return
-            self._push(CMD_EXECUTE, 0, None, None)
+            self._ring.push(CMD_EXECUTE, 0, None, None)
             # each with its own sync: one that is gone already must not keep the others
             if not ichi_sync(self._conn):
                 return
-            self._push(CMD_SYNC, 0, None, None)
-        self._garbage = []
+            self._ring.push(CMD_SYNC, 0, None, None)
+        self._statements.garbage = []
 
     cdef bint _execute(self, Group group, int index, bytes name, bint binary) except -1:
         cdef tuple params = <tuple> group._params[index]
@@ -421,7 +285,7 @@ cdef class Executor:
             return False
         if not PQsendDescribePrepared(self._conn, PyBytes_AS_STRING(prepared.name)):
             return False
-        self._push(CMD_DESCRIBE, group._next, group, prepared)
+        self._ring.push(CMD_DESCRIBE, group._next, group, prepared)
         self._paused = group
         return PQsendFlushRequest(self._conn) and self._flush()
 
@@ -470,8 +334,8 @@ cdef class Executor:
     cdef int _pump(self, double now) except -1:
         cdef Command *command
         cdef PGresult *res
-        while self._head != self._tail:
-            command = &self._ring[self._head & (self._ring_size - 1)]
+        while not self._ring.empty():
+            command = self._ring.head()
             if command.kind == CMD_EXECUTE and not self._armed:
                 self._arm(command)
             if PQisBusy(self._conn):
@@ -554,74 +418,48 @@ cdef class Executor:
             if group is not None:
                 self._rows_of(command, group, res, status)
         elif command.kind == CMD_PREPARE:
-            self._confirm(<Prepared> command.prepared)
+            self._statements.confirm(<Prepared> command.prepared)
         elif command.kind == CMD_DESCRIBE:
-            self._probe_columns = [
-                (text_or_none(PQfname(res, i)), PQftype(res, i)) for i in range(PQnfields(res))
-            ]
+            self._probe_columns = columns_of(res)
         elif command.kind == CMD_TYPES:
-            self._learn_types(res)
+            learn_types(self.shared.types, self._probe_columns, res)
         return True
 
     cdef void _pop(self) noexcept:
-        self._head += 1
+        self._ring.pop()
         self._armed = False
 
     cdef int _failed(self, Command *command, Group group, PGresult *res, bint first) except -1:
         """An error, or a command skipped because of an earlier one."""
-        cdef Prepared prepared
-        cdef const char *function
+        cdef object error
         if command.kind == CMD_PREPARE:
-            prepared = <Prepared> command.prepared
-            if self._statements.get(prepared.key) is prepared:
-                del self._statements[prepared.key]
-        self._drop_body()
+            self._statements.refused(<Prepared> command.prepared)
+        self._body.drop()
         if group is None or not first or group._error is not None:
             return 0
-        group._error = self._error_of(res, command.index)
-        if not isinstance(group._error, PgError):
-            return 0  # the connection is gone; the caller sees that too
-        function = PQresultErrorField(res, PG_DIAG_SOURCE_FUNCTION)
-        if group._error.sqlstate == "26000" or (
-            group._error.sqlstate == "0A000" and function is not NULL
-            and strcmp(function, b"RevalidateCachedQuery") == 0
-        ):
+        error = error_of(res, command.index)
+        if error is None:
+            group._error = PgUnavailable(self._message())  # the caller sees that too
+            return 0
+        group._error = error
+        if is_stale(error, res):
             self._forget((<Statement> group.statements[command.index]).sql)
             group._mismatch = True
         return 0
 
-    cdef object _error_of(self, PGresult *res, int index):
-        cdef str message = text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY))
-        if message is None:
-            # made by libpq itself: the connection is gone
-            return PgUnavailable(self._message())
-        return PgError(
-            text_or_none(PQresultErrorField(res, PG_DIAG_SQLSTATE)) or "XX000",
-            text_or_none(PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED)) or "ERROR",
-            message,
-            text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_DETAIL)),
-            text_or_none(PQresultErrorField(res, PG_DIAG_MESSAGE_HINT)),
-            text_or_none(PQresultErrorField(res, PG_DIAG_CONTEXT)),
-            index,
-        )
-
-    cdef _forget(self, str sql):
+    cdef int _forget(self, str sql) except -1:
         """The tables under a statement have changed: prepare and describe it anew."""
-        cdef Prepared prepared
         cdef tuple key
-        for key in [key for key in self._statements if key[0] == sql]:
-            prepared = <Prepared> self._statements.pop(key)
-            self._garbage.append(prepared.name)
+        self._statements.forget(sql)
         for key in [key for key in self.shared.described if key[0] == sql]:
             del self.shared.described[key]
+        return 0
 
     # --- describing ------------------------------------------------------------------------------
 
     cdef int _resume(self, Group group) except -1:
         """Goes on with a group after an answer to its probe."""
         cdef Statement statement
-        cdef TypeTable types = self.shared.types
-        cdef list unknown
         cdef bytes oids
         cdef const char *values[1]
         cdef bint ok
@@ -629,19 +467,18 @@ cdef class Executor:
             self._paused = None
             ok = ichi_sync(self._conn)
             if ok:
-                self._push(CMD_SYNC, 0, group, None)
+                self._ring.push(CMD_SYNC, 0, group, None)
                 ok = self._flush()
             if not ok:
                 self._fail(self._message())
             return 0
-        unknown = [oid for _, oid in self._probe_columns if not types.knows(oid)]
-        if unknown:
-            oids = b"{" + b",".join([b"%d" % oid for oid in set(unknown)]) + b"}"
+        oids = unknown_types(self.shared.types, self._probe_columns)
+        if oids is not None:
             values[0] = PyBytes_AS_STRING(oids)
             ok = PQsendQueryParams(self._conn, PyBytes_AS_STRING(TYPE_QUERY), 1, NULL, values,
                                    NULL, NULL, 0)
             if ok:
-                self._push(CMD_TYPES, group._next, group, None)
+                self._ring.push(CMD_TYPES, group._next, group, None)
                 ok = PQsendFlushRequest(self._conn) and self._flush()
         else:
             self._paused = None
@@ -652,63 +489,20 @@ cdef class Executor:
             self._fail(self._message())
         return 0
 
-    cdef int _learn_types(self, PGresult *res) except -1:
-        """Answers of TYPE_QUERY: oid, kind, base type of a domain that is an array's element."""
-        cdef TypeTable types = self.shared.types
-        cdef int row
-        for row in range(PQntuples(res)):
-            oid = int(PQgetvalue(res, row, 0))
-            kind = PQgetvalue(res, row, 1)[0]
-            if kind == b'e':
-                types.add_text(oid)
-            elif kind == b'E':
-                types.add_array(oid, 25)
-            elif kind == b'd' and not PQgetisnull(res, row, 2):
-                types.add_array(oid, int(PQgetvalue(res, row, 2)))
-            else:
-                types.add_foreign(oid)
-        for _, oid in self._probe_columns:
-            if not types.knows(oid):
-                types.add_foreign(oid)
-        return 0
-
     cdef int _settle(self, Group group, Statement statement) except -1:
-        """Makes the description of a statement all of whose column types are known."""
-        cdef Described described = Described()
+        """Describes a statement. Its probe's own preparation serves unless the statement had to
+        be wrapped."""
         cdef unsigned int defaults = self._defaults if group._plain else PJ_DOCUMENT
-        cdef TypeTable types = self.shared.types
-        cdef list foreign = []
-        cdef list oids = []
-        cdef Prepared prepared
-        cdef tuple key
-        for _, oid in self._probe_columns:
-            needs = types.needs(oid)
-            native = needs >= 0 and not needs & ~defaults and not (
-                statement.strip_nulls and (needs & PJ_DOCUMENT))
-            foreign.append(not native)
-            oids.append(oid if native else 114)
-        names = tuple([name for name, _ in self._probe_columns])
-        described.sql = statement.sql
-        described.text = statement._text
-        described.wrapped = True in foreign
-        if described.wrapped:
-            described.text = wrap(statement.sql, names, foreign, statement.strip_nulls).encode()
-        described.format = RowFormat(names, tuple(oids), types, statement.strip_nulls)
-        if len(self.shared.described) >= self.shared.limit:
-            for old in list(self.shared.described)[:self.shared.limit // 8]:
-                del self.shared.described[old]
-        variant = (defaults << 1) | statement.strip_nulls
-        self.shared.described[(statement.sql, variant)] = described
-        # The probe's own preparation serves unless the statement had to be wrapped.
+        cdef Described described = describe(self.shared, statement, self._probe_columns, defaults)
         role = group.role if statement.per_role else None
-        key = (statement.sql, role, -1)
-        prepared = <Prepared> self._statements.pop(key, None)
-        if prepared is not None:
-            if described.wrapped:
-                self._garbage.append(prepared.name)
-            else:
-                prepared.key = (statement.sql, role, (1 + defaults) * 2 + statement.strip_nulls)
-                self._statements[prepared.key] = prepared
+        cdef Prepared prepared = self._statements.take((statement.sql, role, -1))
+        if prepared is None:
+            return 0
+        if described.wrapped:
+            self._statements.discard(prepared)
+        else:
+            self._statements.rename(
+                prepared, (statement.sql, role, (1 + defaults) * 2 + statement.strip_nulls))
         return 0
 
     # --- rows ------------------------------------------------------------------------------------
@@ -727,13 +521,13 @@ cdef class Executor:
                 return 0
         result = Result.__new__(Result)
         result.tag = text_or_none(PQcmdStatus(res))
-        result.affected = _number(PQcmdTuples(res))
+        result.affected = number(PQcmdTuples(res))
         result.body = b""
         result.columns = ()
         if statement.result == MODE_JSON:
-            result.rows = self._rows
-            result.columns = self._format.columns
-            result.body = self._body(prepared.described)
+            result.rows = self._body.rows
+            result.columns = self._body.form.columns
+            result.body = self._ended(group, prepared.described)
         elif statement.result == MODE_VALUES:
             count = PQnfields(res)
             result.rows = PQntuples(res)
@@ -755,43 +549,36 @@ cdef class Executor:
     cdef int _encode(self, Command *command, Group group, Described described,
                      PGresult *res) except -1:
         """Adds rows to the body that is being built."""
-        cdef int row, rc = 0, count = PQntuples(res)
         cdef RowFormat form
-        if self._format is None:
-            self._format = described.format
-            if not self._format.matches(res):
-                self._format = self._reformat(command, group, res)
-            self._rows = 0
-            self._buf.len = 0
-            if jb_byte(&self._buf, b'['):
-                raise MemoryError
-        if group._error is not None:
-            return 0
-        form = self._format
-        for row in range(count):
-            if self._rows and jb_byte(&self._buf, b','):
-                raise MemoryError
-            rc = form.append(&self._buf, res, row)
-            if rc:
-                break
-            self._rows += 1
-            if self._buf.len >= SPILL_PIECE and (
-                    self._spool is not None or self._buf.len >= SPILL_AT):
-                self._spill(group)
-        if rc == PJ_NO_MEMORY:
-            raise MemoryError
-        if rc:
-            group._error = PgError("XX000", "ERROR", "a value came in an unknown binary form",
-                                   statement=command.index)
+        if not self._body.begun():
+            form = described.format
+            if not form.matches(res):
+                form = self._reformat(command, group, res)
+            self._body.begin(form)
+        if group._error is None:
+            group._error = self._body.append(res, command.index)
         return 0
+
+    cdef object _ended(self, Group group, Described described):
+        """The body, all of whose rows are there."""
+        cdef object body = None
+        try:
+            body = self._body.end()
+        except OSError as error:
+            group._error = unwritable(error)
+            self._body.drop()
+        if described.largest < self._body.size:
+            described.largest = self._body.size
+        described.runs += 1
+        return body
 
     cdef RowFormat _reformat(self, Command *command, Group group, PGresult *res):
         """The columns are not those described: the statement was described on one connection and
         prepared on another, and a table was altered in between."""
         cdef Statement statement = <Statement> group.statements[command.index]
-        cdef int i
-        names = tuple([text_or_none(PQfname(res, i)) for i in range(PQnfields(res))])
-        oids = tuple([PQftype(res, i) for i in range(PQnfields(res))])
+        cdef list columns = columns_of(res)
+        names = tuple([name for name, _ in columns])
+        oids = tuple([oid for _, oid in columns])
         self._forget(statement.sql)
         try:
             return RowFormat(names, oids, self.shared.types, statement.strip_nulls)
@@ -801,53 +588,6 @@ cdef class Executor:
                 statement=command.index,
             )
             return RowFormat((), (), self.shared.types)
-
-    cdef int _spill(self, Group group) except -1:
-        if self._spool is None:
-            self._spool = self._spool_factory()
-            self._spilled = 0
-        try:
-            self._spool.write(PyBytes_FromStringAndSize(self._buf.data, self._buf.len))
-        except OSError as error:
-            group._error = PgError(
-                "53100", "ERROR", "a large result could not be written to a temporary file",
-                str(error.strerror),
-            )
-        self._spilled += self._buf.len
-        self._buf.len = 0
-        if self._buf.cap > 2 * SPILL_AT:
-            jb_free(&self._buf)
-        return 0
-
-    cdef object _body(self, Described described):
-        """Ends the body and starts afresh."""
-        cdef Py_ssize_t size
-        cdef object body
-        if jb_byte(&self._buf, b']'):
-            raise MemoryError
-        size = self._buf.len
-        if self._spool is not None:
-            self._spool.write(PyBytes_FromStringAndSize(self._buf.data, self._buf.len))
-            size += self._spilled
-            body = self._spool
-        else:
-            body = PyBytes_FromStringAndSize(self._buf.data, self._buf.len)
-        if described.largest < size:
-            described.largest = size
-        described.runs += 1
-        self._spool = None
-        self._drop_body()
-        return body
-
-    cdef int _drop_body(self) except -1:
-        self._format = None
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
-        self._buf.len = 0
-        if self._buf.cap > (1 << 20):
-            jb_free(&self._buf)
-        return 0
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -865,8 +605,8 @@ cdef class Executor:
         since = group.sent_at if group.sent_at > self._last_done else self._last_done
         self._last_done = now
         self.shared.observe(group, now - since)
-        if self._format is not None or self._spool is not None:
-            self._drop_body()
+        if self._body.begun():
+            self._body.drop()
         if group.abandoned:
             return 0
         if group._error is not None and not group.in_session and group.retries == 0 and (
@@ -903,9 +643,9 @@ cdef class Executor:
             return 0
         self.lost = True
         self.lost_reason = reason
-        self._head = self._tail
+        self._ring.clear()
         self._paused = None
-        self._drop_body()
+        self._body.drop()
         groups = list(self._groups)
         self._groups.clear()
         self.depth = 0
@@ -941,24 +681,8 @@ cdef class Executor:
     def forget_statements(self):
         """After DISCARD ALL: nothing is prepared on the server any more."""
         self._statements.clear()
-        self._garbage.clear()
 
     def detach(self):
         """The connection is about to be closed; it is not touched any more."""
         self._fail("the connection was closed")
         self._conn = NULL
-
-
-def _last_use(Prepared prepared):
-    return prepared.used
-
-
-cdef Py_ssize_t _number(const char *digits) noexcept:
-    """The count of a command tag, -1 when it has none."""
-    cdef Py_ssize_t value = 0
-    if digits[0] == 0:
-        return -1
-    while digits[0]:
-        value = value * 10 + (digits[0] - 48)
-        digits += 1
-    return value

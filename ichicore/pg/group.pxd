@@ -36,6 +36,7 @@ cdef class Group:
     cdef public double deadline     # clock of the pool; 0 is none
     cdef public double sent_at
     cdef readonly int cancels_seen
+    cdef int check(self) except -1
     cpdef add(self, Statement statement, tuple params=*)
     cdef _reset(self)
 

@@ -1,8 +1,14 @@
 """Statements, the groups they run in, and what comes of them."""
 cimport cython
-from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from libc.string cimport strlen
 
 from ichicore.rest.rows cimport RowFormat, TypeTable
+
+from ichicore.pg.errors import PgError
+
+cdef enum:
+    MAX_PARAMS = 65535
 
 NONE = 0
 JSON = 1
@@ -83,6 +89,27 @@ cdef class Group:
                         break
         self.statements.append(statement)
         self._params.append(params)
+
+    cdef int check(self) except -1:
+        """Raises PgError or TypeError for parameters that cannot be sent."""
+        cdef Py_ssize_t i
+        cdef tuple params
+        for i in range(len(self._params)):
+            params = <tuple> self._params[i]
+            if len(params) > MAX_PARAMS:
+                raise PgError("54000", "ERROR", "a statement has more than 65535 parameters",
+                              statement=i)
+            for param in params:
+                if param is None:
+                    continue
+                if not PyBytes_CheckExact(param):
+                    raise TypeError("parameters must be bytes or None")
+                if strlen(PyBytes_AS_STRING(param)) != <size_t> PyBytes_GET_SIZE(param):
+                    raise PgError(
+                        "22021", "ERROR", 'invalid byte sequence for encoding "UTF8": 0x00',
+                        statement=i,
+                    )
+        return 0
 
     def __len__(self):
         return len(self.statements)
