@@ -2,9 +2,9 @@
 cores; and uploads against a plain copy to the same disk.
 
 small, conditional: a public file of 1 KB, read whole, in a range, and as "not modified". large:
-one of 100 MB. upload: 100 MB by PUT with the secret key, against a copy of the same file that is
-flushed to the disk and one that is not. memory: the worker's resident memory with 50 uploads under
-way.
+one of 100 MB. upload: 100 MB by PUT with the secret key, against a plain copy of the same file to
+the same disk, and against one that is flushed as the upload is. memory: the worker's resident
+memory with 50 uploads under way.
 """
 
 from __future__ import annotations
@@ -246,23 +246,31 @@ def copy(source: Path, target: Path, *, durable: bool) -> float:
 
 
 def bench_upload(site: Site, seconds: float, rounds: int) -> dict[str, Any]:
+    """One client each. An upload is on the disk when it is answered; a plain copy is not, a flushed
+    one is."""
+    import psutil
+
     target = site.node.folder / "copy.bin"
-    uploads, durable, plain, quotients = [], [], [], []
+    worker = psutil.Process(site.node.workers()[0])
+    times: dict[str, list[float]] = {"upload": [], "plain": [], "flushed": []}
     site.upload("bench/up.bin", site.large)
-    for _ in range(max(5, rounds)):
-        durable.append(copy(site.large, target, durable=True))
-        plain.append(copy(site.large, target, durable=False))
-        uploads.append(site.upload("bench/up.bin", site.large))
-        quotients.append(durable[-1] / uploads[-1])
+    copy(site.large, target, durable=False)
+    before = worker.cpu_times()
+    for _ in range(max(7, rounds)):
+        times["plain"].append(copy(site.large, target, durable=False))
+        times["flushed"].append(copy(site.large, target, durable=True))
+        times["upload"].append(site.upload("bench/up.bin", site.large))
+    after = worker.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    upload, plain, flushed = (statistics.median(found) for found in times.values())
     size = LARGE / MB
     return {
-        "mb_per_s": size / statistics.median(uploads),
-        "flushed_copy_mb_per_s": size / statistics.median(durable),
-        "unflushed_copy_mb_per_s": size / statistics.median(plain),
-        "of_flushed_copy": statistics.median(quotients),
-        "of_unflushed_copy": statistics.median(plain) / statistics.median(uploads),
-        "goal": "of_flushed_copy >= 0.6",
-    }
+        "mb_per_s": size / upload, "plain_copy_mb_per_s": size / plain,
+        "flushed_copy_mb_per_s": size / flushed, "of_plain_copy": plain / upload,
+        "of_flushed_copy": flushed / upload,
+        "best_of_best_plain_copy": min(times["plain"]) / min(times["upload"]),
+        "worker_cpu_ms": used * 1000 / len(times["upload"]), "goal": "of_plain_copy >= 0.6",
+    }  # fmt: skip
 
 
 async def many(site: Site, count: int, size: int) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
+from server.base.batches import Batches, StreamBatches
 
 if TYPE_CHECKING:
     from server.base.project import Identity, Project
@@ -23,7 +24,8 @@ class Request:
     /postgres/todos). query: raw, still percent-encoded, without "?". headers: lower-case name to
     value; a repeated header is joined with ", ". base_url: scheme and host the client used, no
     trailing slash. peer: client address. id: request id. read_body(limit) reads it whole, at most
-    `limit` bytes (ApiError 413 beyond); read_stream(limit) yields chunks and may be used once.
+    `limit` bytes (ApiError 413 beyond); read_stream(limit) yields chunks and may be used once, as
+    may read_batches(), for bodies of declared length that are large.
     refusal: on routes that may be open to all (/functions), why the credentials presented are not
     valid; the identity is then NOBODY.
     """
@@ -73,6 +75,9 @@ class Request:
         self.read_stream = read_stream
         self.gone = gone
         self.refusal: ApiError | None = None
+
+    def read_batches(self) -> Batches:
+        return StreamBatches(self.read_stream(int(self.headers["content-length"])))
 
 
 class Response:

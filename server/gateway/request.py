@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 
+from server.base.batches import Batches, StreamBatches
 from server.base.http import Request
 from server.base.project import NOBODY
+from server.base.serving import ServingLoop
 from server.gateway import limits
+from server.gateway.gathering import Gathered
 from server.gateway.routes import Route
 
 
@@ -52,6 +56,13 @@ class EdgeRequest(Request):
         """The body in chunks, once; here a service's own limit may exceed the node's."""
         most = self.body_limit if limit is None else limit
         return limits.read_stream(self._protocol, self.headers, most)
+
+    def read_batches(self) -> Batches:
+        """The body of declared length in batches, once; of any length that the service accepts."""
+        length = limits.declared(self.headers)
+        if length is None or not isinstance(asyncio.get_running_loop(), ServingLoop):
+            return StreamBatches(self.read_stream(length))
+        return Gathered(self._protocol, length)
 
     async def gone(self) -> None:
         """Returns when the client has left."""

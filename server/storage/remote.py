@@ -73,7 +73,7 @@ class RemoteSink:
 
     async def commit(self) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.store.executor, lambda: self.spool.finish(durable=False))
+        await loop.run_in_executor(self.store.executor, self.spool.finish)
         try:
             async with self.store.sending:
                 await self.store.send(self.name, self.spool.target, self.spool.size)
@@ -96,7 +96,7 @@ class RemoteStore:
         _clear(spool)
 
     def sink(self, project: str, version: str, size: int) -> RemoteSink:
-        spool = FileSink(self.spool / version, size, self.executor)
+        spool = FileSink(self.spool / version, size, self.executor, durable=False)
         return RemoteSink(self, blob_name(project, version), spool)
 
     def file(self, project: str, version: str) -> str | None:

@@ -19,6 +19,7 @@ from server.base.project import Project
 from server.storage import settings
 from server.storage.catalog import CHANGED, PATHS_TOLD, Catalog, Entry
 from server.storage.database import Database
+from server.storage.receive import Turns
 from server.storage.settings import StorageSettings
 from server.storage.stores import Store, open_store
 from server.storage.tokens import Signer
@@ -29,7 +30,6 @@ UPLOADS_OF_PROJECT = 100  # the same, of one project
 LONGEST_TOKEN = 86_400.0  # seconds that a read token may last
 MOST_REVOKED = 100_000  # users
 READ_PAUSES = (0.1, 0.5, 1.0, 2.0)  # seconds after an attempt to read what is revoked
-BUFFERS = 8 << 20  # bytes that all uploads of a worker may hold at once
 
 
 class Tenant:
@@ -64,6 +64,7 @@ class Room:
         self.catalog = Catalog()
         self.tenants: dict[str, Tenant] = {}
         self.uploads = 0  # under way
+        self.turns = Turns()
         config = context.config
         self._rule = HostRule(
             config.base_domain, config.default_project, config.public_url, config.cdn_url

@@ -12,7 +12,6 @@ import base64
 import binascii
 import contextlib
 import errno
-import hashlib
 import time
 import uuid
 from typing import Any, NamedTuple
@@ -23,21 +22,16 @@ from ichicore.errors import ApiError
 from server.base.http import JSON, Request, Response
 from server.storage import inputs, paths
 from server.storage.database import statement, sure
-from server.storage.room import BUFFERS, UPLOADS, UPLOADS_OF_PROJECT, Room, Tenant, log
+from server.storage.receive import receive
+from server.storage.room import UPLOADS, UPLOADS_OF_PROJECT, Room, Tenant, log
 from server.storage.stores import Sink, StoreError, away, full
 from server.storage.sweep import GRACE
 from server.storage.tokens import etag, new_version
 
-IDLE = 20.0  # seconds without a byte after which an upload is given up
-SLOWEST = 8 << 10  # bytes a second that an upload must reach on average, after START
-START = 30.0  # seconds
 # An upload under way says so every BEAT seconds; without a word for LEASE seconds its process is
 # taken for dead, and what it reserved and wrote is given back.
 BEAT = 45.0
 LEASE = 150.0
-ABREAST = 8  # uploads of a worker up to which one batch is written while the next one arrives
-LEAST_BATCH = 64 << 10  # bytes written to the store at once
-MOST_BATCH = 1 << 20
 PENDING = 10_000  # upload URLs of one project that may be open at once
 
 RESERVE = statement(
@@ -222,11 +216,12 @@ async def _take(
     committing: asyncio.Task[None] | None = None
     beating = asyncio.get_running_loop().create_task(_beat(tenant, upload))
     try:
-        hashes = await _receive(room, request, upload, sink, stated)
-        digest = hashes["sha256"].digest()
-        for name, expected in stated:
-            if hashes[name].digest() != expected:
-                raise _mismatch()
+        algorithms = ["sha256", *{name for name, _ in stated} - {"sha256"}]
+        body = request.read_batches()
+        digests = await receive(room.turns, room.store, body, upload.size, sink, algorithms)
+        digest = digests["sha256"]
+        if any(digests[name] != expected for name, expected in stated):
+            raise _mismatch()
         if upload.sha256 is not None and digest != upload.sha256:
             raise _mismatch()
         committing = room.spawn(sink.commit())
@@ -259,65 +254,15 @@ async def _take(
     room.used(tenant, int(sure(row[2])), 1 if row[3] == b"t" else 0)
     await room.changed(tenant, upload.bucket, [upload.path])
     tag = etag(digest.hex())
-    body = {
+    told = {
         "id": sure(row[1]), "bucket": upload.bucket, "path": upload.path, "size": upload.size,
         "etag": tag, "sha256": digest.hex(),
     }  # fmt: skip
-    return Response(200, [JSON, ("etag", tag), ("cache-control", "no-store")], orjson.dumps(body))
+    return Response(200, [JSON, ("etag", tag), ("cache-control", "no-store")], orjson.dumps(told))
 
 
 def _mismatch() -> ApiError:
     return ApiError(400, "checksum_mismatch", "The content does not have the stated checksum.")
-
-
-async def _receive(
-    room: Room, request: Request, upload: Upload, sink: Sink, stated: list[tuple[str, bytes]]
-) -> dict[str, Any]:
-    """The body into the sink, in batches, one being written while the next one arrives; the
-    checksums on the way. ApiError when it ends early, is too long or too slow."""
-    hashes: dict[str, Any] = {"sha256": hashlib.sha256()}
-    for name, _ in stated:
-        hashes.setdefault(name, hashlib.new(name, usedforsecurity=False))
-    loop = asyncio.get_running_loop()
-    running = tuple(hashes.values())
-    batch = max(LEAST_BATCH, min(MOST_BATCH, BUFFERS // (2 * max(1, room.uploads))))
-    deadline = loop.time() + START + upload.size / SLOWEST
-    parts: list[bytes] = []
-    held = 0
-    writing: asyncio.Future[None] | None = None
-
-    def write(parts: list[bytes]) -> None:
-        for one in running:
-            for part in parts:
-                one.update(part)
-        sink.write(parts)
-
-    try:
-        try:
-            async with asyncio.timeout_at(min(deadline, loop.time() + IDLE)) as limit:
-                async for chunk in request.read_stream(upload.size):
-                    parts.append(chunk)
-                    held += len(chunk)
-                    if held >= batch:
-                        limit.reschedule(None)
-                        if writing is not None:
-                            await asyncio.shield(writing)
-                        writing = loop.run_in_executor(room.store.executor, write, parts)
-                        parts, held = [], 0
-                        if room.uploads > ABREAST:
-                            await asyncio.shield(writing)
-                    limit.reschedule(min(deadline, loop.time() + IDLE))
-        except TimeoutError:
-            raise ApiError(408, "upload_timeout", "The upload took too long.") from None
-        if writing is not None:
-            await asyncio.shield(writing)
-        if parts:
-            writing = loop.run_in_executor(room.store.executor, write, parts)
-            await asyncio.shield(writing)
-    finally:
-        if writing is not None and not writing.done():
-            await asyncio.wait([writing])  # the sink is not to be touched while it writes
-    return hashes
 
 
 async def _beat(tenant: Tenant, upload: Upload) -> None:

@@ -23,7 +23,8 @@ from tests.server.storage.node import Files
 def environment(files: Files) -> Iterator[None]:
     """The variables by which the node reaches its store."""
     before = dict(os.environ)
-    os.environ.update({k: v for k, v in files.environment.items() if k.startswith("AWS_")})
+    names = ("AWS_", "AZURE_", "GOOGLE_", "ICHIBASE_STORAGE_HTTP")
+    os.environ.update({k: v for k, v in files.environment.items() if k.startswith(names)})
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ class Answer:
 
 
 class Files(RunningNode):
-    """kind: "disk" or "s3"."""
+    """kind: of the store, "disk" or the name of an object store."""
 
     def __init__(self, folder: Path, kind: str, environment: dict[str, str]) -> None:
         super().__init__(folder, environment={"ICHIBASE_WORKERS": "2", **environment})

@@ -10,7 +10,7 @@ import pytest
 
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgUnavailable
-from server.storage import uploads
+from server.storage import receive, uploads
 from server.storage.database import Database
 from server.storage.stores import StoreError
 from server.storage.sweep import sweep
@@ -27,11 +27,14 @@ def run(files, work):
 
 
 async def nothing_left(tenant, room, path):
-    await sweep(room, tenant)
     pool = tenant.database._pools.system(tenant.project)
+    # what other tests replaced may fall due at any moment, also right after the sweep
+    now = (await pool.fetch("select now()::text"))[0][0]
+    await sweep(room, tenant)
     assert await pool.fetch("select 1 from storage.uploads where path = $1", (path,)) == []
     assert await pool.fetch("select 1 from storage.objects where path = $1", (path,)) == []
-    assert await pool.fetch("select 1 from storage.garbage where due_at <= now()") == []
+    due = "select 1 from storage.garbage where due_at <= $1::timestamptz"
+    assert await pool.fetch(due, (now,)) == []
 
 
 async def refused(room, tenant, request, path, status, code):
@@ -43,7 +46,7 @@ async def refused(room, tenant, request, path, status, code):
 
 
 def test_a_client_that_stalls(files, monkeypatch):
-    monkeypatch.setattr(uploads, "IDLE", 0.2)
+    monkeypatch.setattr(receive, "IDLE", 0.2)
 
     async def work(room, tenant):
         body = inside.Body([b"x" * 10], lambda: asyncio.sleep(30))
@@ -57,7 +60,7 @@ def test_a_client_that_stalls(files, monkeypatch):
 
 def test_a_client_that_trickles(files, monkeypatch):
     """Never silent for long, yet slower than any honest one."""
-    monkeypatch.setattr(uploads, "START", 0.3)
+    monkeypatch.setattr(receive, "START", 0.3)
 
     class Trickle:
         async def __aiter__(self):
@@ -77,24 +80,23 @@ def test_a_client_that_trickles(files, monkeypatch):
 def test_a_long_upload_keeps_its_place(files, monkeypatch):
     """It says that it is under way: it outlives its lease, and a dead one does not."""
     monkeypatch.setattr(uploads, "BEAT", 0.3)
-    monkeypatch.setattr(uploads, "LEASE", 1.0)
+    monkeypatch.setattr(uploads, "LEASE", 2.0)
 
     class Slow:
         async def __aiter__(self):
-            for _ in range(20):
+            for _ in range(26):
                 await asyncio.sleep(0.1)
                 yield b"x"
 
     async def work(room, tenant):
-        request = inside.put(tenant.project, 20, Slow())
+        request = inside.put(tenant.project, 26, Slow())
         task = asyncio.ensure_future(uploads.put_direct(room, tenant, request, "inside", "long"))
         while not task.done():
             await sweep(room, tenant)
             await asyncio.sleep(0.2)
         assert (await task).status == 200
         await uploads.reserve(tenant, "inside", "dead", 5, "a/b", None, None, version="0" * 32)
-        await asyncio.sleep(1.1)
-        await sweep(room, tenant)
+        await asyncio.sleep(2.1)
         await nothing_left(tenant, room, "dead")
 
     run(files, work)
