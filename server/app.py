@@ -13,6 +13,7 @@ import time
 import traceback
 from typing import Any
 
+from ichicore.mongo.way import Letter
 from server.base.bus import PgBus
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
 from server.base.directory import ControlDirectory, Source
@@ -25,6 +26,7 @@ from server.base.revocations import Revocations
 from server.base.serving import ServingLoop
 from server.base.usage import Usage
 from server.control import records
+from server.gateway.documentway import DocumentWay
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
 from server.gateway.pools import ProjectPools
@@ -97,7 +99,15 @@ class Worker:
 
         way = ExpressWay(self.edge, rest_of, faults, short)
         if self.config.access_log != "all":  # that log has a line for each request
-            self.edge.opened = way.open
+            self.edge.opened["postgres"] = way.open
+        self.directory.on_change(lambda project, slug: way.close_all())
+        return way
+
+    def open_documents(self, resume: Any) -> DocumentWay:
+        """The short way of documents."""
+        way = DocumentWay(self.edge, resume)
+        if self.config.access_log != "all":
+            self.edge.opened["mongo"] = way.open
         self.directory.on_change(lambda project, slug: way.close_all())
         return way
 
@@ -233,11 +243,16 @@ class Application:
         self.public = self.worker.open_public().handle
         await self.worker.start()
         self.handle = self.worker.edge.handle
-        way = self.worker.open_express().way
+        express = self.worker.open_express()
+        way = express.way
         way.loop = loop
         self.express = way.handle
         if isinstance(loop, ServingLoop):
+            documents = self.worker.open_documents(express.resume).way
+            documents.loop = loop
             loop.handover.other = self.public
+            loop.handover.documents = documents.handle
+            loop.handover.letter = Letter
             loop.handover.way = way
 
 

@@ -62,12 +62,11 @@ cdef class Tally:
         self.count += 1
         return True
 
-    cdef int give_back(self) except -1:
+    cpdef give_back(self):
         """A request that was taken is to be asked for again."""
         self.count -= 1
         if self.rate:
             self.tokens += 1
-        return 0
 
     def wait(self):
         """Seconds until the next request may go on."""
@@ -478,12 +477,15 @@ cdef class Handover:
 
     soon: the loop's own. way: None until the application serves. other: another short way, called
     with scope and protocol of what the first does not take; None when it does not take it either.
-    kind: name of the type of the HTTP server's object with a request's scope and proto.
+    documents: the one of requests with a body that are not the first's; whether it takes one.
+    letter: type of its callbacks, which are told of a body that has arrived. kind: name of the type of the HTTP server's object with a request's scope and proto.
     """
 
     cdef object soon
     cdef public Express way
     cdef public object other
+    cdef public object documents
+    cdef public object letter
     cdef str kind
     cdef type watcher               # the type, once seen
 
@@ -496,6 +498,9 @@ cdef class Handover:
         if type(callback) is Ticket:
             (<Ticket> callback).express.arrived(<Ticket> callback, args[0])
             return None
+        if type(callback) is self.letter:
+            callback(args[0])
+            return None
         if self.way is not None and len(args) == 2:
             told = args[1]
             if self.watcher is None and type(told).__name__ == self.kind:
@@ -507,5 +512,7 @@ cdef class Handover:
 
     cdef bint taken(self, scope, protocol) except -1:
         if self.way.direct(scope, protocol):
+            return True
+        if self.documents is not None and self.documents(scope, protocol):
             return True
         return self.other is not None and self.other(scope, protocol) is not None

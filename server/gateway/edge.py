@@ -89,7 +89,8 @@ class Edge:
         self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
         self._timers = {name: metrics.route(name) for name in (*ROUTES, "edge")}
         self.watch = Watch()
-        self.opened: Callable[[str | None, Site], None] | None = None  # by the general way
+        # by the general way, by route
+        self.opened: dict[str, Callable[[str | None, Site], None]] = {}
         self._prefix = secrets.token_hex(6)
         self._count = 0
         directory.on_change(self._changed)
@@ -193,8 +194,9 @@ class Edge:
             await self._socket(site, service, request, protocol)
             return None
         response = await service.handle(request)
-        if self.opened is not None and route.rest_errors:
-            self.opened(host, site)
+        opened = self.opened.get(route.name)
+        if opened is not None:
+            opened(host, site)
         return response
 
     async def _admitted(self, site: Site, route: Route, request: EdgeRequest) -> Site:

@@ -133,17 +133,7 @@ class Executor:
 
     async def write(self, elements: bytes) -> dict[str, Any]:
         """One command that waits for the journal. The answer with its writeErrors."""
-        return self.written(await self.store.write(elements + MAJORITY, self.left()))
-
-    def written(self, answer: bytes) -> dict[str, Any]:
-        """The answer to a write; DriverError when it failed as a whole."""
-        document: Any = bson.decode(answer, RAW)
-        if document.get("ok") != 1:
-            raise self.store.failure(document)
-        concern = document.get("writeConcernError")
-        if concern:
-            raise DriverError(concern)
-        return document
+        return written(await self.store.write(elements + MAJORITY, self.left()), self.store)
 
     async def update(self, change: Change) -> Written:
         """Of one whose documents must be looked at; others are one command."""
@@ -358,6 +348,17 @@ def update_statement(change: Change) -> bytes:
     return message.update_statement(
         change.filter, change.change, change.multi, change.upsert, change.array_filters
     )
+
+
+def written(answer: bytes, store: Store) -> dict[str, Any]:
+    """The answer to a write, with its writeErrors; DriverError when it failed as a whole."""
+    document: Any = bson.decode(answer, RAW)
+    if document.get("ok") != 1:
+        raise store.failure(document)
+    concern = document.get("writeConcernError")
+    if concern:
+        raise DriverError(concern)
+    return document
 
 
 def updated(answer: dict[str, Any]) -> Written:

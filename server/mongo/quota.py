@@ -32,10 +32,14 @@ class Quota:
         usage = self.context.usage
         return usage.level(project.id, DOCUMENTS) + usage.level(project.id, ROWS)
 
+    def fits(self, project: Project) -> bool:
+        """Whether there is room left, as last measured."""
+        return self._used(project) < project.limits.database_bytes
+
     async def check(self, project: Project, store: Store) -> None:
         """ApiError 507 quota_exceeded for a project that has no room left."""
         most = project.limits.database_bytes
-        if self._used(project) < most:
+        if self.fits(project):
             return
         if self._is_due(project, NEAR_EVERY):  # there may be room again
             await self._measure(project, store)

@@ -58,12 +58,14 @@ class Book:
 
 
 def _realtime(section: dict[str, Any]) -> frozenset[str]:
-    """Collections whose changes are told."""
+    """Collections whose changes the node tells: none where the database's change stream does."""
     found = section.get("collections")
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or section.get("documents") == "stream":
         return frozenset()
     return frozenset(
-        name for name, entry in found.items() if isinstance(entry, dict) and entry.get("enabled")
+        name
+        for name, entry in found.items()
+        if isinstance(entry, dict) and entry.get("enabled", True)
     )
 
 

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import time
-
 from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
 from ichicore.mongo import Command, Plan, apply, check_collection, parse, reply
 from ichicore.mongo.grammar import INSERTS, OPERATIONS, UPDATES
-from ichicore.rules import ALLOW, Context, Decision
+from ichicore.rules import Decision
 from server.base.context import WorkerContext
 from server.base.http import JSON, Request, Response, error_response
-from server.base.project import Identity, Project
+from server.base.project import Project
 from server.mongo import bulk, faults, single
+from server.mongo.access import SERVICE, decide, role_of
 from server.mongo.execute import Event, Executor
 from server.mongo.faults import DriverError
 from server.mongo.policy import ask_function
 from server.mongo.room import Room
-from server.mongo.rulebook import Book, Rulebook
+from server.mongo.rulebook import Rulebook
+from server.mongo.short import Guide
 from server.mongo.stores import Stores
 
 HEADERS = [JSON]
-SERVICE = "service_role"
 WRITES = frozenset((*INSERTS, *UPDATES, "deleteOne", "deleteMany", "findOneAndDelete", "bulkWrite"))
 GROWING = frozenset((*INSERTS, *UPDATES, "bulkWrite"))
 ALLOWED = (("allow", "POST"),)
-
-
-def role_of(identity: Identity) -> str:
-    """A secret key stays one with a user's token beside it."""
-    if SERVICE in (identity.role, identity.key_role):
-        return SERVICE
-    return identity.role
 
 
 class MongoService:
@@ -79,7 +71,13 @@ class MongoService:
         body = await request.read_body(limits.document_body)
         caps = room.caps(book, service)
         command = parse(operation, body, caps)
-        decision = await self._decide(request, book, command, collection, role)
+        decision: Decision | dict[tuple[str, bool], Decision]
+        if book.by_function:
+            decision = await ask_function(
+                room.context, project, command, collection, role, identity
+            )
+        else:
+            decision = decide(book, command, collection, role, identity)
         plans = apply(command, decision)
         if operation in GROWING:
             await room.quota.check(project, store)
@@ -95,30 +93,16 @@ class MongoService:
             room.tell(project.id, collection, events)
         return answer
 
-    async def _decide(
-        self, request: Request, book: Book, command: Command, collection: str, role: str
-    ) -> Decision | dict[tuple[str, bool], Decision]:
-        """What the rules or the function say."""
-        if role == SERVICE and not book.enforce_service_role and not book.by_function:
-            return ALLOW
-        identity = request.identity
-        if book.by_function:
-            return await ask_function(
-                self.room.context, request.project, command, collection, role, identity
-            )
-        claims = identity.claims
-        email = claims.get("email")
-        who = Context(
-            role, identity.uid, email if isinstance(email, str) else None, claims, time.time()
-        )
-        if command.operation == "bulkWrite":
-            found = book.policy.decide_bulk(command.pairs, collection, who)
-            if isinstance(found, Decision) and not found.allow:
-                raise ApiError(403, "policy_denied", found.reason)
-            return found
-        return book.policy.decide(
-            command.operation, collection, who, upsert=command.parts[0].upsert
-        )
+    def guide(self, project: Project) -> Guide | None:
+        """For the short way; None where a project's requests cannot take it."""
+        book = self.room.rulebook.of(project)
+        try:
+            store = self.room.stores.get(project)
+        except ApiError:
+            return None
+        if book.by_function or not store.address.short or store.address.tls is not None:
+            return None
+        return Guide(self.room, project, store, book)
 
 
 def _route(path: str) -> tuple[str, str]:

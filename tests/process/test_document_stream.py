@@ -15,7 +15,9 @@ from tests.server.realtime.world import Talker
 
 RULES = {
     "documents": "stream",
-    "collections": {"orders": {"rule": {"owner": "$auth.role"}, "fields": {"deny": ["cost"]}}},
+    "collections": {
+        "orders": {"enabled": True, "rule": {"owner": "$auth.role"}, "fields": {"deny": ["cost"]}}
+    },
 }
 
 
@@ -67,13 +69,21 @@ def test_writes_of_others_are_told_once_and_by_rule(node, orders):
         third = client.hear()
         assert third["record"] == {"_id": "c", "owner": "anon"}
         assert first["position"] < second["position"] < third["position"]
+
         # what the node itself writes comes from the stream too, and once
-        status, answer = post(
-            node, "/mongo/v1/insertOne/orders", {"doc": {"_id": "d", "owner": "anon"}},
-            apikey=project["service_key"],
-        )  # fmt: skip
-        assert status in (200, 201), answer
-        assert client.hear()["record"]["_id"] == "d"
-        client.silent()
+        def write(operation, body):
+            status, answer = post(
+                node, f"/mongo/v1/{operation}/orders", body, apikey=project["service_key"]
+            )
+            assert status == 200, answer
+
+        write("insertOne", {"doc": {"_id": "d", "owner": "anon"}})
+        write("updateMany", {"filter": {"_id": "d"}, "update": {"$set": {"n": 7}}})
+        write("deleteOne", {"filter": {"_id": "d"}})
+        told = [client.hear() for _ in range(2)]
+        assert [frame["event"] for frame in told] == ["insert", "update"]
+        assert told[0]["record"]["_id"] == "d"
+        assert told[1]["record"]["n"] == 7
+        client.silent()  # what a deleted document was, the stream does not say
     finally:
         client.close()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import time
+import urllib.error
+import urllib.request
 
 import psutil
 import pytest
@@ -39,6 +43,18 @@ def documents_process(running):
             if "secantus" in process.cmdline():
                 return process
     return None
+
+
+def post(node, operation, body, key):
+    """The status of one request on the collection `under`."""
+    request = urllib.request.Request(
+        f"{node.url}/mongo/v1/{operation}/under", json.dumps(body).encode(), {"apikey": key}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def test_the_default_project_has_documents_behind_its_own_login(node):
@@ -95,6 +111,39 @@ def test_killed_it_comes_back_with_every_journaled_document(node):
         assert wait_until(lambda: (documents_process(node) or process).pid != process.pid, 20)
     with database(node.project()["mongo_url"]) as own:
         assert own.kept.count_documents({}) == 50
+
+
+def test_killed_under_writes_it_loses_none_that_was_answered(node):
+    key = node.project()["service_key"]
+    answered, statuses, over = [], set(), threading.Event()
+
+    def write(sender):
+        number = 0
+        while not over.is_set():
+            number += 1
+            id = f"{sender}-{number}"
+            status = post(node, "insertOne", {"doc": {"_id": id}}, key)
+            statuses.add(status)
+            if status == 200:
+                answered.append(id)
+            elif status == 503:
+                time.sleep(0.05)
+
+    senders = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for sender in senders:
+        sender.start()
+    for _ in range(2):
+        time.sleep(0.4)
+        process, before = documents_process(node), len(answered)
+        process.kill()
+        assert wait_until(lambda: len(answered) > before + 20, 30)  # noqa: B023
+    over.set()
+    for sender in senders:
+        sender.join()
+    assert statuses <= {200, 503, 504, 409}  # 409: it was done, and its answer was lost
+    with database(node.project()["mongo_url"]) as own:
+        found = {document["_id"] for document in own.under.find()}
+    assert set(answered) <= found
 
 
 def test_it_ends_with_a_node_that_is_killed(node):

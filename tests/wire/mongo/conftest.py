@@ -152,8 +152,9 @@ class World:
         except ValueError:
             found = None
         code = found.get("code") if isinstance(found, dict) and answer.status >= 400 else None
-        return SimpleNamespace(status=answer.status, json=found, code=code,
-                               text=text.decode())  # fmt: skip
+        told = {name.lower(): value for name, value in answer.getheaders()}
+        return SimpleNamespace(status=answer.status, json=found, code=code, text=text.decode(),
+                               headers=told)  # fmt: skip
 
     def ok(self, *arguments, **options):
         """The answer of a request that must succeed."""

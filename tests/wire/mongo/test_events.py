@@ -152,6 +152,20 @@ def test_collections_that_are_not_enabled_tell_nothing(orders, told):
     assert told.take(1, 0.3) == []
 
 
+def test_what_the_change_stream_tells_the_worker_does_not(orders, told):
+    section = {"documents": "stream", "collections": {"orders": {"enabled": True, "rule": OWN}}}
+    asyncio.run(orders.projects.put_settings("default", "realtime", section))
+    time.sleep(1.0)
+    orders.ok("insertOne", "orders", {"doc": {"_id": 1}}, uid=ANN)
+    orders.ok("updateMany", "orders", {"filter": {}, "update": {"$set": {"n": 1}}}, uid=ANN)
+    orders.ok("deleteMany", "orders", {"filter": {}}, uid=ANN)
+    time.sleep(0.3)
+    assert told.messages == []
+    del section["documents"]
+    asyncio.run(orders.projects.put_settings("default", "realtime", section))
+    time.sleep(1.0)
+
+
 def test_a_realtime_process_that_is_away_costs_no_write(world):
     """Nothing listens: writes go on."""
     section = {"collections": {"alone": {"enabled": True, "rule": True}}}

@@ -1,0 +1,146 @@
+"""What the short way asks of one project: whether a request is one command, and what becomes of the
+reply."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ichicore.errors import ApiError
+from ichicore.mongo import Caps, Command, Plan, apply, check_collection, message, parse, reply
+from ichicore.mongo.grammar import INSERTS, READS
+from server.base.project import Identity, Project
+from server.mongo import single
+from server.mongo.access import SERVICE, decide, role_of
+from server.mongo.execute import Event, written
+from server.mongo.room import Room
+from server.mongo.rulebook import Book
+from server.mongo.store import Session, Store, Unanswered
+from server.mongo.transaction import MAJORITY
+
+OPERATIONS = frozenset((*READS, *INSERTS, *single.CHANGES, *single.DELETES))
+
+
+class Ready:
+    """A request that is one command. seconds: that it may take. session: what numbers a write."""
+
+    __slots__ = ("command", "parsed", "plan", "seconds", "session", "told", "writes")
+
+    def __init__(self, parsed: Command, plan: Plan, seconds: float) -> None:
+        self.parsed = parsed
+        self.plan = plan
+        self.seconds = seconds
+        self.command = b""
+        self.writes = False
+        self.told = ""  # the collection, where what changed is told
+        self.session: Session | None = None
+
+
+class Guide:
+    """Of one project as it is at one revision. Its methods may be called from any thread but for
+    answer() and conclude(), which are the loop's."""
+
+    def __init__(self, room: Room, project: Project, store: Store, book: Book) -> None:
+        self.room = room
+        self.project = project
+        self.store = store
+        self.book = book
+        self.give_back = store.give_back
+        self.kept = store.kept
+        self._caps: dict[bool, Caps] = {one: room.caps(book, one) for one in (False, True)}
+        self._seconds = book.operation_ms / 1000
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def place(self, path: str) -> tuple[str, str] | None:
+        """(operation, collection) of a path, if it may go the short way."""
+        parts = path.split("/")
+        if len(parts) != 5 or parts[3] not in OPERATIONS:
+            return None
+        try:
+            check_collection(parts[4])
+        except ApiError:
+            return None
+        return parts[3], parts[4]
+
+    def prepare(self, place: tuple[str, str], body: bytes, identity: Identity) -> Ready | None:
+        """None for what takes the general way; so does what this refuses."""
+        operation, collection = place
+        if len(body) > self.project.limits.document_body:
+            return None
+        role = role_of(identity)
+        command = parse(operation, body, self._caps[role == SERVICE])
+        (plan,) = apply(command, decide(self.book, command, collection, role, identity))
+        ready = Ready(command, plan, self._seconds)
+        store = self.store
+        if operation in READS:
+            elements = single.reading(plan, collection, self.project.tier != "free")
+        else:
+            told = collection in self.book.realtime
+            growing = operation not in single.DELETES
+            if store.known is None or not single.is_single(plan, told):
+                return None
+            if growing and not self.room.quota.fits(self.project):
+                return None
+            ready.writes = True
+            ready.told = collection if told else ""
+            elements = single.writing(plan, collection, command.ordered) + MAJORITY
+            ready.session = store.session()
+            if ready.session is not None:
+                elements = ready.session.stamp(elements)
+        ready.command = message.sealed(elements, self._seconds, store.tail)
+        return ready
+
+    def answer(self, ready: Ready, found: bytes) -> bytes | None:
+        """The answer that a reply becomes; None when it is not so simple."""
+        if ready.writes:
+            made = single.quickly(ready.plan, found)
+            if made is not None:
+                self._done(ready)
+            return made
+        if not reply.succeeded(found) or single.is_open(ready.plan, found):
+            return None
+        return single.read(ready.plan, (found,))
+
+    def conclude(
+        self,
+        ready: Ready,
+        found: bytes,
+        done: Callable[[bytes], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Brings a write to its end whose reply is not so simple, or did not come (b"")."""
+        task = asyncio.get_running_loop().create_task(self._conclude(ready, found, done, failed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _conclude(
+        self,
+        ready: Ready,
+        found: bytes,
+        done: Callable[[bytes], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        session, ready.session = ready.session, None
+        try:
+            if session is not None:
+                end = time.monotonic() + ready.seconds
+                found = await self.store.repeat(ready.command, session, end, found)
+            elif not found:
+                raise Unanswered()
+            made = single.written(ready.parsed, ready.plan, written(found, self.store))
+        except Exception as error:
+            failed(error)
+        else:
+            self._done(ready)
+            done(made)
+
+    def _done(self, ready: Ready) -> None:
+        """A write has succeeded."""
+        if ready.session is not None:
+            self.store.kept(ready.session)
+            ready.session = None
+        self.room.quota.written(self.project, self.store)
+        if ready.told:
+            events = [Event("insert", document, None) for document in ready.plan.documents]
+            self.room.tell(self.project.id, ready.told, events)
