@@ -10,19 +10,17 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-
-from pymongo import AsyncMongoClient, WriteConcern
-from pymongo.errors import OperationFailure, PyMongoError
 
 from ichicore.errors import ApiError
 from server.mongo import address
 from server.mongo.address import DocumentServer
 
+if TYPE_CHECKING:
+    from pymongo import AsyncMongoClient
+
 WAIT_SECONDS = 30.0  # for a server that is starting
-USER_EXISTS = 51003
-USER_UNKNOWN = 11
 
 
 def name_of(project_id: str) -> str:
@@ -64,25 +62,10 @@ class Documents:
     @asynccontextmanager
     async def admin(self, seconds: float = WAIT_SECONDS) -> AsyncIterator[AsyncMongoClient[Any]]:
         """A client of the administrator's login; ApiError 503 when the server is away."""
-        client: AsyncMongoClient[Any] = AsyncMongoClient(
-            self.server.admin_url,
-            appname="ichibase admin",
-            serverSelectionTimeoutMS=round(seconds * 1000),
-            connectTimeoutMS=5_000,
-        )
-        try:
-            async with client:
-                yield client
-        except OperationFailure as error:
-            if error.code in (13, 18):  # not authorized, authentication failed
-                raise ApiError(
-                    503, "unavailable",
-                    "The document server does not accept the node's login, or the login may not "
-                    "make users and databases.",
-                ) from None  # fmt: skip
-            raise
-        except PyMongoError:
-            raise away() from None
+        from server.mongo import logins  # the driver costs a third of a second of a start
+
+        async with logins.admin(self.server, seconds) as client:
+            yield client
 
     async def provision(self, kept: str | None) -> None:
         """Makes the login that a project's row names, or gives it that password."""
@@ -91,8 +74,7 @@ class Documents:
         self.wake()
         if self.wait:
             async with self.admin() as client:
-                await self._login(client, kept)
-                await self._journal(client)
+                await self._make(client, [kept])
 
     async def ensure(self, kept: list[str]) -> None:
         """Makes the logins that are missing."""
@@ -100,9 +82,7 @@ class Documents:
             return
         self.wake()
         async with self.admin(120.0) as client:
-            for one in kept:
-                await self._login(client, one)
-            await self._journal(client)
+            await self._make(client, kept)
 
     async def remove(self, kept: str | None) -> None:
         """Drops the project's database and login."""
@@ -111,42 +91,26 @@ class Documents:
         if not self.wait:
             raise away()
         self.wake()
-        login, _, database = _parts(kept)
+        from server.mongo import logins
+
         async with self.admin() as client:
-            await client.drop_database(database)
-            try:
-                await client[database].command("dropUser", login)
-            except OperationFailure as error:
-                if error.code != USER_UNKNOWN:
-                    raise
-            await self._journal(client)
+            await logins.drop(client, kept)
+            await logins.journal(client, self.server)
+
+    async def _make(self, client: AsyncMongoClient[Any], kept: list[str]) -> None:
+        from server.mongo import logins
+
+        for one in kept:
+            await logins.make(client, one)
+        await logins.journal(client, self.server)
 
     @staticmethod
     def database(url: str) -> str:
         """The database that a project's address names."""
-        return _parts(url)[2]
-
-    async def _login(self, client: AsyncMongoClient[Any], kept: str) -> None:
-        login, password, database = _parts(kept)
-        given: dict[str, Any] = {"pwd": password, "roles": [{"role": "readWrite", "db": database}]}
-        try:
-            await client[database].command("createUser", login, **given)
-        except OperationFailure as error:
-            if error.code != USER_EXISTS:
-                raise
-            await client[database].command("updateUser", login, **given)
-
-    async def _journal(self, client: AsyncMongoClient[Any]) -> None:
-        """The embedded server answers for a login before that is in its journal; a write that
-        waits for the journal takes it along."""
-        if self.server.kind == "embedded":
-            collection = client.admin.get_collection(
-                "ichibase", write_concern=WriteConcern(w=1, j=True)
-            )
-            await collection.update_one({"_id": "login"}, {"$inc": {"n": 1}}, upsert=True)
+        return parts_of(url)[2]
 
 
-def _parts(kept: str) -> tuple[str, str, str]:
+def parts_of(kept: str) -> tuple[str, str, str]:
     """Login, password and database of an address."""
     parts = urlsplit(kept)
     return unquote(parts.username or ""), unquote(parts.password or ""), parts.path.lstrip("/")
