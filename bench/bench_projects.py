@@ -3,8 +3,8 @@
 routing: processor time of a request in the gateway with 1,000 projects against one. start: a node
 whose control database has 1,000 sleeping projects, against one with none, and what they cost in
 memory over all processes. create: from the request to the answer. wake: the first request to a
-sleeping project, Postgres being up. neighbour: what a client of one project notices while the
-clients and the owner of a free project keep the database busy.
+sleeping project, Postgres being up. neighbour: what the clients of one project notice while a free
+project keeps the server busy, with each of its parts and with all together.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import json
 import os
 import statistics
 import subprocess
-import threading
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from functools import partial
 from types import SimpleNamespace
@@ -28,21 +27,16 @@ import msgspec
 import psutil
 import psycopg
 
-from bench import bench_gateway
+from bench import bench_gateway, neighbour
 from bench.bench_http import Node
-from bench.loads import LoadError, wrk
+from bench.loads import LoadError
 from bench.report import run_parts, show
 from server.control import provision
 from server.control.secrets import new_id
 
 MANY = 1_000
 CALLS = 20_000
-WRK_SLOW = 'request = function() return wrk.format("POST", "/postgres/rpc/burn", nil, "{}") end'
-BUSY_SQL = """
-create table heap (id bigint generated always as identity, body text);
-create function burn() returns bigint language sql volatile as
-  'select count(*) from generate_series(1, 300000) a where md5(a::text) < ''8''';
-"""
+STEADY = 200  # requests a second of the project that is measured
 
 
 # --- routing ------------------------------------------------------------------------------------
@@ -117,9 +111,9 @@ def bench_routing(seconds: float, rounds: int) -> dict[str, float]:
 class Admin:
     """A node of our own and its admin API."""
 
-    def __init__(self) -> None:
-        os.environ.update(ICHIBASE_DEFAULT_FLAVOR="postgres", ICHIBASE_MAINTENANCE_SECONDS="2")
-        self.node = Node()
+    def __init__(self, flavor: str = "postgres") -> None:
+        os.environ.update(ICHIBASE_DEFAULT_FLAVOR=flavor, ICHIBASE_MAINTENANCE_SECONDS="2")
+        self.node = Node(flavor)
         data = self.node.folder / "data"
         self.config = json.loads((data / "run" / "node.json").read_text())["config"]
         self.token = (data / "secrets" / "admin_token").read_text().strip()
@@ -133,8 +127,8 @@ class Admin:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())
 
-    def create(self, name: str, tier: str = "pro") -> dict[str, Any]:
-        wanted = {"name": name, "tier": tier, "owner": f"{name}-owner"}
+    def create(self, name: str, tier: str = "pro", flavor: str = "postgres") -> dict[str, Any]:
+        wanted = {"name": name, "tier": tier, "owner": f"{name}-owner", "flavor": flavor}
         found: dict[str, Any] = self.call("POST", "/admin/v1/projects", wanted)
         return found
 
@@ -272,65 +266,80 @@ def bench_start(seconds: float, rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def bench_neighbour(seconds: float, rounds: int) -> dict[str, float]:
-    admin = Admin()
+def _tiers() -> str:
+    """A free tier with both databases, so that one project can do everything at once."""
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
+        file.write("[free]\nflavors = 2\n")
+    return file.name
+
+
+def _equip(admin: Admin, busy: dict[str, Any]) -> None:
+    """What the neighbour keeps busy."""
+    name = busy["name"]
+    admin.sql(name, neighbour.SQL)
+    admin.call("PUT", f"/admin/v1/projects/{name}/functions/spin",
+               {"files": {"index.ts": neighbour.FUNCTION}, "auth": "none"})  # fmt: skip
+    admin.call("PUT", f"/admin/v1/projects/{name}/settings/realtime", neighbour.RULES)
+
+
+def _post(admin: Admin, path: str, headers: dict[str, str], body: str) -> None:
+    request = urllib.request.Request(
+        admin.node.url + path, method="POST", data=body.encode(), headers=headers
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+def _pair(admin: Admin) -> tuple[list[tuple[bytes, float]], neighbour.Attack, int]:
+    """What the quiet project asks for and how often, what its neighbour does, and the port."""
+    quiet, busy = admin.create("quiet", "pro", "both"), admin.create("busy", "free", "both")
+    admin.sql("quiet", "create table t (id int primary key); insert into t values (1)")
+    _equip(admin, busy)
+    port = int(admin.node.url.rpartition(":")[2])
+    headers = admin.headers(quiet)
+    secret = {**headers, "apikey": quiet["service_key"],
+              "authorization": f"Bearer {quiet['service_key']}"}  # fmt: skip
+    one = '{"filter":{"n":1}}'
+    _post(admin, "/mongo/v1/insertOne/t", secret, '{"doc":{"n":1}}')
+    asked = [
+        (neighbour.request("GET", "/postgres/t?id=eq.1", headers), STEADY),
+        (neighbour.request("POST", "/mongo/v1/findOne/t", secret, one), STEADY / 5),
+    ]
+    attack = neighbour.Attack(admin.node.url, admin.headers(busy), busy)
+    return asked, attack, port
+
+
+def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> dict[str, float]:
+    os.environ["ICHIBASE_TIERS_FILE"] = _tiers()
+    admin = Admin("both")
     try:
-        quiet, busy = admin.create("quiet", "pro"), admin.create("busy", "free")
-        admin.sql("quiet", "create table t (id int primary key); insert into t values (1)")
-        admin.sql("busy", BUSY_SQL)
-        admin.get(quiet, "/postgres/t?id=eq.1")
-        admin.get(busy, "/postgres/heap?limit=1")
+        asked, attack, port = _pair(admin)
 
-        def victim() -> dict[str, float]:
-            return wrk(
-                f"{admin.node.url}/postgres/t?id=eq.1", seconds=seconds, connections=2,
-                headers=admin.headers(quiet),
-            )  # fmt: skip
+        def p99() -> list[float]:
+            times = neighbour.measure(asked, port, seconds)
+            return [neighbour.percentile(one, 0.99) for one in times]
 
-        stop = threading.Event()
-
-        def requests() -> None:
-            """Eight clients that ask for work as fast as they get answers."""
-            while not stop.is_set():
-                try:
-                    wrk(admin.node.url, seconds=1, connections=8, headers=admin.headers(busy),
-                        lua=WRK_SLOW)  # fmt: skip
-                except LoadError:
-                    pass  # refusals by the rate are what a client of such a project gets
-
-        def owner() -> None:
-            while not stop.is_set():
-                try:
-                    with psycopg.connect(busy["database_url"], autocommit=True) as session:
-                        while not stop.is_set():
-                            session.execute("insert into heap (body) select repeat(md5(a::text),"
-                                            " 20) from generate_series(1, 5000) a")  # fmt: skip
-                            session.execute("select count(distinct body) from heap")
-                            session.execute("truncate heap")
-                except psycopg.Error:
-                    time.sleep(0.2)
-
-        ratios, alone, beside = [], [], []
-        for _ in range(rounds):
-            before = victim()
-            stop.clear()
-            threads = [threading.Thread(target=what) for what in (requests, owner)]
-            for thread in threads:
-                thread.start()
-            time.sleep(1)
-            during = victim()
-            stop.set()
-            for thread in threads:
-                thread.join()
-            alone.append(before["p99_ms"])
-            beside.append(during["p99_ms"])
-            ratios.append(during["p99_ms"] / before["p99_ms"])
+        p99()
+        found: dict[str, float] = {}
+        parts = [(kind, (kind,)) for kind in neighbour.KINDS] + [("together", neighbour.KINDS)]
+        for name, kinds in parts:
+            if only and name not in only:
+                continue
+            alone, beside = [], []
+            for _ in range(rounds):
+                alone.append(p99())
+                with attack.going(kinds):
+                    beside.append(p99())
+                time.sleep(1)
+            for place, of in enumerate(("rows", "documents")):
+                before, during = ([one[place] for one in times] for times in (alone, beside))
+                found[f"{name}_{of}_alone_ms"] = statistics.median(before)
+                found[f"{name}_{of}_beside_ms"] = statistics.median(during)
+                found[f"{name}_{of}_ratio"] = statistics.median(
+                    b / a for a, b in zip(before, during, strict=True)
+                )
     finally:
         admin.stop()
-    return {
-        "p99_alone_ms": statistics.median(alone), "p99_beside_ms": statistics.median(beside),
-        "ratio": statistics.median(ratios), "target_ratio": 2.0,
-    }  # fmt: skip
+    return {**found, "target_ratio": 2.0}
 
 
 def main() -> int:

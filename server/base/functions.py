@@ -221,7 +221,7 @@ def told_project(project: Project) -> dict[str, Any]:
         "mongo": project.flavor != "postgres", "wall_ms": limits.function_wall_ms,
         "cpu_ms": limits.function_cpu_ms, "memory": limits.function_memory,
         "concurrency": limits.function_concurrency, "bundle": limits.function_bundle,
-        "functions": limits.functions,
+        "functions": limits.functions, "weight": limits.cpu_weight,
     }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from server.base import processor
 from server.functions import network
 from server.functions.confine import V8_RESERVED, Confinement
 from server.functions.origin import ALIAS
@@ -266,6 +267,14 @@ class Cell:
         if self.confinement.cgroups is not None:
             with contextlib.suppress(OSError):
                 self.confinement.cgroups.resize(self.name, memory + GROUP_MARGIN)
+
+    def weigh(self, weight: int) -> None:
+        """Its share of the processors beside others, where the system lets us."""
+        if weight < processor.FULL:
+            for process in {self.process.pid, self.pid}:
+                with contextlib.suppress(OSError):
+                    processor.share(process, weight)
+                    processor.queue(process, False, True)
 
     def kill(self, reason: str, detail: str = "") -> None:
         """Ends it at once; the first reason given stays."""

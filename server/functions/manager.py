@@ -21,6 +21,7 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
+from server.base import processor
 from server.base.metrics import Metrics, MetricsFile
 from server.functions import network
 from server.functions.cells import Cell, clear
@@ -71,6 +72,7 @@ class ToldProject(msgspec.Struct, frozen=True):
     concurrency: int
     bundle: int
     functions: int
+    weight: int = processor.FULL
 
 
 class Running:
@@ -241,7 +243,7 @@ class Manager:
         environment = await self._environment(project)
         key = hashlib.sha256(
             orjson.dumps([version.version, version.digest, version.outbound, project.memory,
-                          project.cpu_ms, sorted(environment.items())])
+                          project.cpu_ms, project.weight, sorted(environment.items())])
         ).hexdigest()  # fmt: skip
         current = self.current.get(place)
         if current is not None and current.key == key and current.cell.state == "ready":
@@ -289,6 +291,7 @@ class Manager:
         running = Running(cell, version, project, key)
         running.keep = WARM_SECONDS if version.name.startswith("_") else self.idle_seconds
         self.running[cell.name] = running
+        cell.weigh(project.weight)
         running.origin = Origin(project.url, self.listener)
         await running.origin.start(cell.origin)
         try:

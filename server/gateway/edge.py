@@ -85,6 +85,7 @@ class Edge:
         self._mounting: dict[str, asyncio.Task[Service | None]] = {}
         self.denied: dict[str, Denied] = {}  # by project id
         self.tallies: dict[str, Tally] = {}  # by project id
+        self.holding = states.Holding()
         self._sites: dict[str, Site] = {}
         self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
         self._timers = {name: metrics.route(name) for name in (*ROUTES, "edge")}
@@ -183,6 +184,7 @@ class Edge:
         if len(headers) > 30 or len(headers.get("cookie", "")) > 4096:
             limits.check_headers(headers)
         if not site.tally.take(perf_counter()):
+            await self.holding.hold()
             raise states.too_many(site.tally.wait())
         request.identity = self._identify(site.ring, route, request)
         if not site.plain:

@@ -12,6 +12,8 @@ from ichicore.errors import ApiError
 from server.base.project import Project, over_quota
 
 WAKE_SECONDS = 15.0  # a request waits so long for its project to wake
+HOLD_SECONDS = 0.25
+MOST_HELD = 512  # requests of one worker; more are refused at once
 Wake = Callable[[str], Awaitable[Project | None]]
 
 # Operations of the document API that cannot make the database larger.
@@ -27,6 +29,22 @@ def too_many(wait: float) -> ApiError:
         429, "rate_limited", "The project gets more requests a second than its plan allows.",
         headers=(("retry-after", str(max(1, math.ceil(wait)))),),
     )  # fmt: skip
+
+
+class Holding:
+    """Keeps what is refused waiting for a moment: a client that asks again as soon as it is refused
+    would take more of the worker's time than one that is served."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    async def hold(self) -> None:
+        if self.held < MOST_HELD:
+            self.held += 1
+            try:
+                await asyncio.sleep(HOLD_SECONDS)
+            finally:
+                self.held -= 1
 
 
 def waking() -> ApiError:

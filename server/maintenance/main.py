@@ -6,6 +6,7 @@ Of all processes that share a control database one does it at a time.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 import msgspec
 
 from server.backup.jobs import Jobs
+from server.base import processor
 from server.base.context import NodeConfig
 from server.base.events import Events, Failed
 from server.base.logs import Logger
@@ -22,7 +24,9 @@ from server.control.database import Cluster
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
 from server.maintenance import idle
+from server.maintenance.census import Census
 from server.maintenance.leader import Leader
+from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
 from server.mongo.address import read_server
@@ -63,6 +67,13 @@ class Maintenance:
         ]
         self.scheduler = Scheduler(tasks, events, self.metrics)
         self.leader = Leader(config.control_dsn, events, self.lead, self.jobs.wake)
+        self.processors = [
+            Processors(
+                projects, Census(config.data_dir / "postgres" / "pgdata"), os.getppid(), events
+            )
+            for cluster in projects.clusters.values()
+            if cluster.kind == "embedded" and processor.usable()
+        ]
         self.metrics.gauges += [self.gauges, self.quotas.gauges, self.jobs.gauges]
 
     async def lead(self) -> None:
@@ -84,6 +95,7 @@ class Maintenance:
         """Until cancelled."""
         file = MetricsFile(self.metrics, self.config.metrics_dir)
         leading = asyncio.create_task(self.leader.run())
+        tasks = [leading, *(asyncio.create_task(one.run()) for one in self.processors)]
         try:
             while not leading.done():
                 await asyncio.sleep(METRICS_SECONDS)
@@ -93,8 +105,9 @@ class Maintenance:
                     self.events.emit(Failed("writing the metrics", str(error)))
             await leading
         finally:
-            leading.cancel()
-            await asyncio.wait([leading])
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             await self.usage.stop()
 
 

@@ -81,13 +81,13 @@ class MongoService:
         plans = apply(command, decision)
         if operation in GROWING:
             await room.quota.check(project, store)
-        executor = Executor(
-            store, collection, book.operation_ms / 1000, caps.max_docs, project.tier != "free"
-        )
-        if operation not in WRITES:
-            return await read(executor, plans[0])
+        seconds = book.operation_ms / 1000
         told = collection in book.realtime and not (service and _is_quiet(request.query))
-        answer, events = await write(executor, command, plans, told)
+        async with room.turns.turn(project, seconds):
+            executor = Executor(store, collection, seconds, caps.max_docs, project.tier != "free")
+            if operation not in WRITES:
+                return await read(executor, plans[0])
+            answer, events = await write(executor, command, plans, told)
         room.quota.written(project, store)
         if told and events:
             room.tell(project.id, collection, events)

@@ -55,6 +55,11 @@ class Stores:
         self._ids[project.slug] = project.id
         return store
 
+    def others(self, project_id: str) -> bool:
+        """Whether another project has used its store within the last second."""
+        since = time.monotonic() - 1.0
+        return any(store.used > since for id, store in self._stores.items() if id != project_id)
+
     async def start(self) -> None:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="mongo stores")
 

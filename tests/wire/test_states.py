@@ -11,6 +11,7 @@ import pytest
 
 from server.control import records
 from server.control.lifecycle import Lifecycle
+from server.gateway.states import HOLD_SECONDS
 from tests.wire.conftest import Site
 from tests.wire.test_gateway import until
 
@@ -167,13 +168,23 @@ def test_the_rate_of_requests_is_bounded_on_every_way(site, control, life, slug)
     # Two workers share the connections, so each sees about half.
     limit(life, requests_per_second=5)
     time.sleep(0.5)
-    answers = [call(site, control, "GET", "/postgres/notes?id=eq.1") for _ in range(60)]
+
+    def ask(_):
+        began = time.monotonic()
+        answer = call(site, control, "GET", "/postgres/notes?id=eq.1")
+        return answer, time.monotonic() - began
+
+    with ThreadPoolExecutor(30) as many:
+        timed = list(many.map(ask, range(60)))
+    answers = [answer for answer, _ in timed]
     statuses = [answer.status for answer in answers]
     assert set(statuses) == {200, 429}
     assert 20 <= statuses.count(200) <= 35
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.json["code"] == "rate_limited"
     assert int(refused.headers["retry-after"]) == 1
+    # Refusing waits a moment: asking again at once would cost more than being served.
+    assert min(took for answer, took in timed if answer.status == 429) >= HOLD_SECONDS
     limit(life)
     time.sleep(0.5)
     assert {call(site, control, "GET", "/postgres/notes?id=eq.1").status for _ in range(60)} == {

@@ -1,0 +1,133 @@
+"""Which share of the processors a process gets when others want them too. Linux only.
+
+A weight is a percentage: a process of weight 10 gets a tenth of the time of one of weight 100 while
+both want it, and all of it while nobody else does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+FULL = 100
+# Nanoseconds, above what the kernel takes by itself on any machine: from Linux 6.12 on what wakes
+# up interrupts a longer turn than its own at once, if it may interrupt at all.
+TURN = 4_000_000
+NUMBERS = {  # of system calls without a function in older C libraries
+    "x86_64": {"sched_setattr": 314, "setresuid": 117},
+    "aarch64": {"sched_setattr": 274, "setresuid": 147},
+}
+SAME = ctypes.c_uint(2**32 - 1)  # an account that stays as it is
+
+
+class Attributes(ctypes.Structure):
+    """`struct sched_attr` of sched_setattr(2)."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32), ("priority", ctypes.c_uint32), ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64),
+    )  # fmt: skip
+
+
+def usable() -> bool:
+    """Whether this system has what the functions below use."""
+    return sys.platform == "linux"
+
+
+def niceness(weight: int) -> int:
+    """0 for a full weight, at most 19: each step is a fifth less."""
+    return min(19, max(0, round(math.log(FULL / max(1, weight), 1.25))))
+
+
+def share(process: int, weight: int) -> None:
+    """Gives a process with all its threads its weight. Lowering needs the process to be of this
+    account, or root; raising needs root or CAP_SYS_NICE. OSError: ProcessLookupError when there is
+    none, BlockingIOError where the system wants to be asked again a moment later."""
+    nice = niceness(weight)
+
+    def change() -> None:
+        for thread in _threads(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
+
+    def change_group() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"/proc/{process}/autogroup").write_text(f"{nice}\n")
+
+    _allowed(process, change)
+    # Where no control group holds them, Linux weighs sessions against each other before the
+    # processes in them; a server process of PostgreSQL and a function are a session each.
+    if os.getsid(process) == process and _sessions_are_weighed():
+        _allowed(process, change_group)
+
+
+def _sessions_are_weighed() -> bool:
+    try:
+        return Path("/proc/sys/kernel/sched_autogroup_enabled").read_text().strip() != "0"
+    except OSError:
+        return False
+
+
+def queue(process: int, interrupts: bool, long: bool = False) -> None:
+    """How a process with all its threads takes its turns. interrupts: when it wakes up it may take
+    the processor from another one, else it waits for the end of that one's turn. long: others may
+    interrupt it. OSError."""
+    policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
+    number = NUMBERS.get(platform.machine(), {}).get("sched_setattr")
+
+    def change() -> None:
+        for thread in _threads(process):
+            with contextlib.suppress(ProcessLookupError):
+                wanted = Attributes(
+                    size=ctypes.sizeof(Attributes), policy=policy, runtime=TURN if long else 0,
+                    nice=os.getpriority(os.PRIO_PROCESS, thread),
+                )  # fmt: skip
+                if number is None or _call(number, thread, ctypes.byref(wanted), 0):
+                    os.sched_setscheduler(thread, policy, os.sched_param(0))
+
+    _allowed(process, change)
+
+
+def _threads(process: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{process}/task")]
+    except FileNotFoundError:
+        raise ProcessLookupError(f"there is no process {process}") from None
+
+
+def _allowed(process: int, change: Callable[[], None]) -> None:
+    """In many containers root may not do it for other accounts, but may become them."""
+    try:
+        change()
+    except PermissionError:
+        account = os.stat(f"/proc/{process}").st_uid
+        if os.geteuid() != 0 or account == 0:
+            raise
+        with _as_account(account):
+            change()
+
+
+def _call(number: int, *arguments: object) -> int:
+    """0, or the error number."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() or 1 if libc.syscall(number, *arguments) else 0
+
+
+@contextlib.contextmanager
+def _as_account(account: int) -> Iterator[None]:
+    """This thread alone acts as another account meanwhile; the C library would change them all."""
+    number = NUMBERS.get(platform.machine(), {}).get("setresuid")
+    if number is None or _call(number, SAME, ctypes.c_uint(account), SAME):
+        raise PermissionError("cannot act as the account of the process")
+    try:
+        yield
+    finally:
+        if _call(number, SAME, ctypes.c_uint(0), SAME):
+            os.abort()  # nothing may go on as somebody else

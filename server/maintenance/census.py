@@ -1,0 +1,120 @@
+"""Which server processes of the embedded PostgreSQL serve which project, by their titles, and what
+processor time they take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+LOOKS = 20  # at a process until it has its title
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+# "postgres: ichi_x_owner ichi_x [local] idle", "postgres: autovacuum worker ichi_x"
+DATABASE = re.compile(rb"^postgres: .*?\b(ichi_[a-z0-9]{12})(?:_|\b)")
+LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
+
+
+class Census:
+    """pgdata: folder of the server. databases: by process, "" where it serves no project."""
+
+    def __init__(self, pgdata: Path) -> None:
+        self.lock = pgdata / "postmaster.pid"
+        self.server = 0
+        self.databases: dict[int, str] = {}
+        self._untitled: dict[int, int] = {}  # looks at processes without a title
+        self._spent: dict[int, int] = {}  # ticks
+
+    def look(self) -> set[int]:
+        """Takes in who has come and gone; gives the new processes of projects."""
+        found = self._children()
+        for kept in (self.databases, self._untitled, self._spent):
+            for gone in kept.keys() - found:
+                del kept[gone]
+        for process in found - self.databases.keys():
+            self._name(process)
+        return {one for one in found if self.databases.get(one) and one not in self._spent}
+
+    def spent(self) -> dict[str, float]:
+        """Processor seconds by database since the last call."""
+        found: dict[str, float] = {}
+        for process, database in self.databases.items():
+            if database and (ticks := _ticks(process)) is not None:
+                more = ticks - self._spent.get(process, 0)
+                self._spent[process] = ticks
+                found[database] = found.get(database, 0.0) + more / TICKS
+        return found
+
+    def _children(self) -> set[int]:
+        """None while the server does not run."""
+        for again in (False, True):
+            if self.server == 0 or again:
+                try:
+                    self.server = int(self.lock.read_text().split("\n", 1)[0])
+                except (OSError, ValueError):
+                    self.server = 0
+                    return set()
+            with contextlib.suppress(OSError):
+                return set(children(self.server))
+        return set()
+
+    def _name(self, process: int) -> None:
+        """Learns the database of a process, as soon as its title tells."""
+        try:
+            title = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:
+            return
+        leader = LEADER.match(title)
+        named = DATABASE.match(title)
+        if leader is not None and int(leader[1]) in self.databases:
+            self.databases[process] = self.databases[int(leader[1])]
+        elif named is not None:
+            self.databases[process] = named[1].decode()
+        else:
+            looks = self._untitled[process] = self._untitled.get(process, 0) + 1
+            if looks > LOOKS:
+                self.databases[process] = ""
+
+
+def children(parent: int) -> list[int]:
+    """OSError when there is no such process."""
+    try:
+        with open(f"/proc/{parent}/task/{parent}/children", "rb") as file:
+            return [int(one) for one in file.read().split()]
+    except FileNotFoundError:
+        os.kill(parent, 0)
+    found = []  # a kernel without lists of children
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                stat = Path(f"/proc/{name}/stat").read_text()
+                if int(stat.rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(name))
+    return found
+
+
+def named(parent: int, names: tuple[str, ...]) -> list[int]:
+    """Descendants with one of these names."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for process in children(parent):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{process}/comm").read_text().strip() in names:
+                    found.append(process)
+            found += named(process, names)
+    return found
+
+
+def _ticks(process: int) -> int | None:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except OSError:
+        return None
+
+
+def nice_seconds() -> float:
+    """Processor seconds of all processes with a lowered priority, since the start of the system."""
+    with open("/proc/stat", "rb") as file:
+        return int(file.readline().split()[2]) / TICKS

@@ -1,0 +1,158 @@
+"""Shares the processors among the projects' sessions in the embedded PostgreSQL.
+
+PostgreSQL has no limit of processor time, but a process per session. These are weighed by the tiers
+of their projects. A project whose sessions use much is a heavy one: as long as there are any, or
+something of low weight is busy, the workers and the other projects' sessions may interrupt it. At
+other times nobody interrupts anybody, which gets most requests done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+
+import psycopg
+
+from server.base import processor
+from server.base.events import Events, Failed, Noted
+from server.base.limits import of as limits_of
+from server.control.database import Connection, connect, fetch
+from server.control.projects import Projects
+from server.maintenance.census import Census, named, nice_seconds
+
+PAUSE = 0.25  # seconds between looks at the processes
+AGAIN = 20  # looks between which the weights of known processes may have changed
+MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
+KEPT = 0.5  # of what a project has used before, in the sum of each look
+CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
+WORKERS = ("ichibase-worker", "ichibase-rt")
+SELECT = "select database, tier, limits from projects where database = any($1)"
+
+
+class Processors:
+    """node: process whose descendants the workers are. heavy: databases. crowded: whether others
+    may interrupt them."""
+
+    def __init__(self, projects: Projects, census: Census, node: int, events: Events) -> None:
+        self.projects = projects
+        self.census = census
+        self.node = node
+        self.events = events
+        self.heavy: set[str] = set()
+        self.crowded = False
+        self._weights: dict[int, int] = {}  # of processes that have been weighed
+        self._queued: dict[int, tuple[bool, bool]] = {}  # how they were told to take their turns
+        self._workers: list[int] = []  # while they may interrupt
+        self._use: dict[str, float] = {}  # of one processor, by database
+        self._nice = 0.0
+        self._looked = 0.0
+        self._heavy_at = float("-inf")
+        self._left = 0
+        self._refused = False
+        self._control: Connection | None = None
+
+    async def run(self) -> None:
+        """Until cancelled. What fails is told once and tried again."""
+        failing = False
+        try:
+            while True:
+                try:
+                    await self.look()
+                    failing = False
+                except Exception as error:
+                    if not failing and not isinstance(error, psycopg.OperationalError):
+                        trace = traceback.format_exc()
+                        self.events.emit(Failed("sharing the processors", trace))
+                    failing = True
+                await asyncio.sleep(10 * PAUSE if failing else PAUSE)
+        finally:
+            if self._control is not None:
+                await self._control.close()
+
+    async def look(self) -> None:
+        """Weighs sessions that are new, and now and then those that are known; sees who is heavy
+        and tells all how to take their turns."""
+        fresh = self.census.look()
+        for gone in self._weights.keys() - self.census.databases.keys():
+            del self._weights[gone]
+        self._left -= 1
+        if fresh or self._left <= 0:
+            self._left = AGAIN
+            await self._weigh()
+        self._count(time.monotonic())
+        self._queue()
+
+    async def _weigh(self) -> None:
+        names = {name for name in self.census.databases.values() if name}
+        if not names:
+            return
+        if self._control is None or self._control.closed:
+            self._control = await connect(self.projects.dsn)
+        rows = await fetch(self._control, SELECT, (list(names),))
+        tiers = self.projects.config.tiers
+        wanted = {name: limits_of(tiers, tier, own).cpu_weight for name, tier, own in rows}
+        for process, name in self.census.databases.items():
+            weight = wanted.get(name, processor.FULL)
+            before = self._weights.get(process, processor.FULL)
+            if before != weight:
+                # Raising may need rights that the node lacks; then the session keeps its weight.
+                if self._change(processor.share, process, weight, tell=weight < before):
+                    self._weights[process] = weight
+                else:
+                    self._left = 0
+
+    def _count(self, now: float) -> None:
+        """Sees who is heavy."""
+        seconds, self._looked = now - self._looked, now
+        spent = self.census.spent()
+        nice, self._nice = self._nice, nice_seconds()
+        if seconds > 10 * PAUSE:  # the first look, or this process has been stopped meanwhile
+            return
+        use = {name: self._use.get(name, 0.0) * KEPT + spent.get(name, 0.0) / seconds * (1 - KEPT)
+               for name in spent}  # fmt: skip
+        self._use = use
+        self.heavy = {
+            name for name, part in use.items()
+            if part > (LITTLE if name in self.heavy else MUCH)
+        }  # fmt: skip
+        if self.heavy or (self._nice - nice) / seconds > MUCH:
+            self._heavy_at = now
+        self.crowded = now - self._heavy_at < CALM
+
+    def _queue(self) -> None:
+        told = {
+            process: (self.crowded and name not in self.heavy, name in self.heavy)
+            for process, name in self.census.databases.items()
+        }
+        if self.crowded != bool(self._workers) or (self.crowded and self._left == AGAIN):
+            self._workers = named(self.node, WORKERS)
+        told |= dict.fromkeys(self._workers, (self.crowded, False))
+        for process, (interrupts, long) in told.items():
+            if self._queued.get(process, (False, False)) != (interrupts, long):
+                self._change(processor.queue, process, interrupts, long)
+                self._queued[process] = interrupts, long
+        for gone in self._queued.keys() - told.keys():
+            del self._queued[gone]
+        if not self.crowded:
+            self._workers = []
+
+    def _change(
+        self, change: Callable[..., None], process: int, *how: int, tell: bool = True
+    ) -> bool:
+        """False when it has to be tried again a moment later."""
+        try:
+            change(process, *how)
+        except BlockingIOError:
+            return False  # the system takes one such change at a time
+        except ProcessLookupError:
+            pass
+        except OSError as error:
+            if tell and not self._refused:
+                self._refused = True
+                self.events.emit(Noted(
+                    "this system does not let the node share the processors among projects",
+                    f"{error.strerror}; their tiers' cpu_weight has no effect",
+                ))  # fmt: skip
+        return True

@@ -1,0 +1,181 @@
+"""Which sessions of a real server are weighed how, and who is found to be heavy."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+
+import psycopg
+import pytest
+
+from server.base.events import Events
+from server.control import records
+from server.control.lifecycle import Lifecycle
+from server.maintenance import census
+from server.maintenance.census import Census
+from server.maintenance.processors import Processors
+
+BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
+
+
+@pytest.fixture(scope="module")
+def pair(world):
+    """(a free project, a pro one)."""
+    projects = world.fresh()
+    made = [
+        asyncio.run(projects.create(f"share-{tier}", tier=tier, owner=f"{tier}-sharer"))
+        for tier in ("free", "pro")
+    ]
+    yield [records.to_project(one, world.config) for one in made]
+    for tier in ("free", "pro"):
+        asyncio.run(world.fresh().delete(f"share-{tier}"))
+
+
+@pytest.fixture
+def eyes(world, pg_cluster):
+    """A Processors, and what it has told."""
+    events, told = Events(), []
+    events.listeners.append(told.append)
+    return Processors(world.fresh(), Census(pg_cluster.pgdata), os.getpid(), events), told
+
+
+def look(processors, times=1, pause=0.0):
+    async def work():
+        for _ in range(times):
+            await processors.look()
+            await asyncio.sleep(pause)
+        if processors._control is not None:
+            await processors._control.close()
+
+    asyncio.run(work())
+
+
+def niceness(session):
+    return os.getpriority(os.PRIO_PROCESS, session.info.backend_pid)
+
+
+def policy(session):
+    return os.sched_getscheduler(session.info.backend_pid)
+
+
+def test_sessions_are_weighed_by_the_tiers_of_their_projects(world, pair, eyes):
+    processors, told = eyes
+    free, pro = pair
+    dsns = free.owner_dsn, free.system_dsn, pro.owner_dsn, world.dsn
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(psycopg.connect(dsn)) for dsn in dsns]
+        look(processors)
+        assert [niceness(one) for one in sessions] == [10, 10, 0, 0]
+    assert told == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raising a weight")
+def test_a_change_of_the_tier_reaches_open_sessions(world, pair, eyes):
+    processors, _ = eyes
+    life = Lifecycle(world.fresh())
+    with psycopg.connect(pair[0].owner_dsn) as session:
+        look(processors)
+        assert niceness(session) == 10
+        for limits, expected in (({"cpu_weight": 50}, 3), ({"cpu_weight": 100}, 0), ({}, 10)):
+            asyncio.run(life.change("share-free", {"limits": limits}, "test"))
+            processors._left = 0
+            look(processors)
+            assert niceness(session) == expected
+
+
+def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypatch):
+    processors, _ = eyes
+    monkeypatch.setattr("server.maintenance.processors.CALM", 0.3)
+    monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
+    free, pro = pair
+    stop = threading.Event()
+
+    def work():
+        with psycopg.connect(free.owner_dsn, autocommit=True) as session:
+            pids.append(session.info.backend_pid)
+            while not stop.is_set():
+                session.execute(BUSY)
+
+    pids = []
+    thread = threading.Thread(target=work)
+    with psycopg.connect(pro.owner_dsn) as quiet:
+        look(processors)
+        assert (policy(quiet), processors.crowded) == (os.SCHED_BATCH, False)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not processors.heavy and time.monotonic() < deadline:
+                look(processors, 2, 0.25)
+            assert len(processors.heavy) == 1
+            assert processors.crowded
+            assert policy(quiet) == os.SCHED_OTHER
+            assert os.sched_getscheduler(pids[0]) == os.SCHED_BATCH
+        finally:
+            stop.set()
+            thread.join()
+        look(processors, 8, 0.15)
+        assert (processors.heavy, processors.crowded) == (set(), False)
+        assert policy(quiet) == os.SCHED_BATCH
+
+
+def test_a_system_that_refuses_is_told_of_once(pair, eyes, monkeypatch):
+    processors, told = eyes
+
+    def refuse(process, weight):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("server.base.processor.share", refuse)
+    with psycopg.connect(pair[0].owner_dsn), psycopg.connect(pair[0].owner_dsn):
+        look(processors, 2)
+    assert len(told) == 1
+    assert "cpu_weight" in str(told[0])
+
+
+def test_a_server_that_is_away_is_no_failure(world, tmp_path):
+    processors = Processors(world.fresh(), Census(tmp_path), os.getpid(), Events())
+    look(processors, 2)
+    assert processors.census.databases == {}
+
+
+NAME = "ichi_abcdefghjkmn"
+
+
+@pytest.mark.parametrize(
+    ("title", "database"),
+    [
+        ("postgres: {0}_owner {0} 127.0.0.1(4) SELECT", NAME),
+        ("postgres: autovacuum worker {0}", NAME),
+        ("postgres: walsender {0}_feed {0} [local] START_REPLICATION", NAME),
+        ("postgres: {0}_owner {0}_new [local] COPY", NAME),
+        ("postgres: ichibase_control ichibase [local] idle", None),
+        ("postgres: checkpointer ", None),
+        ("/usr/bin/postgres -D {0}", None),
+    ],
+)
+def test_titles_name_the_database(title, database):
+    found = census.DATABASE.match(title.format(NAME).encode())
+    assert (found and found[1].decode()) == database
+
+
+def test_children_are_found_with_and_without_the_kernels_list(monkeypatch):
+    process = os.fork()
+    if process == 0:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        listed = census.children(os.getpid())
+        assert process in listed
+
+        def without(path, *how):
+            if str(path).endswith("children"):
+                raise FileNotFoundError
+            return open(path, *how)
+
+        monkeypatch.setattr(census, "open", without, raising=False)
+        assert process in census.children(os.getpid())
+        with pytest.raises(ProcessLookupError):
+            census.children(2**22 - 7)
+    finally:
+        os.kill(process, 9)
+        os.waitpid(process, 0)
