@@ -51,6 +51,10 @@ GLOBALS = """declare namespace EdgeRuntime {
   /** Keeps the process until the promise has settled, also after the response has been sent. */
   function waitUntil<T>(promise: Promise<T> | T): Promise<T>;
 }
+declare namespace Deno {
+  /** An object with `fetch`, as modules export it. */
+  function serve(options: ServeDefaultExport): HttpServer<NetAddr>;
+}
 """
 PATH = re.compile(r"[\w@+.()\[\]-]+(?:/[\w@+.()\[\]-]+)*\Z")
 TYPE_ERROR = re.compile(

@@ -307,6 +307,7 @@ const acts: Record<string, Act> = {
       }),
     );
   },
+  swallow: async (req) => new Response(await req.text()),
   never: () => new Promise<Response>(() => {}),
   inject(req, url) {
     const out: Record<string, string> = {};

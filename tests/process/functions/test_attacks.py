@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.process import names
+from tests.process.functions import names
 from tests.process.functions_node import Neighbour, Project
 from tests.process.running import RunningNode
 
@@ -25,7 +25,7 @@ SLOWEST = 1.0  # seconds, 95th percentile of the neighbour: the machine of the t
 
 NO_ACCESS = "Requires net access"
 
-EVIL = (Path(__file__).parent / "functions" / "evil.ts").read_text()
+EVIL = (Path(__file__).parent / "evil.ts").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,7 @@ def neighbour(evil, calm):
     """Every attack runs beside another project, whose calls must all be answered in time."""
     with Neighbour(calm, "hello") as other:
         yield other
+    assert other.seconds
     assert not other.failures
     assert other.p95() < SLOWEST
 
@@ -254,6 +255,35 @@ def test_work_after_the_answer_goes_on_and_is_charged(evil):
     before = evil.lines()[-1]["seq"]
     assert evil.call("evil/after")[1] == b"later"
     evil.logged("ended (cpu)", seconds=30, after=before)
+
+
+def test_a_syntax_error_is_refused_when_deployed_and_what_was_served_stays(evil):
+    evil.deploy("typo", "Deno.serve(() => new Response('before'));")
+    files = {"index.ts": "import { a } from './lib.ts';\nDeno.serve(a);", "lib.ts": "\nlet 1a = ;"}
+    status, told = evil.admin("PUT", "/functions/typo", {"files": files})
+    assert (status, told["code"]) == (400, "build_failed")
+    first = told["details"]["errors"][0]
+    assert (first["file"], first["line"]) == ("lib.ts", 2)
+    assert "lib.ts:2:" in told["detail"]
+    assert first["message"]
+    assert evil.call("typo")[1] == b"before"
+
+
+def test_bodies_that_trickle_in_hold_invocations_no_longer_than_they_may(evil, node):
+    clients = []
+    for _ in range(10):
+        client = socket.create_connection(("127.0.0.1", node.port))
+        client.sendall(
+            f"POST /functions/evil/swallow HTTP/1.1\r\nhost: {evil.host}\r\napikey: {evil.anon}\r\n"
+            "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n".encode()
+        )
+        clients.append(client)
+    began = time.monotonic()
+    while evil.code("evil/ok") != (200, b"ok"):
+        assert time.monotonic() - began < 2 * LIMITS["function_wall_ms"] / 1000
+        time.sleep(0.1)
+    for client in clients:
+        client.close()
 
 
 def test_slow_clients_hold_no_invocation(evil, node):

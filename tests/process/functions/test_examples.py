@@ -11,26 +11,18 @@ import urllib.request
 
 import pytest
 
-from tests.process.functions_node import Project
-from tests.process.running import ROOT, RunningNode, wait_until
+from tests.process.running import ROOT, wait_until
 
 EXAMPLES = str(ROOT / "examples" / "functions")
 EVENTS = """create table events (id text primary key, type text not null, body jsonb not null,
   handled_at timestamptz); alter table events enable row level security; select 1"""
 
 
-@pytest.fixture(scope="module")
-def project(module_folder):
-    running = RunningNode(module_folder)
-    running.environment["ICHIBASE_PUBLIC_URL"] = running.url
-    running.start()
-    try:
-        running.sql(EVENTS)
-        running.cli("functions", "secrets", "set", "WEBHOOK_SECRET=whsec_test")
-        running.cli("functions", "deploy", "--dir", EXAMPLES)
-        yield Project(running)
-    finally:
-        running.stop()
+@pytest.fixture(scope="module", autouse=True)
+def examples(project):
+    project.node.sql(EVENTS)
+    project.node.cli("functions", "secrets", "set", "WEBHOOK_SECRET=whsec_test")
+    project.node.cli("functions", "deploy", "--dir", EXAMPLES)
 
 
 def send(method, url, body=None, headers=None):
@@ -52,7 +44,7 @@ def token(project, email):
 
 
 def test_the_storage_gateway(project):
-    ann, bob = token(project, "ann@example.com"), token(project, "bob@example.com")
+    ann, bob = token(project, "ann.files@example.com"), token(project, "bob.files@example.com")
 
     def ask(who, method="GET", path="", body=None):
         raw = None if body is None else json.dumps(body).encode()

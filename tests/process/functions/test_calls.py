@@ -15,19 +15,11 @@ import urllib.request
 import pytest
 
 from server.functions.sockets import BINARY, CLOSE, TEXT, Reader, encode
-from tests.process.functions_node import Project
-from tests.process.running import RunningNode, wait_until
+from tests.process.running import wait_until
+from tests.server.functions.test_shapes import SHAPES, TYPED_DEFAULT
 
-SHAPES = {
-    "handler": "Deno.serve(() => new Response('1'));",
-    "options": "Deno.serve({ port: 1, onListen() {} }, () => new Response('1'));",
-    "member": "Deno.serve({ handler: () => new Response('1') });",
-    "both": "Deno.serve(() => new Response('1')); Deno.serve(() => new Response('2'));\n"
-    "export default { fetch: () => new Response('3') };",
-    "default": "export default function (req: Request) { return new Response('1'); }",
-    "fetch": "export default { async fetch(req: Request) { return new Response('1'); } };",
-}
 PARTS = """
+let poured = 0;
 Deno.serve(async (req: Request, info) => {
   const url = new URL(req.url);
   switch (url.pathname.split("/")[3]) {
@@ -43,6 +35,19 @@ Deno.serve(async (req: Request, info) => {
         },
       }), { headers: { "content-type": "text/event-stream" } });
     }
+    case "sip": { // reads a piece now and the rest later
+      const reader = req.body!.getReader();
+      let size = (await reader.read()).value!.length;
+      await new Promise((r) => setTimeout(r, 1500));
+      for (let part; !(part = await reader.read()).done;) size += part.value.length;
+      return new Response(`${size}`);
+    }
+    case "pour":
+      return new Response(new ReadableStream({
+        pull(c) { c.enqueue(new Uint8Array(1 << 16)); poured++; },
+      }));
+    case "poured":
+      return new Response(`${poured << 16}`);
     case "large":
       return new Response(new Uint8Array(8_000_000).fill(97));
     case "wait":
@@ -79,25 +84,18 @@ Deno.serve(async (req: Request, info) => {
 
 
 @pytest.fixture(scope="module")
-def project(module_folder):
-    running = RunningNode(module_folder)
-    running.start()
-    try:
-        yield Project(running)
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="module")
 def parts(project):
     project.deploy("parts", PARTS)
     return project
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_handler_is_taken(project, shape):
-    project.deploy(shape, SHAPES[shape])
-    assert project.call(shape)[:2] == (200, b"1")
+def test_every_shape_of_handler_passes_the_check_of_types(project):
+    """What each of them does is in tests/server/functions/test_shapes.py."""
+    calls = [shape for shape in SHAPES.values() if "export" not in shape]
+    parts = [f"const shape{n} = async () => {{ {shape} }};" for n, shape in enumerate(calls)]
+    used = ", ".join(f"shape{n}" for n in range(len(calls)))
+    project.deploy("shapes", "\n".join([*parts, f"export const all = [{used}];", TYPED_DEFAULT]))
+    assert project.call("shapes")[:2] == (200, b"1")
 
 
 def user_token(project):
@@ -179,6 +177,54 @@ def test_answers_stream(parts):
     assert text.count(b"\n") >= 5
     assert len(arrived) >= 5
     assert arrived[-1] - arrived[0] > 0.3
+
+
+def memory(project):
+    """Bytes of the process that serves HTTP."""
+    return sum(
+        process.memory_info().rss
+        for process in project.node.process_of().children(recursive=True)
+        if process.name() == "ichibase-worker"
+    )
+
+
+def test_a_function_that_reads_slowly_slows_its_client(project, parts):
+    size = 120 << 20
+    parts.admin("PATCH", "", {"limits": {"function_body": 2 * size}})
+    before = memory(project)
+    with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
+        head = f"POST /functions/parts/sip HTTP/1.1\r\nhost: {parts.host}\r\napikey: {parts.anon}"
+        client.sendall(f"{head}\r\ncontent-length: {size}\r\nconnection: close\r\n\r\n".encode())
+        client.settimeout(0.8)
+        sent, piece = 0, bytes(1 << 20)
+        try:
+            while sent < size:
+                sent += client.send(piece)
+        except TimeoutError:
+            pass
+        assert sent < 40 << 20  # what the kernel keeps on its way
+        assert memory(project) - before < 20 << 20
+        client.settimeout(20)
+        while sent < size:
+            sent += client.send(piece[: size - sent])
+        answer = b""
+        while data := client.recv(65536):
+            answer += data
+    assert answer.endswith(f"{size}".encode())
+
+
+def test_a_client_that_reads_slowly_slows_its_function(project, parts):
+    before = memory(project)
+    with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
+        head = f"GET /functions/parts/pour HTTP/1.1\r\nhost: {parts.host}\r\napikey: {parts.anon}"
+        client.sendall(f"{head}\r\n\r\n".encode())
+        client.recv(1000)
+        time.sleep(1.0)
+        poured = int(parts.call("parts/poured")[1])
+        time.sleep(0.5)
+        assert int(parts.call("parts/poured")[1]) == poured  # it stands still
+        assert poured < 40 << 20
+        assert memory(project) - before < 20 << 20
 
 
 def test_a_client_that_leaves_aborts_the_signal(parts):

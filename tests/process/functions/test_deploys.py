@@ -1,0 +1,103 @@
+"""Edge functions of a running node: deployed on the admin port, called over HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import psycopg
+
+from tests.process.functions_node import Project
+from tests.process.running import wait_until
+
+HELLO = """
+Deno.serve(async (req: Request) => {
+  const url = new URL(req.url);
+  console.log("called", url.pathname);
+  return Response.json({
+    method: req.method, path: url.pathname, query: url.search, body: await req.text(),
+    role: req.headers.get("x-ichibase-role"), user: req.headers.get("x-ichibase-user-id"),
+    project: Deno.env.get("ICHIBASE_PROJECT_URL"), secret: Deno.env.get("GREETING"),
+  });
+});
+"""
+
+
+def test_a_function_is_deployed_called_and_replaced(project):
+    assert project.call("hello")[0] == 404
+    assert project.deploy("hello", HELLO)["version"] == 1
+    status, body, _ = project.call("hello/a%20b/c?x=1&y=%2F", b"some text")
+    assert status == 200
+    answer = json.loads(body)
+    assert answer == {
+        "method": "POST", "path": "/functions/hello/a%20b/c", "query": "?x=1&y=%2F",
+        "body": "some text", "role": "anon", "user": None, "project": project.node.url,
+    }  # fmt: skip
+    assert project.call("hello", key=False)[0] == 401
+    assert (
+        project.deploy("hello", "export default { fetch: () => new Response('two') }")["version"]
+        == 2
+    )
+    assert project.call("hello")[1] == b"two"
+    assert project.admin("POST", "/functions/hello/rollback", {})[1]["version"] == 1
+    assert json.loads(project.call("hello")[1])["method"] == "POST"
+    assert project.admin("PUT", "/secrets", {"values": {"GREETING": "good day"}})[0] == 200
+    deadline = time.monotonic() + 5
+    while json.loads(project.call("hello")[1]).get("secret") != "good day":
+        assert time.monotonic() < deadline
+    assert "good day" not in json.dumps(project.admin("GET", "/secrets")[1])
+    lines = project.admin("GET", "/function-logs?function=hello")[1]["lines"]
+    assert lines[0]["text"] == "called /functions/hello/a%20b/c"
+    assert lines[0]["invocation"]
+
+
+def test_a_fault_in_the_sources_is_refused_with_its_place(project):
+    status, told = project.admin(
+        "PUT", "/functions/bad", {"files": {"index.ts": "const a: number = 'x';\nDeno.serve(a);"}}
+    )
+    assert (status, told["code"]) == (400, "build_failed"), told
+    assert "details" in told, told
+    first = told["details"]["errors"][0]
+    assert (first["file"], first["line"], first["code"]) == ("index.ts", 1, "TS2322")
+
+
+def test_an_uncaught_error_is_logged_with_its_place_and_not_told(project):
+    project.deploy(
+        "thrower",
+        {
+            "lib.ts": "export interface X { a: number }\n\nexport function boom(x: X): never {\n"
+            "  throw new Error('the secret is ' + x.a);\n}\n",
+            "index.ts": "import { boom } from './lib.ts';\nDeno.serve(() => boom({ a: 42 }));\n",
+        },
+    )
+    status, body, headers = project.call("thrower")
+    assert status == 500
+    assert json.loads(body)["code"] == "function_error"
+    assert b"42" not in body
+    identity = headers["x-request-id"]
+    lines = project.admin("GET", f"/function-logs?invocation={identity}")[1]["lines"]
+    assert "the secret is 42" in lines[0]["text"]
+    assert "lib.ts:4:9" in lines[0]["text"]
+
+
+def test_of_a_project_that_is_gone_nothing_stays(project):
+    node = project.node
+    node.cli("projects", "create", "brief")
+    brief = Project(node, "brief")
+    brief.deploy("hello", "console.log('up'); Deno.serve(() => new Response('hello'));")
+    assert brief.call("hello")[1] == b"hello"
+    brief.logged("up")
+    control = json.loads((node.data_dir / "run" / "node.json").read_text())["config"]
+    with psycopg.connect(control["control_dsn"], autocommit=True) as database:
+        query = "select id from projects where slug = 'brief'"
+        identity = database.execute(query).fetchone()[0]
+        logs = node.data_dir / "functions" / "logs" / identity
+        assert logs.exists()
+        database.execute("delete from projects where id = %s", (identity,))
+
+    def left():
+        told = json.loads(node.cli("functions", "status", "--json").stdout)["processes"]
+        return logs.exists() or any(one["project"] == "brief" for one in told)
+
+    assert wait_until(lambda: not left())
+    assert not (node.data_dir / "functions" / "cache" / identity).exists()
