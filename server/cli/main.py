@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from server.cli.client import AdminClient, CommandError
-from server.cli.output import note, print_json, print_table
+from server.cli.output import installed, note, print_json, print_table, progress
 from server.control.cli import project_actions
 
 ROOMS = ("control", "auth", "mongo", "storage", "realtime", "functions", "backup")
@@ -170,21 +170,23 @@ def migrate(options: argparse.Namespace) -> int:
         raise CommandError(f"there are no .sql files in {folder}")
     admin = client(options)
     done = []
-    for file in files:
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"cannot read {file}: {error}") from None
-        try:
-            answer = admin.call(
-                "POST", f"{_project_path(options.project)}/migrations",
-                {"name": file.name, "sql": text}, MIGRATION_SECONDS,
-            )  # fmt: skip
-        except CommandError as error:
-            raise _placed(error, str(file)) from None
-        done.append(answer)
-        if not options.json:
-            print(f"{'applied' if answer['applied'] else 'already there':14}{file.name}")
+    with progress("migrating", len(files), quiet=options.json) as advance:
+        for file in files:
+            advance(file.name)
+            try:
+                text = file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise CommandError(f"cannot read {file}: {error}") from None
+            try:
+                answer = admin.call(
+                    "POST", f"{_project_path(options.project)}/migrations",
+                    {"name": file.name, "sql": text}, MIGRATION_SECONDS,
+                )  # fmt: skip
+            except CommandError as error:
+                raise _placed(error, str(file)) from None
+            done.append(answer)
+            if not options.json:
+                print(f"{'applied' if answer['applied'] else 'already there':14}{file.name}")
     if options.json:
         print_json(done)
     return 0
@@ -197,13 +199,21 @@ def settings(options: argparse.Namespace) -> int:
         from server.control.sections import SECTIONS
 
         names = [options.section] if options.section else list(SECTIONS)
-        found = {name: admin.call("GET", f"{base}/{name}") for name in names}
-        print_json(found[options.section] if options.section else found)
+        found = {name: admin.call("GET", f"{base}/{quote(name, safe='')}") for name in names}
+        if options.json:
+            print_json(found[options.section] if options.section else found)
+        else:
+            rows = [[name, *pair] for name, keys in found.items() for pair in keys.items()]
+            print_table(["section", "key", "value"], rows)
     elif options.action == "set":
         if not options.section or options.value is None:
             raise CommandError("say: ichibase settings PROJECT set SECTION JSON (or - for stdin)")
         text = sys.stdin.read() if options.value == "-" else options.value
-        print_json(admin.call("PUT", f"{base}/{options.section}", _json(text, "the value")))
+        found = admin.call("PUT", f"{base}/{options.section}", _json(text, "the value"))
+        if options.json:
+            print_json(found)
+        else:
+            print(f"set {options.section}")
     else:
         if not options.section:
             raise CommandError("say: ichibase settings PROJECT import FILE")
@@ -211,9 +221,13 @@ def settings(options: argparse.Namespace) -> int:
             text = Path(options.section).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot read {options.section}: {error}") from None
+        kept = {}
         for name, value in _json(text, options.section).items():
-            admin.call("PUT", f"{base}/{name}", value)
-            print(f"set {name}")
+            kept[name] = admin.call("PUT", f"{base}/{quote(name, safe='')}", value)
+            if not options.json:
+                print(f"set {name}")
+        if options.json:
+            print_json(kept)
     return 0
 
 
@@ -297,7 +311,8 @@ def parser() -> argparse.ArgumentParser:
         "rest", add_help=False, help="Serve one database as PostgREST does (rest --help)."
     )
     rest.set_defaults(run=None)
-    command("version", version, "Print the version.", ())
+    made = command("version", version, "Print the version.", ())
+    made.add_argument("--json", action="store_true", help="JSON for machines")
     for room in ROOMS:
         name = f"server.{room}.cli"
         if importlib.util.find_spec(name) is not None:
@@ -306,13 +321,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def version(options: argparse.Namespace) -> int:
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    try:
-        print(f"ichibase {installed('ichibase')}")
-    except PackageNotFoundError:
-        print("ichibase, not installed")
+    found = installed()
+    if options.json:
+        print_json({"version": found})
+    else:
+        print(f"ichibase {found}")
     return 0
 
 

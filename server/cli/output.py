@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -34,3 +36,38 @@ def shown(value: Any) -> str:
 
 def note(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A bar on the terminal, if standard error is one. The given function is told what begins."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    begun = 0
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def advance(name: str) -> None:
+            nonlocal begun
+            bar.update(task, completed=begun, description=f"{what} {name[-40:]}")
+            begun += 1
+
+        yield advance
+
+
+def installed() -> str:
+    """The version of this program."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("ichibase")
+    except PackageNotFoundError:
+        return "not installed"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import orjson
-
 from server.standalone.config import dump
 
 if TYPE_CHECKING:
@@ -64,11 +62,7 @@ class AdminServer:
             }  # fmt: skip
             lines = [f"ichibase_rest_{name} {value}" for name, value in stats.items()]
             return 200, "text/plain; version=0.0.4", ("\n".join(lines) + "\n").encode()
-        catalog = server.engine.catalog
-        if path == "/schema_cache" and catalog is not None:
-            summary = {
-                "tables": sorted(f"{schema}.{name}" for schema, name in catalog.tables),
-                "routines": sorted(f"{schema}.{name}" for schema, name in catalog.routines),
-            }
-            return 200, "application/json", orjson.dumps(summary)
+        summary = server.summary()
+        if path == "/schema_cache" and summary is not None:
+            return 200, "application/json", summary
         return 404, "text/plain", b""

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import orjson
 import psycopg
 
 from ichicore.errors import ApiError
@@ -49,6 +50,20 @@ def read_config(from_database: dict[str, str] | None = None) -> Config:
         except OSError as error:
             raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     return load(file, dict(os.environ), from_database)
+
+
+async def effective(config: Config) -> Config:
+    """With what the database says of it, unless that is wrong. psycopg.Error when the database
+    does not answer."""
+    if not config.from_database:
+        return config
+    try:
+        fresh = read_config(await database.read(config.uri, config.pre_config))
+        Authenticator(fresh)
+    except ConfigError as error:
+        note(f"the settings in the database are not used: {error}")
+        return config
+    return fresh
 
 
 class Standalone:
@@ -130,6 +145,17 @@ class Standalone:
             return False
         return True
 
+    def summary(self) -> bytes | None:
+        """What is served, as JSON; None before the catalog has been read."""
+        catalog = self.engine.catalog
+        if catalog is None:
+            return None
+        found = {
+            "tables": sorted(f"{schema}.{name}" for schema, name in catalog.tables),
+            "routines": sorted(f"{schema}.{name}" for schema, name in catalog.routines),
+        }
+        return orjson.dumps(found)
+
     async def reload_catalog(self) -> None:
         async with self._reloading:
             self.version += 1
@@ -143,7 +169,7 @@ class Standalone:
         try:
             await self.reload_catalog()
         except (PgError, *faults.POOL_ERRORS) as error:
-            note(f"cannot read the schema: {error}")
+            note(f"cannot read the schema: {str(error).strip()}")
             return False
         return True
 
@@ -169,7 +195,7 @@ class Standalone:
                 fresh = read_config(found)
             auth = Authenticator(fresh)
         except (ConfigError, conffile.ConfFileError, psycopg.Error) as error:
-            note(f"the configuration was not reloaded: {error}")
+            note(f"the configuration was not reloaded: {str(error).strip()}")
             return
         self._use(fresh, auth)
         self.way.configure()
@@ -290,15 +316,10 @@ class Application:
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         config = read_config()
         pending = False
-        if config.from_database:
-            try:
-                fresh = read_config(await database.read(config.uri, config.pre_config))
-                Authenticator(fresh)
-                config = fresh
-            except ConfigError as error:
-                note(f"the settings in the database are not used: {error}")
-            except psycopg.Error:
-                pending = True
+        try:
+            config = await effective(config)
+        except psycopg.Error:
+            pending = True
         self.server = Standalone(config)
         self.server.config_pending = pending
         await self.server.start()

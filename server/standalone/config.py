@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+import psycopg
 
 from server.postgres.settings import RestSettings
 from server.standalone import rolepath
@@ -192,9 +193,14 @@ def load(
         ),
         app_settings=_app_settings(file, environment),
     )  # fmt: skip
+    uri = _from_file(text("db-uri") or "postgresql://")
+    try:
+        psycopg.conninfo.conninfo_to_dict(uri)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(f"db-uri cannot be used: {str(error).strip()}") from None
     return Config(
         rest=rest,
-        uri=_from_file(text("db-uri") or "postgresql://"),
+        uri=uri,
         anon_role=text("db-anon-role"),
         channel=text("db-channel") or "pgrst",
         channel_enabled=flag("db-channel-enabled"),

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psycopg
+
+from ichicore.pg.errors import PgError
+from server.cli.output import installed
 from server.node.gateway_main import REST, serve
 from server.node.lifeline import name_process
+from server.postgres import faults
 from server.standalone import conffile
-from server.standalone.app import CONFIG_PATH, read_config
+from server.standalone.app import CONFIG_PATH, Standalone, effective, read_config
 from server.standalone.auth import Authenticator
 from server.standalone.config import Config, ConfigError, dump, unknown
 
 DRAIN_SECONDS = 15.0
+POSTGREST = "14"  # whose ways it has
+SPECIAL = {"!4": "0.0.0.0", "*4": "0.0.0.0", "*": "::", "!6": "::", "*6": "::"}  # noqa: S104
 EXAMPLE = """\
 # The database to serve; its login should be able to switch to the roles below and nothing else.
 db-uri = "postgresql://authenticator:secret@localhost:5432/app"
@@ -45,8 +54,13 @@ def main(arguments: list[str] | None = None) -> int:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--dump-config", action="store_true", help="print the settings in force")
     group.add_argument("-e", "--example", action="store_true", help="print an example file")
+    group.add_argument("--dump-schema", action="store_true", help="print what is served, as JSON")
     group.add_argument("--ready", action="store_true", help="ask a running server's admin port")
+    group.add_argument("-v", "--version", action="store_true", help="print the version")
     options = parser.parse_args(arguments)
+    if options.version:
+        print(f"ichibase rest {installed()}, as PostgREST {POSTGREST}")
+        return 0
     if options.example:
         print(EXAMPLE, end="")
         return 0
@@ -66,14 +80,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.ready:
         return _ready(config)
+    if options.dump_schema:
+        return _dump_schema(config)
     return _serve(config, options.workers)
+
+
+def _dump_schema(config: Config) -> int:
+    async def read() -> bytes:
+        server = Standalone(await effective(config))
+        try:
+            await server.reload_catalog()
+            return server.summary() or b""
+        finally:
+            await server.pool.close()
+
+    try:
+        print(asyncio.run(read()).decode())
+    except (ConfigError, psycopg.Error, PgError, *faults.POOL_ERRORS) as error:
+        print(f"cannot read the schema: {str(error).strip()}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _ready(config: Config) -> int:
     if config.admin_port is None:
         print("there is no admin-server-port to ask", file=sys.stderr)
         return 1
-    host = "127.0.0.1" if config.admin_host.startswith(("!", "*")) else config.admin_host
+    host = "127.0.0.1" if config.admin_host in SPECIAL else config.admin_host
+    host = f"[{host}]" if ":" in host else host
     try:
         with urllib.request.urlopen(f"http://{host}:{config.admin_port}/ready", timeout=5):
             print("OK")
@@ -92,18 +126,42 @@ def _serve(config: Config, workers: int) -> int:
 
     signal.signal(signal.SIGUSR1, forward)
     signal.signal(signal.SIGUSR2, forward)
-    host = {"!4": "0.0.0.0", "*4": "0.0.0.0", "*": "::", "!6": "::", "*6": "::"}.get(  # noqa: S104
-        config.host, config.host
-    )
+    socket_path = Path(config.unix_socket) if config.unix_socket else None
+    host = _address(config.host)
+    try:
+        if socket_path is None:
+            _check(host, config.port)
+        elif not os.access(socket_path.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"cannot make a socket in {socket_path.parent}")
+        if config.admin_port is not None:
+            _check(_address(config.admin_host), config.admin_port)
+    except ConfigError as error:
+        print(f"Error in config: {error}", file=sys.stderr)
+        return 1
     where = config.unix_socket or f"{host}:{config.port}"
     print(f"listening on {where}", file=sys.stderr, flush=True)
     name_process("ichibase-rest")
     serve(
-        REST, host, config.port, workers, DRAIN_SECONDS,
-        socket=Path(config.unix_socket) if config.unix_socket else None,
-        socket_mode=config.unix_socket_mode if config.unix_socket else None,
+        REST, host, config.port, workers, DRAIN_SECONDS, socket=socket_path,
+        socket_mode=config.unix_socket_mode if socket_path else None,
     )  # fmt: skip
     return 0
+
+
+def _address(host: str) -> str:
+    """The address that one of the names for all of them stands for."""
+    return SPECIAL.get(host, host)
+
+
+def _check(host: str, port: int) -> None:
+    """ConfigError when it cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
 def _children() -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -315,12 +316,25 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         ({"PGRST_OPENAPI_MODE": "x"}, "Invalid openapi-mode"),
         ({"PGRST_ADMIN_SERVER_PORT": "3000"}, "cannot be the same as server-port"),
         ({"PGRST_SERVER_UNIX_SOCKET_MODE": "888"}, "not an octal"),
+        ({"PGRST_DB_URI": "nonsense"}, "db-uri cannot be used"),
+        ({"PGRST_SERVER_UNIX_SOCKET": "/nowhere/a.sock"}, "cannot make a socket"),
+        ({"PGRST_SERVER_HOST": "203.0.113.7"}, "cannot listen on 203.0.113.7:3000"),
     ],
 )
 def test_bad_settings_refuse_to_start(settings: dict[str, str], reason: str) -> None:
     done = run(**settings)
     assert done.returncode == 1
     assert reason in done.stderr
+
+
+def test_the_schema_is_printed(program: Program) -> None:
+    done = run(str(program.file), "--dump-schema")
+    assert (done.returncode, "api.items" in json.loads(done.stdout)["tables"]) == (0, True)
+    assert run("--version").stdout.startswith("ichibase rest ")
+    taken = run(str(program.file))
+    assert (taken.returncode, "Address already in use" in taken.stderr) == (1, True)
+    done = run("--dump-schema", PGRST_DB_URI=f"host=127.0.0.1 port={free_port()}")
+    assert (done.returncode, done.stderr.startswith("cannot read the schema: ")) == (1, True)
 
 
 def test_dump_example_and_warnings(tmp_path: Path) -> None:
