@@ -78,7 +78,7 @@ def _print_project(project: dict[str, Any], secrets: bool) -> None:
     for name, value in project.items():
         hidden = name in SECRETS and value is not None and not secrets
         rows.append([name, "(hidden; --show-secrets shows it)" if hidden else value])
-    print_table(["project", project["name"]], rows[1:])
+    print_table(["project", project["name"]], rows[1:], fold=False)
 
 
 def projects_create(options: argparse.Namespace) -> int:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+UNBOUNDED = 1_000_000  # columns
+
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(columns: list[str], rows: list[list[Any]]) -> None:
+def print_table(columns: list[str], rows: list[list[Any]], *, fold: bool = True) -> None:
+    """fold: values that are too long for a terminal go on within their column; else the terminal
+    breaks the line, so that they can be copied. Nothing is folded where no terminal is."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -23,7 +27,8 @@ def print_table(columns: list[str], rows: list[list[Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    width = None if fold and sys.stdout.isatty() else UNBOUNDED
+    Console(width=width, soft_wrap=width is not None).print(table)
 
 
 def shown(value: Any) -> str:

@@ -58,7 +58,7 @@ def _value(text: str, position: int, line: int) -> tuple[str | bool | int, int]:
         return True, end
     if word.lower() in {"false", "off", "no"}:
         return False, end
-    if re.fullmatch(r"-?\d+", word):
+    if re.fullmatch(r"-?[0-9]{1,18}", word):
         return int(word), end
     raise ConfFileError(f"line {line}: a value is a quoted string, a number, true or false")
 

@@ -129,7 +129,7 @@ def load(
         value = text(name)
         if value is None:
             return None
-        if not re.fullmatch(r"-?\d+", value):
+        if not re.fullmatch(r"-?[0-9]{1,9}", value):
             raise ConfigError(f"{name} must be a whole number, not {value!r}")
         return int(value)
 

@@ -3,7 +3,9 @@ general way and on the short one."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -291,3 +293,62 @@ def test_writes(both: Both) -> None:
             assert outcome == outcomes[0], case
         assert outcomes[0][0] < 500, case
     assert both.short() > before + 10
+
+
+PIECES = [
+    "(", ")", ".", ",", '"', "::", "->", "->>", "!", "...", "*", "%00", "%FF", "%", "&", "=",
+    "or=(",
+    "not.", "in.(", "is.null", "{", "}", "any(", "null", "select=", "order=", "limit=", "offset=-1",
+    "columns=", "on_conflict=", "%27", "--", "count()", "9" * 30, "%E2%82%AC", "eq(any).{1}",
+    "~", "[",
+]  # fmt: skip
+HEADERS = {
+    "prefer": ["return=x", "count=planned", "timezone='", "max-affected=-1, handling=strict", ","],
+    "accept": ["application/vnd.pgrst.object+json;nulls=x", "*/*;q=x", ";", "text/xml", PLAN],
+    "range": ["0-1", "9" * 19 + "-", "-", "5-1", "bytes=0-1"], "accept-profile": ["auth", '"', ""],
+    "content-profile": ["auth", "a,b"], "content-type": ["text/csv", "application/json;", "x", ""],
+    "authorization": ["Bearer a.b.c", "Bearer", "Basic x", ""], "cookie": ["a=b; c", "\x01"],
+    "content-encoding": ["gzip"], "x-request-id": ["a" * 300], "apikey": ["x"],
+}  # fmt: skip
+
+
+def mangled(chance: random.Random, text: str) -> str:
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        first = chance.randint(0, len(text))
+        last = min(len(text), first + chance.randint(0, 6))
+        text = text[:first] + chance.choice([*PIECES, ""]) + text[chance.choice((first, last)) :]
+    return text
+
+
+def test_mangled_requests_are_refused_in_kind(both: Both) -> None:
+    """Whatever is wrong with a request, its answer says so with a code, and is no 5xx."""
+    both.database.execute(FILL)
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    refused = set()
+    for _ in range(1200):
+        case = chance.choice([*SHAPED, *WRITES])
+        path, _, query = case.path.partition("?")
+        headers, body = dict(case.headers), case.body
+        if chance.random() < 0.6:
+            query = mangled(chance, query)
+        if chance.random() < 0.1:
+            path = mangled(chance, path)
+        if chance.random() < 0.3:
+            name = chance.choice(list(HEADERS))
+            headers[name] = chance.choice(HEADERS[name])
+        if body is not None and chance.random() < 0.5:
+            text = body.decode() if isinstance(body, bytes) else json.dumps(body)
+            body = mangled(chance, text).encode()
+        tried = Case(case.method, f"{path}?{query}", headers, body, case.anonymous)
+        try:
+            status, _, answer = both.send(chance.choice(("node", "rest")), tried)
+        except (httpx.InvalidURL, httpx.LocalProtocolError):  # the client does not send it
+            continue
+        assert status < 500, (seed, tried, answer)
+        if status >= 400 and case.method != "HEAD" and answer:
+            found = json.loads(answer)
+            assert isinstance(found["code"], str), (seed, tried)
+            assert isinstance(found["message" if "message" in found else "detail"], str)
+            refused.add(found["code"])
+    assert len(refused) > 15
