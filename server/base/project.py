@@ -26,6 +26,13 @@ class SigningKey(msgspec.Struct, frozen=True):
     current: bool = True
 
 
+class AcceptedSecret(msgspec.Struct, frozen=True):
+    """A secret that signs no more, or not yet. until: epoch seconds."""
+
+    secret: str
+    until: float
+
+
 class Project(msgspec.Struct, frozen=True):
     """One project, immutable; a change of settings makes a new value with a higher revision.
 
@@ -33,7 +40,8 @@ class Project(msgspec.Struct, frozen=True):
     owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that
     owns the schemas auth, storage and realtime. feed_dsn: login with the right of replication, for
     the change feed alone. settings: section name to plain JSON object (cors, postgres, auth, mongo,
-    realtime, storage, functions). storage_secret signs read and upload tokens. limits: what the
+    realtime, storage, functions). storage_secret signs read and upload tokens,
+    storage_accepted are others that have signed some. limits: what the
     project may use, by its tier and its own overrides. state: a service is only asked for active
     ones; whoever keeps connections, sockets or memory for a project gives them up when it is told
     (Directory.on_change) of another state. read_only: over its disk quota; what would grow its
@@ -59,6 +67,7 @@ class Project(msgspec.Struct, frozen=True):
     state: State = "active"
     read_only: bool = False
     feed_dsn: str | None = None
+    storage_accepted: tuple[AcceptedSecret, ...] = ()
 
 
 def over_quota() -> ApiError:

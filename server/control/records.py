@@ -15,7 +15,7 @@ import msgspec
 
 from server.base.context import NodeConfig
 from server.base.limits import of as limits_of
-from server.base.project import Flavor, Project, SigningKey
+from server.base.project import AcceptedSecret, Flavor, Project, SigningKey
 from server.mongo.address import of_project
 
 CHANNEL = "ichibase_bus"
@@ -29,7 +29,8 @@ _RECORD = """json_build_object(
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
     'feed_password', p.feed_password, 'provisioned', p.provisioned,
-    'storage_secret', p.storage_secret, 'anon_key', p.anon_key, 'service_key', p.service_key,
+    'storage_secret', p.storage_secret, 'storage_accepted', p.storage_accepted,
+    'anon_key', p.anon_key, 'service_key', p.service_key,
     'mongo_url', p.mongo_url, 'revision', p.revision, 'limits', p.limits,
     'host', c.host, 'port', c.port, 'socket_dir', c.socket_dir, 'options', c.options,
     'keys', (select coalesce(json_agg(json_build_object('kid', k.kid, 'algorithm', k.algorithm,
@@ -91,6 +92,7 @@ class Record(msgspec.Struct, frozen=True):
     owner: str = ""
     feed_password: str = ""
     provisioned: int = 0
+    storage_accepted: tuple[AcceptedSecret, ...] = ()
 
     def role(self, kind: str) -> str:
         """Login role of the project: kind is owner, authenticator, system or feed."""
@@ -142,6 +144,7 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         anon_key=record.anon_key,
         service_key=record.service_key,
         storage_secret=record.storage_secret,
+        storage_accepted=record.storage_accepted,
         authenticator_dsn=record.dsn("authenticator", record.authenticator_password)
         if relational
         else None,

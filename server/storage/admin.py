@@ -17,7 +17,9 @@ from server.control.api import AdminApi
 from server.control.projects import audit
 from server.control.routes import AdminRequest, AdminResponse, Router
 from server.storage import inputs, paths
+from server.storage.control import DAY
 from server.storage.reconcile import Report, reconcile
+from server.storage.rotation import rotate
 from server.storage.stores import Store, StoreError, open_store
 
 BUCKETS = """select b.id, b.size_limit, b.allowed_types, b.cache_seconds,
@@ -70,6 +72,19 @@ class Check(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+class Rotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """overlap_seconds: for which tokens signed before are accepted; by default as long as any of
+    them lasts. 0 ends them all at once."""
+
+    overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=DAY)] = DAY
+
+
+class Rotated(msgspec.Struct, kw_only=True):
+    """accepted_until: epoch seconds at which tokens signed before end."""
+
+    accepted_until: int
+
+
 def register(router: Router, api: AdminApi) -> None:
     """Adds the routes below to the admin server, and the removal of a deleted project's files."""
     routes = _Routes(api)
@@ -82,6 +97,8 @@ def register(router: Router, api: AdminApi) -> None:
     router.add("DELETE", one, routes.delete_bucket, "Delete an empty bucket")
     router.add("POST", f"{base}/reconcile", routes.reconcile,
                "Compare the database with the store", body=Check, result=Report)  # fmt: skip
+    router.add("POST", f"{base}/rotate-secret", routes.rotate_secret,
+               "Sign storage tokens with a new secret", body=Rotation, result=Rotated)  # fmt: skip
     api.projects.on_delete.append(routes.drop)
 
 
@@ -150,6 +167,15 @@ class _Routes:
             await usage.stop()
             await self._audit("storage.reconcile", project, "mend")
         return AdminResponse(value=report)
+
+    async def rotate_secret(self, request: AdminRequest) -> AdminResponse:
+        wanted = request.decode(Rotation)
+        _, project = await self.api.record(request)
+        async with self.api.projects.control() as control:
+            until = await rotate(control, project.id, wanted.overlap_seconds)
+            detail = {"accepted_until": until}
+            await audit(control, "admin", "storage.rotate-secret", project.slug, detail)
+        return AdminResponse(value=Rotated(accepted_until=until))
 
     async def drop(self, project: Project) -> None:
         """A deleted project's files."""

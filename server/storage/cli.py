@@ -1,4 +1,4 @@
-"""`ichibase storage`: ls, cp, rm, sign, buckets, reconcile.
+"""`ichibase storage`: ls, cp, rm, sign, buckets, rotate-secret, reconcile.
 
 A remote file is named `bucket:path`, as in `ichibase storage cp logo.png public:pics/logo.png`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,11 @@ def register(commands: Any) -> None:
     one.add_argument("--types", help="media types, such as image/*,application/pdf; any for all")
     one.add_argument("--cache-seconds", type=int, help="how long others may keep public files")
     one.add_argument("--delete", action="store_true", help="delete the bucket, which is empty")
+    one = action("rotate-secret", rotate_secret, "sign the URLs with a new secret from now on")
+    one.add_argument(
+        "--overlap", type=int, metavar="SECONDS",
+        help="how long URLs signed before still work (86400, as long as any lasts); 0 ends all now",
+    )  # fmt: skip
     one = action("reconcile", check, "compare the database with the store")
     one.add_argument("--mend", action="store_true", help="put right what is found")
     one.add_argument("--force", action="store_true", help="even when much seems to be missing")
@@ -91,8 +97,9 @@ def _told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namesp
 def _storage(options: argparse.Namespace) -> Storage:
     from server.cli.main import client
 
-    project = client(options).project(options.project)
-    return Storage(project["url"], project["service_key"])
+    node = client(options)
+    project = node.project(options.project)
+    return Storage(*node.reach(project), project["service_key"])
 
 
 def _admin(options: argparse.Namespace, method: str, rest: str = "", body: object = None) -> Any:
@@ -334,6 +341,19 @@ def _print_buckets(found: list[dict[str, Any]]) -> None:
         for b in found
     ]  # fmt: skip
     print_table(["bucket", "read", "files", "bytes", "largest", "types"], rows)
+
+
+def rotate_secret(options: argparse.Namespace) -> int:
+    body = {} if options.overlap is None else {"overlap_seconds": options.overlap}
+    found = _admin(options, "POST", "/rotate-secret", body)
+    if options.json:
+        print_json(found)
+    elif options.overlap == 0:
+        print("signs with a new secret; all URLs signed before have ended")
+    else:
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["accepted_until"]))
+        print(f"signs with a new secret; URLs signed before work until {until} at the latest")
+    return 0
 
 
 def check(options: argparse.Namespace) -> int:

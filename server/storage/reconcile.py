@@ -144,11 +144,15 @@ async def _mend(
     while due := [row[0] for row in await _fetch(connection, DUE)]:
         await store.delete(project, due)
         await connection.execute(GONE, (due,))
+    await _count_anew(connection)
+    await _count(connection, report)
+    report.mended = not report.note
+
+
+async def _count_anew(connection: AsyncConnection[Any]) -> None:
     async with connection.transaction():
         await connection.execute("select 1 from storage.usage for update")
         await connection.execute(COUNT_ANEW)
-    await _count(connection, report)
-    report.mended = not report.note
 
 
 async def _count(connection: AsyncConnection[Any], report: Report) -> None:

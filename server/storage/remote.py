@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -49,15 +50,26 @@ def connect(url: str) -> Any:
             "file:///folder"
         )
     options: dict[str, Any] = {"timeout": "300s", "connect_timeout": "10s"}
-    if "true" in (os.environ.get("AWS_ALLOW_HTTP"), os.environ.get("ICHIBASE_STORAGE_HTTP")):
-        options["allow_http"] = True
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    if endpoint.startswith("http://"):
+    if _endpoint(parts.scheme).startswith("http://"):
         options["allow_http"] = True
     try:
         return from_url(url, client_options=options, retry_config=RETRY)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise StoreUrlError(f"storage_url cannot be used: {error}") from None
+
+
+def _endpoint(scheme: str) -> str:
+    """The address that the environment names for a store; "" for the vendor's own."""
+    given = os.environ.get
+    if scheme.startswith("s3"):
+        return given("AWS_ENDPOINT_URL") or given("AWS_ENDPOINT") or ""
+    if scheme == "gs":
+        try:
+            account = json.loads(given("GOOGLE_SERVICE_ACCOUNT_KEY") or "{}")
+            return str(account.get("gcs_base_url", ""))
+        except (ValueError, AttributeError):
+            return ""
+    return given("AZURE_STORAGE_ENDPOINT") or given("AZURE_ENDPOINT") or ""
 
 
 class RemoteSink:

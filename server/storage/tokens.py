@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 import msgspec
@@ -47,17 +48,14 @@ class UploadGrant(msgspec.Struct, frozen=True):
 
 
 class Signer:
-    """Makes and reads one project's tokens."""
+    """Makes one project's tokens with its secret, and reads those of any secret it accepts."""
 
     __slots__ = ("_jws", "_read", "_upload", "project_slug")
 
     def __init__(self, project: Project) -> None:
         self.project_slug = project.slug
-        secret = project.storage_secret.encode()
-        self._read = hmac.digest(secret, f"ichibase storage read {project.id}".encode(), "sha256")
-        self._upload = hmac.digest(
-            secret, f"ichibase storage upload {project.id}".encode(), "sha256"
-        )
+        self._read = _keys(project, "read")
+        self._upload = _keys(project, "upload")
         self._jws = jwt.PyJWS(algorithms=[ALGORITHM])
 
     def read(
@@ -71,7 +69,7 @@ class Signer:
         }  # fmt: skip
         if user_id is not None:
             claims["sub"] = user_id
-        return self._encode(claims, self._read), jti, now + seconds
+        return self._encode(claims, self._read[0].key), jti, now + seconds
 
     def upload(
         self, id: str, bucket: str, path: str, size: int, content_type: str, seconds: int
@@ -81,7 +79,7 @@ class Signer:
             "iss": ISSUER, "prj": self.project_slug, "b": bucket, "p": path, "n": size,
             "t": content_type, "jti": id, "iat": now, "exp": now + seconds,
         }  # fmt: skip
-        return self._encode(claims, self._upload)
+        return self._encode(claims, self._upload[0].key)
 
     def open_read(self, token: str, now: float) -> ReadGrant:
         """What a read token opens; ApiError 401 invalid_token or token_expired."""
@@ -107,12 +105,11 @@ class Signer:
     def _encode(self, claims: dict[str, Any], key: bytes) -> str:
         return jwt.encode(claims, key, ALGORITHM)
 
-    def _decode(self, token: str, key: bytes, now: float) -> dict[str, Any]:
+    def _decode(self, token: str, keys: list[_Key], now: float) -> dict[str, Any]:
         if len(token) > MAX_TOKEN or not token.isascii():
             raise _invalid()
         try:
-            payload = self._jws.decode(token, key, algorithms=[ALGORITHM])
-            claims = msgspec.json.decode(payload, type=dict[str, Any])
+            claims = msgspec.json.decode(self._payload(token, keys, now), type=dict[str, Any])
         except (jwt.PyJWTError, msgspec.MsgspecError, ValueError, RecursionError):
             raise _invalid() from None
         if claims.get("iss") != ISSUER or claims.get("prj") != self.project_slug:
@@ -123,6 +120,32 @@ class Signer:
         if now >= expires:
             raise ApiError(401, "token_expired", "The token has expired.")
         return claims
+
+    def _payload(self, token: str, keys: list[_Key], now: float) -> bytes:
+        """What one of the keys has signed."""
+        for key, until in keys:
+            if now < until:
+                try:
+                    found: bytes = self._jws.decode(token, key, algorithms=[ALGORITHM])
+                    return found
+                except jwt.InvalidSignatureError:
+                    continue
+        raise _invalid()
+
+
+class _Key(NamedTuple):
+    """until: epoch seconds to which what it signed is accepted."""
+
+    key: bytes
+    until: float
+
+
+def _keys(project: Project, kind: str) -> list[_Key]:
+    """For one kind of tokens: the key that signs, then the others that are accepted."""
+    secrets = [(project.storage_secret, math.inf)]
+    secrets += [(one.secret, one.until) for one in project.storage_accepted]
+    text = f"ichibase storage {kind} {project.id}".encode()
+    return [_Key(hmac.digest(secret.encode(), text, "sha256"), end) for secret, end in secrets]
 
 
 def _invalid() -> ApiError:

@@ -23,11 +23,12 @@ class TransferError(Exception):
 
 
 class Storage:
-    """One project's storage. url: of the project. key: its secret key."""
+    """One project's storage. url: where the node answers. headers: that say which project it is
+    for. key: its secret key."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str], key: str) -> None:
         self.url = url
-        self.key = key
+        self.headers = {**headers, "authorization": f"Bearer {key}"}
         parts = urlsplit(url)
         self.host, self.port, self.secure = (
             parts.hostname or "",
@@ -103,9 +104,8 @@ class Storage:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         connection = self._connection()
         try:
-            connection.putrequest(method, path)
-            connection.putheader("authorization", f"Bearer {self.key}")
-            for name, value in headers.items():
+            connection.putrequest(method, path, skip_host="host" in self.headers)
+            for name, value in (self.headers | headers).items():
                 connection.putheader(name, value)
             connection.endheaders()
             try:

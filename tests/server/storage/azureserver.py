@@ -76,7 +76,7 @@ class AzureServer:
         return {
             "ICHIBASE_STORAGE_URL": f"az://{CONTAINER}/{prefix}",
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY,
-            "AZURE_STORAGE_ENDPOINT": self.url, "ICHIBASE_STORAGE_HTTP": "true",
+            "AZURE_STORAGE_ENDPOINT": self.url,
         }  # fmt: skip
 
     def stop(self) -> None:

@@ -6,13 +6,17 @@ Run as `python -m tests.server.storage.crash DATA_DIR ACTION STEP`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from server.storage import control, disk, remote, sweep, uploads
+import psycopg
+
+from ichicore.errors import ApiError
+from server.storage import control, disk, reconcile, remote, sweep, uploads
 from server.storage.database import Database, Statement
 from server.storage.inputs import Body as Members
 from tests.server.storage import inside
@@ -74,12 +78,33 @@ STEPS: dict[str, Any] = {
         "before": lambda: around(control.REMOVE, "before"),
         "removed": lambda: around(control.REMOVE, "after"),
     },
+    "refused": {
+        "the bytes are gone": lambda: around(uploads.ABANDON, "before"),
+        "given back": lambda: around(uploads.ABANDON, "after"),
+    },
+    "mend": {
+        "noted": lambda: before(disk.DiskStore, "delete"),
+        "before the counters": lambda: before(reconcile, "_count_anew"),
+    },
     "move": {"moved": lambda: around(control.MOVE, "after")},
     "sweep": {
         "before the blobs": lambda: around(sweep.GONE, "before"),
         "after the blobs": lambda: around(sweep.GONE, "after"),
     },
 }
+
+
+async def mend(room: Any, tenant: Any) -> None:
+    """Of a blob of no file, and of counters that are off."""
+    sink = room.store.sink(tenant.project.id, "ab" * 16, 6)
+    sink.write([b"orphan"])
+    await sink.commit()
+    connection = await psycopg.AsyncConnection.connect(
+        tenant.project.system_dsn, autocommit=True, cursor_factory=psycopg.AsyncRawCursor
+    )
+    async with connection:
+        await connection.execute("update storage.usage set bytes = bytes + 7")
+        await reconcile.reconcile(connection, room.store, tenant.project.id, mend=True)
 
 
 async def main(data_dir: str, action: str, step: str) -> None:
@@ -93,6 +118,14 @@ async def main(data_dir: str, action: str, step: str) -> None:
             body = inside.Body([b"x" * 100_000, b"y" * 100_000])
             request = inside.put(tenant.project, 200_000, body, **{"content-type": "a/b"})
             await uploads.put_signed(room, tenant, request, token)
+        elif action == "refused":
+            request = inside.put(tenant.project, 5, inside.Body([b"hello"]), **{
+                "content-digest": "sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:",
+            })  # fmt: skip
+            with contextlib.suppress(ApiError):
+                await uploads.put_direct(room, tenant, request, "crash", "new")
+        elif action == "mend":
+            await mend(room, tenant)
         elif action == "delete":
             await control.delete(room, tenant, Members({"bucket": "crash", "path": "old"}))
         elif action == "move":

@@ -146,7 +146,7 @@ class GcsServer:
                    "private_key": "", "private_key_id": ""}  # fmt: skip
         return {
             "ICHIBASE_STORAGE_URL": f"gs://{BUCKET}/{prefix}",
-            "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account), "ICHIBASE_STORAGE_HTTP": "true",
+            "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account),
         }  # fmt: skip
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ from tests.server.storage.node import Files
 def environment(files: Files) -> Iterator[None]:
     """The variables by which the node reaches its store."""
     before = dict(os.environ)
-    names = ("AWS_", "AZURE_", "GOOGLE_", "ICHIBASE_STORAGE_HTTP")
+    names = ("AWS_", "AZURE_", "GOOGLE_")
     os.environ.update({k: v for k, v in files.environment.items() if k.startswith(names)})
     try:
         yield
@@ -73,9 +73,13 @@ class Body:
             await self.after()
 
 
-def put(project: Project, length: int, body: Body, **headers: str) -> Request:
+class Put(Request):
+    """Whose way of reading its body a test may replace."""
+
+
+def put(project: Project, length: int, body: Body, **headers: str) -> Put:
     given = {"content-length": str(length), **headers}
-    return Request(
+    return Put(
         "PUT", "/object", "", given, project=project, identity=NOBODY, base_url=project.url,
         peer="127.0.0.1", id="1", read_body=None,  # type: ignore[arg-type]
         read_stream=lambda limit: limits.read_stream(body, given, limit),

@@ -63,6 +63,11 @@ def test_killed_at_a_step(files, action, step):
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     found = recover(files)
+    if action == "mend":  # which is begun anew
+        assert not found.clean
+        assert found.orphans == 0  # what was noted is swept
+        files.inline("storage", "reconcile", "--mend")
+        found = recover(files)
     assert found.clean, found
     assert found.counted["reserved"] == 0
     assert found.blobs == found.files

@@ -262,6 +262,9 @@ def test_a_deleted_projects_files_are_gone(files):
     assert wait_until(lambda: files.send(
         "PUT", "/storage/object/stuff/f", b"data", headers).status == 200)  # fmt: skip
     assert files.send("GET", "/storage/object/stuff/f", headers=headers).body == b"data"
+    # its name need not be known on this machine
+    shown = files.inline("storage", "ls", "stuff:", "--project", "doomed", "--json").stdout
+    assert [one["path"] for one in json.loads(shown)] == ["f"]
     files.inline("projects", "delete", "doomed", "--yes")
     assert wait_until(
         lambda: files.send("GET", "/cdn/doomed/stuff/f", headers={}).status in (404, 503)

@@ -10,11 +10,13 @@ import pytest
 
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgUnavailable
+from server.gateway.gathering import Gathered
 from server.storage import receive, uploads
 from server.storage.database import Database
 from server.storage.stores import StoreError
 from server.storage.sweep import sweep
 from tests.server.storage import inside
+from tests.server.test_gathering import Server as HttpServer
 
 
 def run(files, work):
@@ -26,13 +28,16 @@ def run(files, work):
         asyncio.run(main())
 
 
+OF = "select 1 from storage.{} where bucket = 'inside' and path = $1"
+
+
 async def nothing_left(tenant, room, path):
     pool = tenant.database._pools.system(tenant.project)
     # what other tests replaced may fall due at any moment, also right after the sweep
     now = (await pool.fetch("select now()::text"))[0][0]
     await sweep(room, tenant)
-    assert await pool.fetch("select 1 from storage.uploads where path = $1", (path,)) == []
-    assert await pool.fetch("select 1 from storage.objects where path = $1", (path,)) == []
+    assert await pool.fetch(OF.format("uploads"), (path,)) == []
+    assert await pool.fetch(OF.format("objects"), (path,)) == []
     due = "select 1 from storage.garbage where due_at <= $1::timestamptz"
     assert await pool.fetch(due, (now,)) == []
 
@@ -45,20 +50,61 @@ async def refused(room, tenant, request, path, status, code):
     await nothing_left(tenant, room, path)
 
 
-def test_a_client_that_stalls(files, monkeypatch):
+@pytest.mark.parametrize("how", ["by the server", "any stream"])
+def test_a_slow_loris_upload_that_stalls(files, monkeypatch, how):
     monkeypatch.setattr(receive, "IDLE", 0.2)
 
     async def work(room, tenant):
         body = inside.Body([b"x" * 10], lambda: asyncio.sleep(30))
         began = time.monotonic()
         request = inside.put(tenant.project, 20, body)
+        if how == "by the server":
+            request.read_batches = lambda: Gathered(HttpServer([b"x" * 10, None]), 20)
         await refused(room, tenant, request, "stalls", 408, "upload_timeout")
         assert time.monotonic() - began < 5
 
     run(files, work)
 
 
-def test_a_client_that_trickles(files, monkeypatch):
+def test_many_slow_uploads_do_not_keep_a_brisk_one_waiting(files, monkeypatch):
+    """More than there are turns, each with a byte now and then."""
+    monkeypatch.setattr(receive, "TURNS", 2)
+
+    class Trickle:
+        async def __aiter__(self):
+            for _ in range(100):
+                await asyncio.sleep(0.02)
+                yield b"x"
+
+    class Brisk:
+        async def __aiter__(self):
+            for _ in range(40):
+                await asyncio.sleep(0)
+                yield b"y" * 100_000
+
+    async def work(room, tenant):
+        room.turns = receive.Turns()
+
+        async def put(name, size, body):
+            request = inside.put(tenant.project, size, body)
+            return await uploads.put_direct(room, tenant, request, "inside", name)
+
+        slow = [asyncio.ensure_future(put(f"slow{n}", 100, Trickle())) for n in range(6)]
+        await asyncio.sleep(0.1)
+        brisk = [put(f"brisk{n}", 4_000_000, Brisk()) for n in range(4)]
+        for answer in await asyncio.gather(*brisk):
+            assert answer.status == 200
+        assert not any(task.done() for task in slow)
+        for answer in await asyncio.gather(*slow):
+            assert answer.status == 200
+        assert room.turns.under_way == 0
+
+    run(files, work)
+    for name, body in (("slow5", b"x" * 100), ("brisk3", b"y" * 4_000_000)):
+        assert files.send("GET", files.signed("inside", name)).body == body
+
+
+def test_a_slow_loris_upload_that_trickles(files, monkeypatch):
     """Never silent for long, yet slower than any honest one."""
     monkeypatch.setattr(receive, "START", 0.3)
 
