@@ -3,8 +3,9 @@
 `warm` and `added` go through one HTTP worker to a function that only answers; `direct` is the same
 Deno process called over its unix socket. `first` times the first call after another version was
 made the active one: with a blank process at hand, and without (a function with an outbound list
-takes none). `inside` is the call that the document gateway makes. `memory` is the private and
-shared memory (PSS) of 100 processes of 100 projects, and how many are left after the idle time.
+takes none). `inside` is the call that the document gateway makes. `busy` is a function that
+computes, with one process and with two. `memory` is the private and shared memory (PSS) of 100
+processes of 100 projects, and how many are left after the idle time.
 """
 
 from __future__ import annotations
@@ -204,6 +205,30 @@ def inside() -> dict[str, Any]:
         }  # fmt: skip
 
 
+BURN = """Deno.serve(() => {
+  const until = performance.now() + 2;
+  while (performance.now() < until);
+  return new Response("done");
+});"""
+
+
+def busy() -> dict[str, Any]:
+    """A function that computes for 2 ms: calls a second with one process, and with two."""
+    with running() as project:
+        project.deploy("burn", BURN)
+        url, headers = f"{project.node.url}/functions/burn", {"apikey": project.anon}
+        rates = {}
+        for name, concurrency in (("one", 24), ("two", 50)):
+            limits = {"function_concurrency": concurrency, "function_cpu_ms": 60_000}
+            project.admin("PATCH", "", {"limits": limits})
+            wrk(url, seconds=4, connections=16, headers=headers)  # until the second one is there
+            rates[name] = wrk(url, seconds=SECONDS, connections=16, headers=headers)["rate"]
+        return {
+            "one_process_rate": rates["one"], "two_processes_rate": rates["two"],
+            "times": rates["two"] / rates["one"],
+        }  # fmt: skip
+
+
 class OneFunction:
     """A store in which every project has the function `hello`."""
 
@@ -261,7 +286,8 @@ def memory() -> dict[str, Any]:
 
 
 def main() -> int:
-    parts = {"warm": warm, "added": added, "first": first, "inside": inside, "memory": memory}
+    parts = {"warm": warm, "added": added, "first": first, "inside": inside, "busy": busy,
+             "memory": memory}  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", action="append", default=[], choices=list(parts))

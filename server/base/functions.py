@@ -189,11 +189,12 @@ class Call:
 
 
 class Lease:
-    """Where one version of a function listens. auth: key, user or none."""
+    """Where a process of one version of a function listens. auth: key, user or none. others: the
+    further processes of a busy function; they have none of their own."""
 
     __slots__ = (
-        "auth", "calls", "count", "done", "dropped", "last", "name", "pool", "process", "project",
-        "project_id", "version", "wall",
+        "auth", "calls", "count", "done", "dropped", "last", "name", "others", "pool", "process",
+        "project", "project_id", "version", "wall",
     )  # fmt: skip
 
     def __init__(self, project: Project, name: str, answer: dict[str, Any]) -> None:
@@ -210,6 +211,22 @@ class Lease:
         self.done = 0  # calls since the last report
         self.last = monotonic()
         self.dropped = False  # no new calls
+        self.others: list[Lease] = []
+
+    def beside(self, told: dict[str, Any]) -> Lease:
+        """The lease of a further process."""
+        answer = {"version": self.version, "auth": self.auth, **told}
+        made = Lease(self.project, self.name, answer)
+        self.others.append(made)
+        return made
+
+    def least(self) -> Lease:
+        """Of all its processes the one with the fewest calls."""
+        return min((self, *self.others), key=_calls)
+
+
+def _calls(lease: Lease) -> int:
+    return len(lease.calls)
 
 
 def told_project(project: Project) -> dict[str, Any]:
@@ -241,7 +258,9 @@ class Functions:
     def find(self, project: Project, name: str) -> Lease | None:
         """The lease that is at hand."""
         lease = self.leases.get((project.id, name))
-        return lease if lease is not None and lease.project is project else None
+        if lease is None or lease.project is not project:
+            return None
+        return lease.least() if lease.others else lease
 
     async def lease(self, project: Project, name: str) -> Lease:
         """Where the function listens, its process started when there is none. ApiError 404
@@ -260,6 +279,8 @@ class Functions:
     async def _ask(self, project: Project, name: str) -> Lease:
         answer = await self.link.call("lease", project=told_project(project), name=name)
         lease = Lease(project, name, answer)
+        for other in answer["others"]:
+            lease.beside(other)
         before = self.leases.get((project.id, name))
         if before is not None:
             self._drop(before)
@@ -383,17 +404,24 @@ class Functions:
             await asyncio.sleep(SWEEP)
             looks += 1
             if looks % COUNT_EVERY == 0:
-                for lease in self.leases.values():
+                for lease in self._all():
                     self._tell_count(lease)
             now = monotonic()
             slow: dict[str, dict[str, Any]] = {}
-            for lease in [*self.leases.values(), *self._draining]:
+            for lease in [*self._all(), *self._draining]:
                 if lease.calls:
                     self._look(lease, now, slow)
                 elif now - lease.last > RELEASE_AFTER and not lease.dropped:
                     self._drop(lease)
             if slow:
                 self.link.tell("slow", processes=slow)
+
+    def _all(self) -> list[Lease]:
+        """Those that take calls."""
+        found = list(self.leases.values())
+        for lease in list(found):
+            found += lease.others
+        return found
 
     def _look(self, lease: Lease, now: float, slow: dict[str, dict[str, Any]]) -> None:
         ages = {}
@@ -413,13 +441,20 @@ class Functions:
         lease.done = 0
 
     def _drop(self, lease: Lease) -> None:
-        """No new calls; given back once the last one has ended."""
+        """No new calls; given back once the last one has ended. A first one takes the others with
+        it: the next call asks anew which there are."""
         if lease.dropped:
             return
         lease.dropped = True
         key = (lease.project_id, lease.name)
-        if self.leases.get(key) is lease:
+        first = self.leases.get(key)
+        if first is lease:
             del self.leases[key]
+        elif first is not None and lease in first.others:
+            first.others.remove(lease)
+        others, lease.others = lease.others, []
+        for other in others:
+            self._drop(other)
         if lease.calls:
             self._draining.add(lease)
         else:
@@ -441,11 +476,22 @@ class Functions:
         if op == "recall":
             self._give_back_room(message["project"])
             return
-        for lease in list(self.leases.values()):
+        if op == "more":
+            self._beside(message)
+            return
+        for lease in self._all():
             if (op == "gone" and lease.process == message["process"]) or (
                 op == "changed" and lease.project_id == message["project"]
             ):
                 self._drop(lease)
+
+    def _beside(self, message: dict[str, Any]) -> None:
+        """A function that is called here has one more process."""
+        first = self.leases.get((message["project"], message["name"]))
+        if first is None or first.process != message["beside"]:
+            self.link.tell("release", process=message["process"])
+        else:
+            first.beside({"process": message["process"], "socket": message["socket"]})
 
     def _give_back_room(self, project_id: str) -> None:
         spare = self.granted.get(project_id, 0) - self.in_flight.get(project_id, 0)

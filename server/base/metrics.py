@@ -30,6 +30,8 @@ HELP = {
     "ichibase_feed_lag_bytes": ("gauge", "Log of the feed that is furthest behind, in bytes."),
     "ichibase_function_calls_total": ("counter", "Calls of edge functions, by outcome."),
     "ichibase_function_seconds_total": ("counter", "Time that calls of edge functions took."),
+    "ichibase_function_cpu_seconds_total": ("counter", "Processor time of edge functions."),
+    "ichibase_function_memory_bytes": ("gauge", "Memory of an edge function's processes."),
     "ichibase_function_ends_total": ("counter", "Function processes ended, by reason."),
     "ichibase_function_processes": ("gauge", "Processes of edge functions, by state."),
     "ichibase_faults_total": ("counter", "Faults of the server itself."),

@@ -21,98 +21,41 @@ import msgspec
 import orjson
 
 from ichicore.errors import ApiError
-from server.base import processor
-from server.base.metrics import Metrics, MetricsFile
+from server.base.metrics import Labels
 from server.functions import network
 from server.functions.cells import Cell, clear
 from server.functions.confine import ConfineError, Confinement, private_folder
-from server.functions.logs import Logs
+from server.functions.journal import Journal
 from server.functions.origin import Origin
+from server.functions.running import (
+    IDLE_SECONDS,
+    REASONS,
+    Crowd,
+    Loop,
+    Running,
+    ToldProject,
+    most_processes,
+)
 from server.functions.slots import Slots
 from server.functions.store import Store, Version, not_found
 from server.functions.vault import VaultError
-from server.functions.watch import RECYCLE_CPU, Charge
+from server.functions.watch import RECYCLE_CPU
 
 METRICS_EVERY = 10  # looks
 ADDRESSES_EVERY = 100
 LOOK = 0.1  # seconds between looks at the processes
 SPARES = 2  # blank processes kept ready
-IDLE_SECONDS = 60.0  # without a lease until a process ends
 WARM_SECONDS = 600.0  # the same, of functions called from inside
 FILL_AFTER = 0.1  # seconds
 BLANK_SECONDS = 30.0  # for a process to come up
-CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
-LONGEST_BACKOFF = 60.0
-FREE_CRASHES = 3  # ends that are followed by a new start at once
 REMEMBERED = 512  # ended processes whose reason is kept
 STARTING = 8  # processes that come up at the same time
-
-REASONS = {
-    "wall": (504, "function_timeout", "The function took too long."),
-    "cpu": (504, "function_timeout", "The function used more processor time than it may."),
-    "memory": (500, "function_error", "The function used more memory than it may."),
-    "crash": (500, "function_error", "The function's process ended."),
-    "load": (502, "function_load_failed", "The function could not be started; its log says why."),
-    "stop": (503, "unavailable", "The functions process is stopping."),
-}
-
-
-class ToldProject(msgspec.Struct, frozen=True):
-    """A project as a worker tells of it with each lease."""
-
-    id: str
-    slug: str
-    url: str
-    anon_key: str
-    service_key: str
-    mongo: bool
-    wall_ms: int
-    cpu_ms: int
-    memory: int
-    concurrency: int
-    bundle: int
-    functions: int
-    weight: int = processor.FULL
-
-
-class Running:
-    """One assigned process. leases: how many workers may be calling it."""
-
-    def __init__(self, cell: Cell, version: Version, project: ToldProject, key: str) -> None:
-        self.cell = cell
-        self.version = version
-        self.project = project
-        self.key = key
-        self.leases: set[Any] = set()
-        self.background = False
-        self.idle_since = monotonic()
-        self.retired_at: float | None = None
-        self.charge = Charge(cell.usage()[0])
-        self.loaded: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self.origin: Origin | None = None
-        self.keep = IDLE_SECONDS
-
-
-class Loop:
-    """How often a function's process has ended by itself of late."""
-
-    __slots__ = ("ends", "until")
-
-    def __init__(self) -> None:
-        self.ends: deque[float] = deque(maxlen=16)
-        self.until = 0.0
-
-    def ended(self) -> None:
-        now = monotonic()
-        self.ends.append(now)
-        recent = sum(1 for at in self.ends if now - at < CRASH_WINDOW)
-        if recent > FREE_CRASHES:
-            self.until = now + min(LONGEST_BACKOFF, 2.0 ** (recent - FREE_CRASHES - 1))
 
 
 class Manager:
     """Of one node. listener: (host, port) of the public listener. gone(process): told to all
-    workers when a process takes no new calls."""
+    workers when a process takes no new calls. more(worker, message): told to a worker when a
+    function that it calls has one more process."""
 
     def __init__(
         self, data_dir: Path, store: Store, listener: tuple[str, int], *, spares: int = SPARES,
@@ -122,27 +65,28 @@ class Manager:
         self.listener = listener
         self.spares_wanted = spares
         self.idle_seconds = idle_seconds
-        self.logs = Logs(data_dir / "functions" / "logs")
+        self.journal = Journal(data_dir / "functions" / "logs", data_dir / "run" / "metrics")
+        self.logs = self.journal.logs
         self.confinement = Confinement(data_dir, namespaces=namespaces)
         self.running: dict[str, Running] = {}  # by cell name
         self.current: dict[tuple[str, str], Running] = {}
         self.gone: Any = lambda process: None
+        self.more: Any = lambda worker, message: None
         self.cells: dict[str, Cell] = {}
         self._spares: deque[Cell] = deque()
         self._filling: asyncio.Task[None] | None = None
         self._starting: dict[tuple[str, str], asyncio.Task[Running]] = {}
+        self._crowds: dict[tuple[str, str], Crowd] = {}
+        self._growing: set[asyncio.Task[None]] = set()
         self._coming_up = asyncio.Semaphore(STARTING)
         self._loops: dict[tuple[str, str], Loop] = {}
         self._ended: dict[str, str] = {}  # cell name > reason
-        self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._versions: dict[tuple[str, str], Version | None] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._stopping = False
         self.slots = Slots()
-        self.metrics = Metrics()
-        self.metrics.gauges.append(self._gauges)
-        self._metrics_file = MetricsFile(self.metrics, data_dir / "run" / "metrics")
+        self.journal.metrics.gauges.append(self._gauges)
         self._ticks = 0
 
     # Life of the manager
@@ -223,10 +167,14 @@ class Manager:
         if version is None:
             raise not_found(name)
         running = await self._running(project, version)
-        running.leases.add(worker)
+        crowd = self._crowds.get((project.id, name))
+        others = crowd.others if crowd is not None else []
+        for one in (running, *others):
+            one.leases.add(worker)
         return {
             "process": running.cell.name, "socket": running.cell.socket,
             "version": version.version, "auth": version.auth,
+            "others": [{"process": one.cell.name, "socket": one.cell.socket} for one in others],
         }  # fmt: skip
 
     async def _version(self, project_id: str, name: str) -> Version | None:
@@ -286,6 +234,21 @@ class Manager:
     async def _start(
         self, project: ToldProject, version: Version, environment: dict[str, str], key: str
     ) -> Running:
+        """A process that takes the place of the one before, and of all beside that."""
+        running = await self._loaded(project, version, environment, key)
+        place = (project.id, version.name)
+        before = self.current.get(place)
+        self.current[place] = running
+        if before is not None:
+            self.retire(before)
+        crowd = self._crowds.pop(place, None)
+        for other in crowd.others if crowd is not None else ():
+            self.retire(other)
+        return running
+
+    async def _loaded(
+        self, project: ToldProject, version: Version, environment: dict[str, str], key: str
+    ) -> Running:
         code = await self.store.code(version)
         cell = await self._take(version.outbound)
         running = Running(cell, version, project, key)
@@ -305,17 +268,68 @@ class Manager:
             cell.kill("crash")
             problem = "Its process ended while it was loading."
         if problem is not None:
-            self._log(running, "error", problem)
+            self.journal.line(running, "error", problem)
             cell.kill("load")
             self._loops.setdefault((project.id, version.name), Loop()).ended()
             raise ApiError(*REASONS["load"])
         cell.forget_code()
         cell.state = "ready"
-        before = self.current.get((project.id, version.name))
-        self.current[project.id, version.name] = running
-        if before is not None:
-            self.retire(before)
         return running
+
+    # A busy function has more processes, within the calls at once of its tier
+
+    def _look_at_crowds(self, now: float) -> None:
+        for place, first in list(self.current.items()):
+            most = most_processes(first.project.concurrency)
+            crowd = self._crowds.get(place)
+            if most < 2 or first.cell.state != "ready":
+                continue
+            if crowd is None:
+                crowd = self._crowds[place] = Crowd()
+            rates = [first.rate, *(other.rate for other in crowd.others)]
+            wanted = crowd.look(rates, most, now)
+            if wanted > 0 and not crowd.starting:
+                crowd.starting = True
+                task = asyncio.ensure_future(self._grow(place, first, crowd))
+                self._growing.add(task)
+                task.add_done_callback(self._growing.discard)
+            elif wanted < 0:
+                self.retire(crowd.others[-1])
+
+    async def _grow(self, place: tuple[str, str], first: Running, crowd: Crowd) -> None:
+        project, version = first.project, first.version
+        try:
+            environment = await self._environment(project)
+            made = await self._loaded(project, version, environment, first.key)
+        except (ApiError, ConfineError, OSError) as error:
+            say(f"{version.name} of {project.slug} gets no further process: {error}")
+            return
+        finally:
+            crowd.starting = False
+        if self.current.get(place) is not first or self._crowds.get(place) is not crowd:
+            made.cell.kill("replaced")
+            return
+        crowd.others.append(made)
+        message = {
+            "op": "more", "project": project.id, "name": version.name,
+            "beside": first.cell.name, "process": made.cell.name, "socket": made.cell.socket,
+        }  # fmt: skip
+        for worker in first.leases:
+            made.leases.add(worker)
+            self.more(worker, message)
+
+    def _leave(self, running: Running) -> None:
+        """It is none of its function's processes any more; when it was the first, another is."""
+        place = (running.project.id, running.version.name)
+        crowd = self._crowds.get(place)
+        if crowd is not None and running in crowd.others:
+            crowd.others.remove(running)
+        if self.current.get(place) is running:
+            del self.current[place]
+            if crowd is not None and crowd.others:
+                self.current[place] = crowd.others.pop(0)
+            elif crowd is not None:
+                del self._crowds[place]
 
     async def _take(self, outbound: tuple[str, ...] | None) -> Cell:
         while outbound is None and self._spares:
@@ -336,10 +350,13 @@ class Manager:
             return
         running.retired_at = monotonic()
         running.cell.state = "retired"
-        place = (running.project.id, running.version.name)
-        if self.current.get(place) is running:
-            del self.current[place]
+        self._leave(running)
         self.gone(running.cell.name)
+
+    def retire_all(self, project_id: str, name: str) -> None:
+        """The processes of a function that is gone."""
+        while (current := self.current.get((project_id, name))) is not None:
+            self.retire(current)
 
     def release(self, worker: Any, process: str) -> None:
         running = self.running.get(process)
@@ -360,12 +377,12 @@ class Manager:
         running = self.running.get(process)
         if running is None or running.cell.state == "ended":
             return
-        self._log(
+        self.journal.line(
             running, "error",
             f"stopped (wall): the invocation took longer than {running.project.wall_ms / 1000:g} s;"
             " the process is replaced", call,
         )  # fmt: skip
-        self._count(running, "wall")
+        self.journal.ended(running, "wall")
         running.cell.reason, running.cell.detail = "wall", ""
         self.retire(running)
 
@@ -411,8 +428,7 @@ class Manager:
         while len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
         place = (running.project.id, running.version.name)
-        if self.current.get(place) is running:
-            del self.current[place]
+        self._leave(running)
         self.gone(cell.name)
         if not running.loaded.done():
             why = {"memory": "It used more memory than it may while loading.",
@@ -425,8 +441,8 @@ class Manager:
             return
         if cell.reason in ("memory", "cpu", "crash") and not (expected and cell.reason == "crash"):
             detail = f": {cell.detail}" if cell.detail else ""
-            self._log(running, "error", f"ended ({cell.reason}){detail}")
-            self._count(running, cell.reason)
+            self.journal.line(running, "error", f"ended ({cell.reason}){detail}")
+            self.journal.ended(running, cell.reason)
             if cell.reason == "crash":  # what a single call can bring about holds up no other
                 self._loops.setdefault(place, Loop()).ended()
 
@@ -438,7 +454,7 @@ class Manager:
             return
         kind = message.get("t")
         if kind == "log":
-            self._logged(running, message)
+            self.journal.logged(running, message)
         elif kind == "background":
             running.background = bool(message.get("n"))
             running.idle_since = monotonic()
@@ -449,51 +465,13 @@ class Manager:
         elif kind == "failed":
             running.loaded.set_result(str(message.get("x", ""))[:16_384] or "It failed to load.")
 
-    def _logged(self, running: Running, message: dict[str, Any]) -> None:
-        level, text, call = message.get("l"), message.get("x"), message.get("id")
-        if not isinstance(text, str):
-            return
-        if message.get("c"):
-            text += " … (cut)"
-        known = level if level in ("debug", "info", "warn", "error") else "info"
-        self._log(running, known, text, call if isinstance(call, str) else None, always=False)
-
     def _wrote(self, cell: Cell, text: str) -> None:
         running = self.running.get(cell.name)
-        if running is not None and text:
-            self._log(running, "info", text[:16_384], always=False)
+        if running is not None:
+            self.journal.wrote(running, text)
 
-    def _log(self, running: Running, level: str, text: str, call: str | None = None,
-             always: bool = True) -> None:  # fmt: skip
-        line: dict[str, Any] = {
-            "function": running.version.name, "version": running.version.version,
-            "level": level, "text": text,
-        }  # fmt: skip
-        if call:
-            line["invocation"] = call[:128]
-        self.logs.of(running.project.id).add(line, always=always)
-
-    def _count(self, running: Running, reason: str) -> None:
-        labels = (("project", running.project.slug), ("function", running.version.name),
-                  ("reason", reason))  # fmt: skip
-        self.metrics.count("ichibase_function_ends_total", labels)
-
-    def counted(self, project: str, name: str, count: list[float]) -> None:
-        """Calls that a worker has had: how many, how many of them failed, their seconds."""
-        labels = (("project", project), ("function", name))
-        calls, failed, seconds = count
-        for outcome, number in (("ok", calls - failed), ("failed", failed)):
-            if number:
-                self.metrics.count(
-                    "ichibase_function_calls_total", (*labels, ("outcome", outcome)), number
-                )
-        self.metrics.count("ichibase_function_seconds_total", labels, seconds)
-
-    def _gauges(self) -> list[tuple[str, tuple[tuple[str, str], ...], float]]:
-        return [
-            ("ichibase_function_processes", (("state", "blank"),), len(self._spares)),
-            ("ichibase_function_processes", (("state", "assigned"),), len(self.running)),
-        ]
+    def _gauges(self) -> list[tuple[str, Labels, float]]:
+        return self.journal.gauges(len(self._spares), list(self.running.values()))
 
     # The watchdog
 
@@ -513,7 +491,7 @@ class Manager:
                 if self.confinement.cgroups is not None:
                     self.confinement.cgroups.sweep()
                 with contextlib.suppress(OSError):
-                    self._metrics_file.write()
+                    self.journal.file.write()
             if self._ticks % ADDRESSES_EVERY == 0:
                 self._close_addresses()
             try:
@@ -541,6 +519,7 @@ class Manager:
             if idle and self._ticks % 5 and not running.charge.spent:
                 continue
             cpu, memory = cell.usage()
+            self.journal.used(running, running.looked(cpu, memory, now))
             verdict = running.charge.look(
                 cpu, memory, now=now, cpu_limit=running.project.cpu_ms / 1000,
                 memory_limit=running.project.memory, background=running.background,
@@ -554,6 +533,7 @@ class Manager:
                 continue
             elif cpu > RECYCLE_CPU or (idle and now - running.idle_since > running.keep):
                 self.retire(running)
+        self._look_at_crowds(now)
 
     def _drain(self, running: Running, now: float) -> None:
         assert running.retired_at is not None

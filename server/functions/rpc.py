@@ -88,6 +88,7 @@ class Rpc:
         self.peers: set[Peer] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
         manager.gone = lambda process: self.push({"op": "gone", "process": process})
+        manager.more = lambda worker, message: worker.send(message)
         manager.slots.recall = self.recall
         self._server: asyncio.Server | None = None
         self._ops: dict[str, Callable[[Fields], Awaitable[Fields]]] = {
@@ -128,7 +129,7 @@ class Rpc:
         elif op == "expired":
             self.manager.expired(message["process"], message["call"], message["seconds"])
         elif op == "count":
-            self.manager.counted(message["project"], message["name"], message["count"])
+            self.manager.journal.called(message["project"], message["name"], message["count"])
         elif op == "unslots":
             self.manager.slots.give_back(peer, message["project"], message["count"])
 
@@ -202,9 +203,7 @@ class Rpc:
     async def delete(self, asked: Fields) -> Fields:
         await self.manager.store.delete(asked["project"], asked["name"])
         self.changed(asked["project"])
-        current = self.manager.current.get((asked["project"], asked["name"]))
-        if current is not None:
-            self.manager.retire(current)
+        self.manager.retire_all(asked["project"], asked["name"])
         return {"deleted": True}
 
     async def rollback(self, asked: Fields) -> Fields:

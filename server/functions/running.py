@@ -1,0 +1,131 @@
+"""What the functions process knows of a process that serves a function, and when it has more of
+them or fewer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from server.base import processor
+from server.functions.cells import Cell
+from server.functions.origin import Origin
+from server.functions.store import Version
+from server.functions.watch import Charge
+
+CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
+LONGEST_BACKOFF = 60.0
+FREE_CRASHES = 3  # ends that are followed by a new start at once
+IDLE_SECONDS = 60.0  # without a lease until a process ends
+CALLS_EACH = 25  # calls at once of a project, for each of which a function may have a process
+FULL, SLACK = 0.85, 0.35  # of a processor: processes that use more are short of it, or less not
+SOON, LATER = 1.0, 10.0  # seconds of either until there is one more, or one less
+SMOOTH = 0.3  # weight of the newest look
+
+REASONS = {
+    "wall": (504, "function_timeout", "The function took too long."),
+    "cpu": (504, "function_timeout", "The function used more processor time than it may."),
+    "memory": (500, "function_error", "The function used more memory than it may."),
+    "crash": (500, "function_error", "The function's process ended."),
+    "load": (502, "function_load_failed", "The function could not be started; its log says why."),
+    "stop": (503, "unavailable", "The functions process is stopping."),
+}
+
+
+class ToldProject(msgspec.Struct, frozen=True):
+    """A project as a worker tells of it with each lease."""
+
+    id: str
+    slug: str
+    url: str
+    anon_key: str
+    service_key: str
+    mongo: bool
+    wall_ms: int
+    cpu_ms: int
+    memory: int
+    concurrency: int
+    bundle: int
+    functions: int
+    weight: int = processor.FULL
+
+
+class Running:
+    """One assigned process. leases: how many workers may be calling it."""
+
+    def __init__(self, cell: Cell, version: Version, project: ToldProject, key: str) -> None:
+        self.cell = cell
+        self.version = version
+        self.project = project
+        self.key = key
+        self.leases: set[Any] = set()
+        self.background = False
+        self.idle_since = monotonic()
+        self.retired_at: float | None = None
+        self.charge = Charge(cell.usage()[0])
+        self.loaded: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self.origin: Origin | None = None
+        self.keep = IDLE_SECONDS
+        self.rate = 0.0  # processors in use, smoothed
+        self.memory = 0  # bytes
+        self._looked = (monotonic(), cell.usage()[0])
+
+    def looked(self, cpu: float, memory: int, now: float) -> float:
+        """Takes in the processor time of its life and its memory; gives the time since the last
+        look."""
+        before, used = self._looked
+        self.memory = memory
+        new = max(0.0, cpu - used)
+        if now > before:
+            self.rate += SMOOTH * (new / (now - before) - self.rate)
+        self._looked = (now, max(cpu, used))
+        return new
+
+
+class Loop:
+    """How often a function's process has ended by itself of late."""
+
+    __slots__ = ("ends", "until")
+
+    def __init__(self) -> None:
+        self.ends: deque[float] = deque(maxlen=16)
+        self.until = 0.0
+
+    def ended(self) -> None:
+        now = monotonic()
+        self.ends.append(now)
+        recent = sum(1 for at in self.ends if now - at < CRASH_WINDOW)
+        if recent > FREE_CRASHES:
+            self.until = now + min(LONGEST_BACKOFF, 2.0 ** (recent - FREE_CRASHES - 1))
+
+
+class Crowd:
+    """The processes of one busy function besides its first."""
+
+    def __init__(self) -> None:
+        self.others: list[Running] = []
+        self.starting = False
+        self._since: dict[bool, float] = {}  # full or slack: since when
+
+    def look(self, rates: Sequence[float], most: int, now: float) -> int:
+        """1 when there should be one more, -1 for one less, else 0. rates: of all of them."""
+        full = min(rates) > FULL and len(rates) < most
+        slack = sum(rates) < SLACK * len(rates) and len(rates) > 1
+        for kind, held, seconds in ((True, full, SOON), (False, slack, LATER)):
+            if not held:
+                self._since.pop(kind, None)
+            elif now - self._since.setdefault(kind, now) >= seconds:
+                self._since.clear()
+                return 1 if kind else -1
+        return 0
+
+
+def most_processes(concurrency: int) -> int:
+    """How many processes a function may have, by the calls at once of its project's tier."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(concurrency // CALLS_EACH, cores or 1))
