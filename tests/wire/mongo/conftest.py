@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from server.control import sections
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
 from server.mongo import embedded
-from server.mongo.address import DocumentServer
+from server.mongo.address import DocumentServer, without_login
 from server.mongo.provision import Documents
 from server.node.embedded_pg import free_port
 from tests.mongoprobe import wait_for
@@ -35,7 +36,14 @@ BOB = "22222222-2222-4222-8222-222222222222"
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory):
-    """A running embedded document server, as its administrator reaches it."""
+    """A running document server, as its administrator reaches it: the embedded one, or the one
+    that ICHIBASE_TEST_MONGO_URL names."""
+    given = os.environ.get("ICHIBASE_TEST_MONGO_URL")
+    if given:
+        yield Documents(
+            DocumentServer(kind="external", admin_url=given, address=without_login(given))
+        )
+        return
     root = tmp_path_factory.mktemp("documents")
     folder, password = root / "mongo", root / "password"
     folder.mkdir()
