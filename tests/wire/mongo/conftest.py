@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -18,6 +21,7 @@ import msgspec
 import pytest
 from pymongo import MongoClient
 
+from server.base.changes import Unframer
 from server.base.context import NodeConfig
 from server.control import sections
 from server.control.database import Cluster, prepare
@@ -176,6 +180,51 @@ class World:
     def stop(self):
         self.client.close()
         self.site.stop()
+
+
+class Told:
+    """Stands where the realtime process listens, and keeps what it is told."""
+
+    def __init__(self, folder):
+        self.messages = []
+        self.peers = []
+        self.path = folder / "run" / "realtime.sock"
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(str(self.path))
+        self.server.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                peer, _ = self.server.accept()
+            except OSError:
+                return
+            self.peers.append(peer)
+            threading.Thread(target=self._read, args=(peer,), daemon=True).start()
+
+    def _read(self, peer):
+        unframer = Unframer()
+        with peer:
+            while data := peer.recv(1 << 16):
+                self.messages += [json.loads(text) for text in unframer.feed(data)]
+
+    def take(self, count=1, seconds=5.0):
+        """The events that arrived, once there are so many."""
+        deadline = time.monotonic() + seconds
+        while True:
+            events = [event for message in self.messages for event in message["events"]]
+            if len(events) >= count or time.monotonic() > deadline:
+                self.messages.clear()
+                return events
+            time.sleep(0.02)
+
+    def close(self):
+        self.server.close()
+        self.path.unlink(missing_ok=True)
+        for peer in self.peers:
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="session")

@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
-import threading
 import time
 import uuid
 
 import pytest
 
-from server.base.changes import Unframer
-from tests.wire.mongo.conftest import ANN
+from tests.wire.mongo.conftest import ANN, Told
 
 OWN = {"user_id": "${auth.uid}"}
-
-
-class Told:
-    """Stands where the realtime process listens, and keeps what it is told."""
-
-    def __init__(self, folder):
-        self.messages = []
-        self.path = folder / "run" / "realtime.sock"
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(str(self.path))
-        self.server.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                peer, _ = self.server.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._read, args=(peer,), daemon=True).start()
-
-    def _read(self, peer):
-        unframer = Unframer()
-        with peer:
-            while data := peer.recv(1 << 16):
-                self.messages += [json.loads(text) for text in unframer.feed(data)]
-
-    def take(self, count=1, seconds=5.0):
-        """The events that arrived, once there are so many."""
-        deadline = time.monotonic() + seconds
-        while True:
-            events = [event for message in self.messages for event in message["events"]]
-            if len(events) >= count or time.monotonic() > deadline:
-                self.messages.clear()
-                return events
-            time.sleep(0.02)
-
-    def close(self):
-        self.server.close()
-        self.path.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
