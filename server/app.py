@@ -49,8 +49,8 @@ class Worker:
         self.events.listeners += [self.logger, self._counted]
         self.bus = PgBus(config.control_dsn, self.events)
         source = Source(
-            records.SELECT_ACTIVE,
-            records.SELECT_ONE,
+            records.WORKERS_ACTIVE,
+            records.WORKERS_ONE,
             lambda text: records.decode(text, config),
             records.TOPIC,
             records.WAKE,

@@ -21,14 +21,14 @@ from server.mongo.address import of_project
 CHANNEL = "ichibase_bus"
 TOPIC = "project"
 
-_RECORD = """json_build_object(
+_WORKERS = """json_build_object(
     'id', p.id, 'slug', p.slug, 'state', p.state, 'flavor', p.flavor, 'tier', p.tier,
     'read_only', p.read_only, 'reason', p.reason, 'state_at', p.state_at, 'delete_at', p.delete_at,
     'owner', (select o.name from owners o where o.id = p.owner_id),
     'cluster_id', p.cluster_id, 'created_at', p.created_at,
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
-    'feed_password', p.feed_password, 'provisioned', p.provisioned,
+    'provisioned', p.provisioned,
     'storage_secret', p.storage_secret, 'storage_accepted', p.storage_accepted,
     'anon_key', p.anon_key, 'service_key', p.service_key,
     'mongo_url', p.mongo_url, 'revision', p.revision, 'limits', p.limits,
@@ -39,12 +39,16 @@ _RECORD = """json_build_object(
     'settings', (select coalesce(json_object_agg(s.section, s.value), '{}')
       from project_settings s where s.project_id = p.id)
   )::text"""
+_RECORD = _WORKERS.replace("'provisioned'", "'feed_password', p.feed_password, 'provisioned'")
 _FROM = "from projects p join clusters c on c.id = p.cluster_id"
 
 # Projects that have a host: requests to all others find none.
 _THERE = "p.state in ('active', 'sleeping', 'suspended')"
 SELECT_ACTIVE = f"select {_RECORD} {_FROM} where {_THERE} order by p.slug"
 SELECT_ONE = f"select {_RECORD} {_FROM} where {_THERE} and p.slug = $1"
+# The same for workers: without the login of the change feed, which may read a cluster's whole log.
+WORKERS_ACTIVE = f"select {_WORKERS} {_FROM} where {_THERE} order by p.slug"
+WORKERS_ONE = f"select {_WORKERS} {_FROM} where {_THERE} and p.slug = $1"
 SELECT_KEPT = f"select {_RECORD} {_FROM} where {_THERE} or p.state = 'deleting' order by p.slug"
 SELECT_KEPT_ONE = (
     f"select {_RECORD} {_FROM} where ({_THERE} or p.state = 'deleting') and p.slug = $1"
@@ -158,5 +162,7 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         limits=limits_of(config.tiers, record.tier, record.limits),
         state=record.state,  # type: ignore[arg-type]
         read_only=record.read_only,
-        feed_dsn=record.dsn("feed", record.feed_password) if relational else None,
+        feed_dsn=record.dsn("feed", record.feed_password)
+        if relational and record.feed_password
+        else None,
     )

@@ -33,10 +33,12 @@ SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, without the final zero
 LOG_LIMIT = 16 << 20  # bytes of postgres.log kept from one start to the next
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
-HBA = """# Written at every start. Logins need their password, replication is the superuser's.
+HBA = """# Written at every start. Logins need their password, replication is the superuser's. The
+# logins of the change feeds, which read the log, come by the socket alone: it is this account's.
 local replication postgres scram-sha-256
 host  replication postgres 127.0.0.1/32 scram-sha-256
 local all all scram-sha-256
+host  all /^ichi_.*_feed$ 127.0.0.1/32 reject
 host  all all 127.0.0.1/32 scram-sha-256
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import psycopg
@@ -11,6 +12,7 @@ import pytest
 
 from ichicore.live.change import Change
 from server.base.project import Project
+from server.control import records
 from server.node.embedded_pg import EmbeddedPostgres
 from tests.server.realtime.feed_world import Kept, World, feeding, owner, run_sql
 
@@ -493,6 +495,78 @@ def test_what_the_login_of_the_feed_may_do(project: Project, world: World) -> No
             psycopg.connect(project.feed_dsn, dbname=database)
     with pytest.raises(psycopg.OperationalError, match=r"pg_hba|no pg_hba"):
         psycopg.connect(project.feed_dsn, replication="true")
+    # Who has learned the password also needs the socket, which lies in a folder of the server's.
+    with pytest.raises(psycopg.OperationalError, match="pg_hba.conf rejects"):
+        psycopg.connect(project.feed_dsn, host="127.0.0.1")
+
+
+def test_workers_do_not_know_the_login_of_the_feed(project: Project, world: World) -> None:
+    with psycopg.connect(world.dsn, cursor_factory=psycopg.RawCursor) as control:
+        (password,) = control.execute(
+            "select feed_password from projects where id = $1", (project.id,)
+        ).fetchone() or ("",)
+        ((one,),) = control.execute(records.WORKERS_ONE, (project.slug,)).fetchall()
+        everything = control.execute(records.WORKERS_ACTIVE).fetchall()
+    assert len(password) > 20
+    for text in (one, *[row[0] for row in everything]):
+        assert password not in text
+        assert records.decode(text, world.config).feed_dsn is None
+    worker = (Path(__file__).parents[3] / "server" / "app.py").read_text()
+    assert "records.WORKERS_ONE" in worker
+    assert "records.SELECT" not in worker
+
+
+def test_owners_cannot_replicate(project: Project, world: World) -> None:
+    """The log is the whole cluster's: the owner of one project must not read it, by no way."""
+    other = world.project()
+    assert project.owner_dsn is not None
+    for dsn in (project.owner_dsn, project.system_dsn, project.authenticator_dsn):
+        for kind in ("database", "true"):
+            with pytest.raises(psycopg.OperationalError, match="(?i)replication|pg_hba"):
+                psycopg.connect(dsn, replication=kind)
+    feed, theirs = f"ichi_{project.id}_feed", f"ichi_{other.id}"
+    owner = f"ichi_{project.id}_owner"
+
+    async def work() -> None:
+        async with feeding(project) as (reader, _):
+            await asyncio.to_thread(attack, reader.slot_name)
+            assert await reader.ready() == "all"  # it reads on
+
+    def attack(slot: str) -> None:
+        with psycopg.connect(project.owner_dsn, autocommit=True) as connection:
+            for statement in (
+                f"alter role {owner} replication", f"alter role {owner} superuser",
+                f"create role more replication login", f"grant {feed} to {owner}",
+                f"set role {feed}", f"set session authorization {feed}",
+                f"alter role {feed} password 'x'", f"alter role {feed} set search_path = public",
+                f"drop role {feed}", "grant pg_read_all_data to current_user",
+                "select pg_create_logical_replication_slot('mine', 'pgoutput')",
+                "select pg_create_physical_replication_slot('mine')",
+                f"select pg_drop_replication_slot('{slot}')",
+                f"select pg_logical_slot_get_changes('{slot}', null, null)",
+                f"select pg_logical_slot_peek_binary_changes('{slot}', null, null)",
+                f"select pg_replication_slot_advance('{slot}', '0/1')",
+                f"select pg_copy_logical_replication_slot('{slot}', 'copy')",
+                "select pg_ls_waldir()", "select pg_backup_start('x')", "select pg_switch_wal()",
+                "select pg_read_binary_file('global/pg_control')", "select pg_current_logfile()",
+                "alter system set wal_level = minimal", "alter publication ichibase_realtime"
+                " add table public.t", "drop publication ichibase_realtime",
+                "select * from ichibase.publish_tables('{}')", "drop schema ichibase cascade",
+                "alter event trigger ichibase_ddl disable", "create publication p for all tables",
+                f"create subscription s connection 'dbname={theirs}' publication p",
+                "select pg_terminate_backend(active_pid) from pg_replication_slots"
+                " where active_pid is not null",
+            ):  # fmt: skip
+                with pytest.raises(psycopg.Error) as refused:
+                    connection.execute(statement.encode())
+                assert refused.value.sqlstate in ("42501", "42704", "0LP01"), statement
+            # What the log says of other databases is not to be had by what a project may call.
+            seen = connection.execute(
+                "select count(*) from pg_stat_replication where sent_lsn is not null"
+            ).fetchone()
+            assert seen == (0,)
+
+    asyncio.run(work())
 
 
 def test_an_administrator_who_is_no_superuser(
