@@ -496,7 +496,7 @@ def test_what_the_login_of_the_feed_may_do(project: Project, world: World) -> No
     with pytest.raises(psycopg.OperationalError, match=r"pg_hba|no pg_hba"):
         psycopg.connect(project.feed_dsn, replication="true")
     # Who has learned the password also needs the socket, which lies in a folder of the server's.
-    with pytest.raises(psycopg.OperationalError, match="pg_hba.conf rejects"):
+    with pytest.raises(psycopg.OperationalError, match=r"pg_hba.conf rejects"):
         psycopg.connect(project.feed_dsn, host="127.0.0.1")
 
 
@@ -522,7 +522,7 @@ def test_owners_cannot_replicate(project: Project, world: World) -> None:
     assert project.owner_dsn is not None
     for dsn in (project.owner_dsn, project.system_dsn, project.authenticator_dsn):
         for kind in ("database", "true"):
-            with pytest.raises(psycopg.OperationalError, match="(?i)replication|pg_hba"):
+            with pytest.raises(psycopg.OperationalError, match=r"(?i)replication|pg_hba"):
                 psycopg.connect(dsn, replication=kind)
     feed, theirs = f"ichi_{project.id}_feed", f"ichi_{other.id}"
     owner = f"ichi_{project.id}_owner"
@@ -536,7 +536,7 @@ def test_owners_cannot_replicate(project: Project, world: World) -> None:
         with psycopg.connect(project.owner_dsn, autocommit=True) as connection:
             for statement in (
                 f"alter role {owner} replication", f"alter role {owner} superuser",
-                f"create role more replication login", f"grant {feed} to {owner}",
+                "create role more replication login", f"grant {feed} to {owner}",
                 f"set role {feed}", f"set session authorization {feed}",
                 f"alter role {feed} password 'x'", f"alter role {feed} set search_path = public",
                 f"drop role {feed}", "grant pg_read_all_data to current_user",
