@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+import psycopg
 
 from server.node.embedded_pg import free_port
 
@@ -98,6 +99,15 @@ class RunningNode:
     def sql(self, text):
         """Rows of the last statement, run as the owner of the default project."""
         return json.loads(self.cli("sql", "default", "-c", text, "--json").stdout)[-1]["rows"]
+
+    def slots(self):
+        """Names of the embedded server's replication slots."""
+        folder = self.data_dir / "postgres"
+        login = f"host={folder / 'socket'} port={self.project_port()} user=postgres dbname=postgres"
+        password = (folder / "superuser").read_text().strip()
+        with psycopg.connect(f"{login} password={password}") as connection:
+            rows = connection.execute("select slot_name from pg_replication_slots").fetchall()
+        return [row[0] for row in rows]
 
     def project(self, name="default"):
         return json.loads(self.cli("status", "--project", name, "--json").stdout)

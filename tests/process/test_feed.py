@@ -106,3 +106,42 @@ def test_a_table_enabled_later(node):
         socket.close()
 
     asyncio.run(work())
+
+
+def test_a_restored_database_is_read_on_and_the_gap_told(node):
+    """The slot and the publications are of the database that was replaced."""
+    anon, _ = keys(node)
+
+    async def work():
+        cli, sql = (lambda *a: asyncio.to_thread(node.cli, *a)), asyncio.to_thread
+        await sql(node.sql, "insert into notes values (500)")
+        made = json.loads((await cli("backups", "create", "default", "--json")).stdout)
+        socket = await subscribed(node.url, anon, "notes", "own")
+        await sql(node.sql, "delete from notes; insert into notes values (501)")
+        while (frame := await socket.next()).get("record") != {"id": 501, "body": None, "at": None}:
+            assert frame["event"] == "DELETE"
+        await cli("backups", "restore", made["backup"], "--yes")
+        frame = await socket.next(30)
+        assert (frame["type"], frame["code"]) == ("error", "feed_gap")
+        # No row of the restore itself is told; what comes after it is, once, and by the rules.
+        assert await sql(node.sql, "select count(*) from notes where id in (500, 501)") == [[1]]
+        late = await subscribed(node.url, anon, "notes")
+        await sql(
+            node.sql,
+            "insert into notes values (502); insert into own values (502, 'authenticated');"
+            "insert into own values (503, 'anon'); delete from notes where id = 500",
+        )
+        told = [await socket.next() for _ in range(3)]
+        assert [(f["event"], f["table"]) for f in told] == [
+            ("INSERT", "public.notes"), ("INSERT", "public.own"), ("DELETE", "public.notes"),
+        ]  # fmt: skip
+        assert told[1]["record"]["id"] == 503
+        assert [await late.next(), await late.next()] == [told[0], told[2]]
+        slots = await sql(node.slots)
+        assert len(slots) == 1
+        for one in (socket, late):
+            one.send(type="ping")
+            assert (await one.next())["type"] == "pong"
+            one.close()
+
+    asyncio.run(work())
