@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from server.node.embedded_pg import EmbeddedPostgres, free_port
+from tests.servers import server
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +20,7 @@ def pg_cluster() -> Iterator[EmbeddedPostgres]:
     """A running embedded cluster (superuser DSN: pg_cluster.dsn())."""
     folder = Path(tempfile.mkdtemp(prefix="ichi-pg-"))
     folder.chmod(0o755)
-    cluster = EmbeddedPostgres(
-        folder, free_port(), options={"fsync": "off", "max_connections": "300"}
-    )
+    cluster = server(folder, free_port(), options={"fsync": "off", "max_connections": "300"})
     cluster.start()
     try:
         yield cluster

@@ -152,7 +152,7 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
         await allow_ownership(admin, CONTROL_ROLE)
         await ensure_database(admin, cluster.database, CONTROL_ROLE)
         control_password = await _agreed(cluster, control_password)
-        await ensure_login(admin, CONTROL_ROLE, control_password, "noinherit connection limit 200")
+        await ensure_login(admin, CONTROL_ROLE, control_password, "inherit connection limit 200")
         if cluster.kind == "embedded":
             await run(admin, "revoke connect on database postgres, template1 from public")
         parts: dict[str, Any] = {"dbname": cluster.database, "user": CONTROL_ROLE}
@@ -195,10 +195,12 @@ async def _check_administrator(admin: Connection) -> None:
 
 
 async def allow_ownership(admin: Connection, role: str) -> None:
-    """Since PostgreSQL 16 a creator of roles that is no superuser must grant itself SET."""
-    query = """select rolsuper or pg_has_role(current_user, $1, 'set') from pg_roles
+    """A creator of roles that is no superuser must make itself a member to act for one; since
+    PostgreSQL 16 it is one of those it has made, but without SET."""
+    right = "set" if admin.info.server_version >= 160000 else "member"
+    query = """select rolsuper or pg_has_role(current_user, $1, $2) from pg_roles
       where rolname = current_user"""
-    if not (await fetch(admin, query, (role,)))[0][0]:
+    if not (await fetch(admin, query, (role, right)))[0][0]:
         await run(admin, sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
 
 

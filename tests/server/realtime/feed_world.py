@@ -81,6 +81,12 @@ class World:
         self.config = NodeConfig(data_dir=folder, control_dsn=self.dsn)
         self.projects = Projects(self.dsn, {self.cluster.id: self.cluster}, self.config)
 
+    @property
+    def postgres_version(self) -> int:
+        """The major one."""
+        with psycopg.connect(self.cluster.admin_dsn) as connection:
+            return connection.info.server_version // 10_000
+
     def project(self) -> Project:
         """A new project."""
         record = asyncio.run(self.projects.create(next(names)))

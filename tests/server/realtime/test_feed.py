@@ -328,7 +328,9 @@ def test_partitions_are_told_as_their_table(project: Project) -> None:
     asyncio.run(work())
 
 
-def test_generated_columns_are_told(project: Project) -> None:
+def test_generated_columns_are_told(project: Project, world: World) -> None:
+    if world.postgres_version < 18:
+        pytest.skip("PostgreSQL publishes generated columns from 18 on")
     run_sql(
         project,
         "create table g (id int primary key, n int, twice int generated always as (2 * n) stored)",
@@ -496,8 +498,9 @@ def test_what_the_login_of_the_feed_may_do(project: Project, world: World) -> No
     with pytest.raises(psycopg.OperationalError, match=r"pg_hba|no pg_hba"):
         psycopg.connect(project.feed_dsn, replication="true")
     # Who has learned the password also needs the socket, which lies in a folder of the server's.
-    with pytest.raises(psycopg.OperationalError, match=r"pg_hba.conf rejects"):
-        psycopg.connect(project.feed_dsn, host="127.0.0.1")
+    if world.postgres_version >= 16:  # before, pg_hba.conf knew no patterns of names
+        with pytest.raises(psycopg.OperationalError, match=r"pg_hba.conf rejects"):
+            psycopg.connect(project.feed_dsn, host="127.0.0.1")
 
 
 def test_workers_do_not_know_the_login_of_the_feed(project: Project, world: World) -> None:
@@ -559,7 +562,7 @@ def test_owners_cannot_replicate(project: Project, world: World) -> None:
             ):  # fmt: skip
                 with pytest.raises(psycopg.Error) as refused:
                     connection.execute(statement.encode())
-                assert refused.value.sqlstate in ("42501", "42704", "0LP01"), statement
+                assert refused.value.sqlstate in ("42501", "42704", "0LP01", "42883"), statement
             # What the log says of other databases is not to be had by what a project may call.
             seen = connection.execute(
                 "select count(*) from pg_stat_replication where sent_lsn is not null"
@@ -573,6 +576,8 @@ def test_an_administrator_who_is_no_superuser(
     pg_cluster: EmbeddedPostgres, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """As on a managed server: the rights that the documentation names are enough."""
+    if world.postgres_version < 16:
+        pytest.skip("before PostgreSQL 16 only a superuser makes roles that may replicate")
     world.project()  # makes the shared roles, as the manager would on a server of its own
     with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
         admin.execute(

@@ -20,11 +20,12 @@ from ichicore.live.pgoutput import Decoder, Types
 from server.base.events import Events
 from server.base.project import Project
 from server.control import provision
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import free_port
 from server.realtime.pg_feed import GAP, PgFeed
 from server.realtime.pg_slot import FeedUnavailable
 from server.realtime.pg_stream import Stream, StreamEnded, Taken, connect
 from tests.server.realtime.feed_world import Kept, World, feeding, owner, run_sql
+from tests.servers import server
 
 
 class Cluster:
@@ -33,7 +34,7 @@ class Cluster:
     def __init__(self, **options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-feed-"))
         self.folder.chmod(0o755)
-        self.postgres = EmbeddedPostgres(self.folder, free_port(), options=options)
+        self.postgres = server(self.folder, free_port(), options=options)
         self.postgres.start()
         self.world = World(self.postgres, self.folder)
 

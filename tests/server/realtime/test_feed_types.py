@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from server.node.embedded_pg import EmbeddedPostgres
 from tests.server.realtime.feed_world import World, feeding, owner
 from tests.server.test_rows_on_server import SLOW_OK, TYPES, VALUES_OF
+from tests.servers import PROGRAMS
 
 TYPES_HERE = {
     **{name: values for name, values in VALUES_OF.items() if name != "vote"},
@@ -72,10 +74,17 @@ class Compared:
                 parameters.append(values[name])
         self.kept.changes.clear()
         with owner(self.project) as connection:
-            connection.execute(
-                f"insert into v ({', '.join(columns)}) values ({', '.join(shown)})".encode(),
-                parameters,
-            )
+            try:
+                connection.execute(
+                    f"insert into v ({', '.join(columns)}) values ({', '.join(shown)})".encode(),
+                    parameters,
+                )
+            except (
+                psycopg.errors.InvalidDatetimeFormat, psycopg.errors.IntervalFieldOverflow,
+            ):  # fmt: skip
+                if PROGRAMS:  # an older server's intervals are shorter
+                    reject()
+                raise
             (expected,) = connection.execute("select to_json(v)::text from v").fetchall()[0]
             connection.execute("update v set s0 = s0")
             connection.execute("delete from v")

@@ -1,0 +1,42 @@
+"""The PostgreSQL server of the tests: the embedded one, or another one's programs.
+
+    ICHIBASE_TEST_POSTGRES=/usr/lib/postgresql/15/bin python -m pytest tests/server/realtime
+
+runs them with the programs of that folder (postgres, initdb), of PostgreSQL 14 or newer.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from pathlib import Path
+
+from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
+
+PROGRAMS = os.environ.get("ICHIBASE_TEST_POSTGRES", "")
+
+
+class OtherPostgres(EmbeddedPostgres):
+    """Started as the embedded one, which is made with options that older ones do not know."""
+
+    def _programs(self, account):
+        return Path(PROGRAMS).resolve()
+
+    def _initdb(self, programs, account):
+        password = self.data_dir / "superuser"
+        self._write_as(password, secrets.token_urlsafe(32), account)
+        command = [
+            str(programs / "initdb"), "-D", str(self._seen(self.pgdata)), "-U", "postgres",
+            "--auth=scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync",
+            f"--pwfile={self._seen(password)}",
+        ]  # fmt: skip
+        process = self._launch(command, account, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        _, errors = process.communicate()
+        if process.returncode:
+            raise EmbeddedPostgresError(errors.decode(errors="replace")[-500:])
+
+
+def server(folder, port, **options):
+    """A server that is not started yet."""
+    return (OtherPostgres if PROGRAMS else EmbeddedPostgres)(folder, port, **options)
