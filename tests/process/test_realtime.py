@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -272,33 +273,26 @@ def test_later_changes_come_exactly_once_after_a_kill(node, keys, victim):
     assert [watcher.rows for watcher in watchers] == [expected, expected]
 
 
-def test_nginx_splits_the_path(node, keys, folder):
-    assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
+def documented(language):
+    """The block of the documentation that configures a proxy."""
     text = (ROOT / "docs" / "realtime.md").read_text()
-    location = re.search(r"```nginx\n(.*?)```", text, re.DOTALL).group(1)
-    location = location.replace("127.0.0.1:8002", f"127.0.0.1:{realtime_port(node)}")
-    port = free_port()
-    (folder / "nginx.conf").write_text(f"""
-daemon off; pid {folder}/pid; error_log {folder}/error.log;
-events {{ worker_connections 512; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  server {{
-    listen 127.0.0.1:{port};
-    {location}
-    location / {{ proxy_pass http://127.0.0.1:{node.port}; proxy_set_header Host $host; }}
-  }}
-}}
-""")
-    nginx = subprocess.Popen(
-        ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", f"{folder}/error.log"]
-    )
+    return re.search(language + r":?[^\n]*\n\n?```[a-z]*\n(.*?)```", text, re.DOTALL).group(1)
+
+
+def taken(node):
+    """Connections to the realtime process's own port."""
+    found = process(node, "ichibase-rt").net_connections("tcp")
+    return sum(c.laddr.port == realtime_port(node) and bool(c.raddr) for c in found)
+
+
+def behind_a_proxy(node, keys, command, port, **environment):
+    """Sockets go past the workers, everything else to them, statuses and close codes come back."""
+    proxy = subprocess.Popen(command, env={**os.environ, **environment})
     try:
         assert wait_until(lambda: _answers(port))
-        before = process(node, "ichibase-rt").num_fds()
+        before = taken(node)
         a, b = connect(node, keys["anon_key"], port), connect(node, keys["anon_key"], port)
-        assert process(node, "ichibase-rt").num_fds() == before + 2
+        assert taken(node) == before + 2
         for client in (a, b):
             join(client, "room:5")
         a.say(type="broadcast", channel="room:5", event="x", payload="p" * 20_000)
@@ -318,8 +312,45 @@ http {{
             pass
         assert found == ("close", 1000)
     finally:
-        nginx.terminate()
-        nginx.wait(10)
+        proxy.terminate()
+        proxy.wait(10)
+
+
+def test_nginx_splits_the_path(node, keys, folder):
+    assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
+    location = documented("nginx").replace("127.0.0.1:8002", f"127.0.0.1:{realtime_port(node)}")
+    port = free_port()
+    (folder / "nginx.conf").write_text(f"""
+daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 512; }}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen 127.0.0.1:{port};
+    {location}
+    location / {{ proxy_pass http://127.0.0.1:{node.port}; proxy_set_header Host $host; }}
+  }}
+}}
+""")
+    configuration = str(folder / "nginx.conf")
+    command = ["nginx", "-p", str(folder), "-c", configuration, "-e", f"{folder}/error.log"]
+    behind_a_proxy(node, keys, command, port)
+
+
+def test_caddy_splits_the_path(node, keys, folder):
+    if shutil.which("caddy") is None:
+        pytest.skip("caddy is missing: apt-get install caddy")
+    port = free_port()
+    site = documented("Caddy").replace("example.com, *.example.com", f"http://:{port}")
+    site = site.replace("127.0.0.1:8002", f"127.0.0.1:{realtime_port(node)}")
+    site = site.replace("127.0.0.1:8000", f"127.0.0.1:{node.port}")
+    log = f"output file {folder}/log"
+    options = f"admin off\n auto_https off\n default_bind 127.0.0.1\n log {{ \n {log}\n }}"
+    (folder / "Caddyfile").write_text(f"{{\n{options}\n}}\n{site}")
+    command = ["caddy", "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+    folders = {"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+    behind_a_proxy(node, keys, command, port, **folders)
 
 
 def _answers(port):
