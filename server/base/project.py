@@ -40,10 +40,10 @@ class Project(msgspec.Struct, frozen=True):
     owner_dsn: owner of the project's database, the app developer's login. system_dsn: login that
     owns the schemas auth, storage and realtime. feed_dsn: login with the right of replication, for
     the change feed alone, None in workers. settings: section name to plain JSON object (cors,
-    postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and upload tokens,
-    storage_accepted are others that have signed some. limits: what the
-    project may use, by its tier and its own overrides. state: a service is only asked for active
-    ones; whoever keeps connections, sockets or memory for a project gives them up when it is told
+    postgres, auth, mongo, realtime, storage, functions). storage_secret signs read and upload
+    tokens, storage_accepted are others that have signed some. limits: what the project may use, by
+    its tier and its own overrides. state: a service is only asked for active ones; whoever keeps
+    connections, sockets or memory for a project gives them up when it is told
     (Directory.on_change) of another state. read_only: over its disk quota; what would grow its
     databases is refused with 507 quota_exceeded.
     """
