@@ -29,6 +29,7 @@ from server.control import records
 from server.gateway.documentway import DocumentWay
 from server.gateway.edge import Edge
 from server.gateway.express import ExpressWay
+from server.gateway.gathering import Gathered
 from server.gateway.pools import ProjectPools
 from server.gateway.publicway import PublicWay
 from server.gateway.routes import ROUTES, Route
@@ -252,7 +253,7 @@ class Application:
             documents.loop = loop
             loop.handover.other = self.public
             loop.handover.documents = documents.handle
-            loop.handover.letter = Letter
+            loop.handover.here |= {Letter, Gathered}
             loop.handover.way = way
 
 

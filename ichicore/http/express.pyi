@@ -65,6 +65,6 @@ class Handover:
     way: Express | None
     other: Callable[[Any, Any], Any] | None
     documents: Callable[[Any, Any], bool] | None
-    letter: type | None
+    here: set[type]
     def __init__(self, soon: Callable[..., Any], kind: str) -> None: ...
     def __call__(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any: ...

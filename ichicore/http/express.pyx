@@ -478,27 +478,30 @@ cdef class Handover:
     soon: the loop's own. way: None until the application serves. other: another short way, called
     with scope and protocol of what the first does not take; None when it does not take it either.
     documents: the one of requests with a body that are not the first's; whether it takes one.
-    letter: type of its callbacks, which are told of a body that has arrived. kind: name of the type of the HTTP server's object with a request's scope and proto.
+    here: types of callbacks for what the HTTP server gives, which are called in the thread that
+    tells the loop of it, without waking the loop; they must not raise. kind: name of the type of
+    the HTTP server's object with a request's scope and proto.
     """
 
     cdef object soon
     cdef public Express way
     cdef public object other
     cdef public object documents
-    cdef public object letter
+    cdef public set here
     cdef str kind
     cdef type watcher               # the type, once seen
 
     def __init__(self, soon, str kind):
         self.soon = soon
         self.kind = kind
+        self.here = set()
 
     def __call__(self, callback, *args, context=None):
         cdef object told
         if type(callback) is Ticket:
             (<Ticket> callback).express.arrived(<Ticket> callback, args[0])
             return None
-        if type(callback) is self.letter:
+        if type(callback) in self.here:
             callback(args[0])
             return None
         if self.way is not None and len(args) == 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import uvloop
 
@@ -13,28 +12,13 @@ from ichicore.http.express import Handover
 CARRIER = "CallbackWatcherHTTP"
 
 
-class Here:
-    """A callback for what the HTTP server gives: called in the thread that tells the loop of it,
-    without waking the loop. It must not raise."""
-
-    def __call__(self, given: Any) -> None:
-        raise NotImplementedError
-
-
 class ServingLoop(uvloop.Loop):
     """uvloop's, whose `handover` may serve a request in the thread that the HTTP server tells the
     loop of it, instead of waking the loop first."""
 
     def __init__(self) -> None:
         super().__init__()
-        later = super().call_soon_threadsafe
-
-        def soon(callback: Any, *args: Any, context: Any = None) -> Any:
-            if isinstance(callback, Here):
-                return callback(*args)
-            return later(callback, *args, context=context)
-
-        self.handover = Handover(soon, CARRIER)
+        self.handover = Handover(super().call_soon_threadsafe, CARRIER)
         self.call_soon_threadsafe = self.handover  # type: ignore[method-assign]
 
 

@@ -11,11 +11,10 @@ import asyncio
 import threading
 from typing import Any
 
-from server.base.serving import Here
 from server.gateway.limits import cut_short
 
 
-class Gathered(Here):
+class Gathered:
     """Of a request that declares its length. At most what was last asked for, and one piece more,
     waits to be taken."""
 
