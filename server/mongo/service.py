@@ -8,6 +8,7 @@ from ichicore.errors import ApiError
 from ichicore.mongo import Command, Plan, apply, check_collection, parse, reply
 from ichicore.mongo.grammar import INSERTS, OPERATIONS, UPDATES
 from ichicore.rules import Decision
+from server.base import processor
 from server.base.context import WorkerContext
 from server.base.http import JSON, Request, Response, error_response
 from server.base.project import Project
@@ -95,6 +96,8 @@ class MongoService:
 
     def guide(self, project: Project) -> Guide | None:
         """For the short way; None where a project's requests cannot take it."""
+        if project.limits.cpu_weight < processor.FULL:
+            return None  # they wait for their turns
         book = self.room.rulebook.of(project)
         try:
             store = self.room.stores.get(project)

@@ -17,6 +17,8 @@ from typing import Any
 
 from server.base import unix
 from server.base.http import Request
+from server.base.project import Project
+from server.realtime.pace import Paces
 
 KEY = "aWNoaWJhc2UtcmVsYXktMQ=="
 MASK = b"\x00\x00\x00\x00"  # a mask that changes nothing
@@ -73,7 +75,7 @@ class Frames:
         return found
 
 
-async def relay(path: Path, request: Request, protocol: Any) -> None:
+async def relay(path: Path, request: Request, protocol: Any, paces: Paces) -> None:
     """Serves one socket of a worker to its end."""
     try:
         reader, writer = await asyncio.open_unix_connection(sock=unix.connect(path))
@@ -86,7 +88,7 @@ async def relay(path: Path, request: Request, protocol: Any) -> None:
             protocol.close(status)
             return
         transport = await protocol.accept()
-        inwards = asyncio.ensure_future(_from_client(transport, writer))
+        inwards = asyncio.ensure_future(_from_client(transport, writer, request.project, paces))
         outwards = asyncio.ensure_future(_to_client(transport, reader, rest))
         try:
             await asyncio.wait({inwards, outwards}, return_when=asyncio.FIRST_COMPLETED)
@@ -123,9 +125,12 @@ async def _ask(
     return int(head[9:12]), rest
 
 
-async def _from_client(transport: Any, writer: asyncio.StreamWriter) -> None:
+async def _from_client(
+    transport: Any, writer: asyncio.StreamWriter, project: Project, paces: Paces
+) -> None:
     while True:
         message = await transport.receive()
+        await paces.frame(project.id, project.limits)
         if message.kind == 0:
             writer.write(masked(CLOSE, b""))
             return

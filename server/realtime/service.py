@@ -11,6 +11,7 @@ from ichicore.errors import ApiError
 from server.base.context import WorkerContext
 from server.base.http import Request, Response, json_response
 from server.realtime import relay
+from server.realtime.pace import Paces
 from server.realtime.rules import CHANNEL, USER
 
 MAX_BODY = 256 << 10
@@ -35,6 +36,7 @@ class RealtimeService:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         self.path = relay.socket_for_workers(context.config.data_dir)
+        self.paces = Paces()
 
     async def handle(self, request: Request) -> Response:
         if request.path == "/publish":
@@ -53,7 +55,10 @@ class RealtimeService:
         if request.path not in ("/", ""):
             protocol.close(404)
             return
-        await relay.relay(self.path, request, protocol)
+        if not await self.paces.opening(request.project.id, request.project.limits):
+            protocol.close(429)
+            return
+        await relay.relay(self.path, request, protocol, self.paces)
 
     async def _publish(self, request: Request) -> Response:
         identity = request.identity

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from ichicore.errors import ApiError
 from server.base.limits import DEFAULT_TIERS
 from server.mongo import embedded, turns
+from server.mongo.service import MongoService
 from server.mongo.turns import Turns
 
 
@@ -87,6 +89,18 @@ def test_a_full_weight_never_waits(clock):
     shared = Turns(lambda _: True, clock)
     works(clock, shared, PRO, 1.0, 100)
     assert (clock.slept, shared._shares) == (0, {})
+
+
+def test_only_a_full_weight_takes_the_short_way():
+    address = SimpleNamespace(short=True, tls=None)
+    book = SimpleNamespace(by_function=False, operation_ms=1000)
+    store = SimpleNamespace(address=address, give_back=None, kept=None)
+    room = SimpleNamespace(
+        rulebook=SimpleNamespace(of=lambda _: book), caps=lambda *_: None,
+        stores=SimpleNamespace(get=lambda _: store),
+    )  # fmt: skip
+    assert MongoService(room).guide(FREE) is None
+    assert MongoService(room).guide(PRO) is not None
 
 
 def test_few_operations_at_once_and_who_waits_too_long_is_refused():

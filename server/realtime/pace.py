@@ -1,0 +1,70 @@
+"""How fast one project's sockets may open and send through a worker, which serves others too.
+
+Who is too fast waits, and what he sends stays with him meanwhile. What a project may send in all is
+counted in the realtime process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from server.base.limits import Limits
+
+MOST_SECONDS = 10.0  # that a socket waits to be opened
+OPENINGS = 10.0  # seconds in which a project may open as many sockets as it may have
+AHEAD = 4.0  # of them may open at once: one in so many
+FRAMES = 2.0  # times the messages that a project may send: pings and such are frames too
+KEPT = 1024  # projects
+
+
+class Pace:
+    """So many a second, and so many more at once."""
+
+    def __init__(self) -> None:
+        self.next = 0.0
+
+    def delay(self, now: float, rate: float, burst: float, most: float = float("inf")) -> float:
+        """Seconds until it is the caller's turn, which is taken unless it is later than `most`."""
+        turn = max(self.next, now)
+        delay = max(0.0, turn - now - burst / rate)
+        if delay <= most:
+            self.next = turn + 1 / rate
+        return delay
+
+
+class Paces:
+    """Of the projects of one worker."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._paces: dict[tuple[str, str], Pace] = {}
+
+    async def opening(self, project_id: str, limits: Limits) -> bool:
+        """Waits until a socket may be opened; False when that would take too long."""
+        most = max(1, limits.realtime_connections)
+        delay = self._pace("openings", project_id).delay(
+            self.clock(), max(1.0, most / OPENINGS), max(1.0, most / AHEAD), MOST_SECONDS
+        )
+        if delay > MOST_SECONDS:
+            return False
+        if delay:
+            await asyncio.sleep(delay)
+        return True
+
+    async def frame(self, project_id: str, limits: Limits) -> None:
+        """Waits until a frame may be passed on."""
+        rate = max(1.0, FRAMES * limits.realtime_messages)
+        delay = self._pace("frames", project_id).delay(self.clock(), rate, rate)
+        if delay:
+            await asyncio.sleep(delay)
+
+    def _pace(self, kind: str, project_id: str) -> Pace:
+        pace = self._paces.get((kind, project_id))
+        if pace is None:
+            now = self.clock()
+            if len(self._paces) >= KEPT:
+                self._paces = {key: one for key, one in self._paces.items() if one.next > now}
+            pace = self._paces[kind, project_id] = Pace()
+        return pace
