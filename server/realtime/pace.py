@@ -1,4 +1,5 @@
-"""How fast one project's sockets may open and send through a worker, which serves others too.
+"""How fast one project's sockets may open, send and receive through a worker, which serves others
+too.
 
 Who is too fast waits, and what he sends stays with him meanwhile. What a project may send in all is
 counted in the realtime process.
@@ -16,6 +17,7 @@ MOST_SECONDS = 10.0  # that a socket waits to be opened
 OPENINGS = 10.0  # seconds in which a project may open as many sockets as it may have
 AHEAD = 4.0  # of them may open at once: one in so many
 FRAMES = 2.0  # times the messages that a project may send: pings and such are frames too
+DELIVERIES = 50.0  # times the same; who gets more than a worker passes on is a slow consumer
 KEPT = 1024  # projects
 
 
@@ -25,12 +27,14 @@ class Pace:
     def __init__(self) -> None:
         self.next = 0.0
 
-    def delay(self, now: float, rate: float, burst: float, most: float = float("inf")) -> float:
+    def delay(
+        self, now: float, rate: float, burst: float, most: float = float("inf"), count: int = 1
+    ) -> float:
         """Seconds until it is the caller's turn, which is taken unless it is later than `most`."""
         turn = max(self.next, now)
         delay = max(0.0, turn - now - burst / rate)
         if delay <= most:
-            self.next = turn + 1 / rate
+            self.next = turn + count / rate
         return delay
 
 
@@ -57,6 +61,14 @@ class Paces:
         """Waits until a frame may be passed on."""
         rate = max(1.0, FRAMES * limits.realtime_messages)
         delay = self._pace("frames", project_id).delay(self.clock(), rate, rate)
+        if delay:
+            await asyncio.sleep(delay)
+
+    async def deliveries(self, project_id: str, limits: Limits, count: int) -> None:
+        """Waits until so many frames may be passed to clients."""
+        rate = max(1.0, DELIVERIES * limits.realtime_messages)
+        pace = self._pace("deliveries", project_id)
+        delay = pace.delay(self.clock(), rate, rate, count=count)
         if delay:
             await asyncio.sleep(delay)
 

@@ -89,7 +89,9 @@ async def relay(path: Path, request: Request, protocol: Any, paces: Paces) -> No
             return
         transport = await protocol.accept()
         inwards = asyncio.ensure_future(_from_client(transport, writer, request.project, paces))
-        outwards = asyncio.ensure_future(_to_client(transport, reader, rest))
+        outwards = asyncio.ensure_future(
+            _to_client(transport, reader, rest, request.project, paces)
+        )
         try:
             await asyncio.wait({inwards, outwards}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -141,11 +143,15 @@ async def _from_client(
         await writer.drain()
 
 
-async def _to_client(transport: Any, reader: asyncio.StreamReader, rest: bytes) -> None:
+async def _to_client(
+    transport: Any, reader: asyncio.StreamReader, rest: bytes, project: Project, paces: Paces
+) -> None:
     frames = Frames()
     data = rest
     while True:
-        for opcode, payload in frames.feed(data):
+        found = frames.feed(data)
+        await paces.deliveries(project.id, project.limits, len(found))
+        for opcode, payload in found:
             if opcode == TEXT:
                 await transport.send_str(payload.decode())
             elif opcode == CLOSE:

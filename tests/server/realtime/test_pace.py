@@ -64,6 +64,18 @@ def test_frames_go_at_the_projects_rate_and_others_are_not_concerned(clock):
     assert clock.now == before
 
 
+def test_deliveries_go_at_many_times_the_rate(clock):
+    paces = Paces(clock)
+
+    async def pass_on():
+        for _ in range(100):
+            await paces.deliveries("loud", FREE, 200)
+
+    asyncio.run(pass_on())
+    rate = pace.DELIVERIES * FREE.realtime_messages
+    assert clock.now - 50.0 == pytest.approx(20_000 / rate - 1, rel=0.05)
+
+
 def test_a_storm_of_openings_is_spread_and_then_refused(clock):
     paces = Paces(clock)
     clock.stands = True  # they come together
