@@ -2,6 +2,7 @@
 # make test     all tests     make lint    style and types
 # make bench    the benchmarks, as a table
 # make fuzz     the parsers against random input (ARGS="query --seconds 600")
+# make debug-test  the core's tests, built with bounds checks (ARGS=--address: AddressSanitizer)
 # make lock     pins the dependencies anew
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ DATA_DIR ?= data
 ARGS ?=
 SOURCES := setup.py pyproject.toml $(shell find ichicore csrc -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -path 'csrc/*' -o -name '*.h' 2>/dev/null)
 
-.PHONY: serve test lint bench fuzz lock clean check-system
+.PHONY: serve test debug-test lint bench fuzz lock clean check-system
 
 serve: $(VENV)/built
 	$(BIN)/ichibase serve --port $(PORT) --data-dir $(DATA_DIR) $(ARGS)
@@ -34,6 +35,9 @@ bench: $(VENV)/built $(VENV)/dev
 fuzz: $(VENV)/built $(VENV)/dev
 	$(BIN)/python -m pip install -q --disable-pip-version-check "atheris>=3,<4"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+debug-test: $(VENV)/built $(VENV)/dev
+	$(BIN)/python tools/debug_test.py $(ARGS)
 
 check-system:
 	@$(PYTHON) tools/check_system.py
