@@ -8,7 +8,6 @@ notices while sign-ins saturate the machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import threading
@@ -21,7 +20,7 @@ from argon2 import PasswordHasher
 
 from bench.bench_http import Node, call
 from bench.loads import LoadError, wrk
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from server.auth.hashing import LANES, MEMORY_KIB, PASSES
 
 PASSWORD = "tangerine lamp 41"
@@ -204,12 +203,7 @@ def bench_login(client: Client, seconds: float, rounds: int) -> dict[str, float]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[])
-    options = parser.parse_args()
+    options = arguments(__doc__, ("me", "refresh", "login"), timed=True).parse_args()
     node = Node()
     try:
         client = Client(node)

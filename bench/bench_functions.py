@@ -10,7 +10,6 @@ processes of 100 projects, and how many are left after the idle time.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import shutil
@@ -28,7 +27,7 @@ import psutil
 import psycopg
 
 from bench.loads import LoadError, wrk
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from server.base.functions import Functions
 from server.functions.build import MAP
 from server.functions.manager import Manager
@@ -288,10 +287,7 @@ def memory() -> dict[str, Any]:
 def main() -> int:
     parts = {"warm": warm, "added": added, "first": first, "inside": inside, "busy": busy,
              "memory": memory}  # fmt: skip
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", action="append", default=[], choices=list(parts))
-    options = parser.parse_args()
+    options = arguments(__doc__, parts).parse_args()
     try:
         results = run_parts(parts, options.only)
     except LoadError as error:

@@ -8,7 +8,6 @@ table, or JSON with --json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 import jwt
 
 from bench.loads import LoadError, pgbench, wrk
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from bench.statements import of_request
 from server.node.embedded_pg import free_port
 
@@ -342,12 +341,8 @@ def bench_memory(node: Node) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = arguments(__doc__, timed=True)
     parser.add_argument("--clients", type=int, action="append", help="instead of 8 and 32")
-    parser.add_argument("--only", action="append", default=[])
     options = parser.parse_args()
     node = Node()
     try:

@@ -13,7 +13,6 @@ when the time is over counts for neither side, so few are where each takes long.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import resource
@@ -31,7 +30,7 @@ from pymongo.errors import PyMongoError
 
 from bench.bench_http import USER, Node, call
 from bench.loads import LoadError, wrk
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 
 DOCUMENTS = 1000
 IN_FLIGHT = 16
@@ -247,12 +246,7 @@ def bench_write(bench: Bench) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[])
-    options = parser.parse_args()
+    options = arguments(__doc__, ("find_one", "find_100", "write"), timed=True).parse_args()
     bench = Bench(options.seconds, options.rounds)
     try:
         parts = {

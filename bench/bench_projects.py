@@ -9,7 +9,6 @@ project keeps the server busy, with each of its parts and with all together.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -30,7 +29,7 @@ import psycopg
 from bench import bench_gateway, neighbour
 from bench.bench_http import Node
 from bench.loads import LoadError
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from server.control import provision
 from server.control.secrets import new_id
 
@@ -343,12 +342,9 @@ def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[])
-    options = parser.parse_args()
+    options = arguments(
+        __doc__, ("routing", "create", "start", "wake", "neighbour"), timed=True
+    ).parse_args()
     parts = {
         name: partial(part, options.seconds, options.rounds)
         for name, part in (

@@ -9,21 +9,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import psycopg
-
+from bench.database import database
 from ichicore.http import accept, prefer
 from ichicore.rest import query as queries
 from ichicore.rest import shape
 from ichicore.rest.sql import bind
-from server.node.embedded_pg import EmbeddedPostgres, free_port
 from server.postgres import introspect
 from server.postgres.planning import Planner
 from server.postgres.pool import Pool
@@ -96,17 +91,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="ichi-bench-"))
-    folder.chmod(0o755)
-    cluster = EmbeddedPostgres(folder, free_port())
-    cluster.start()
-    try:
-        with psycopg.connect(cluster.dsn(), autocommit=True) as connection:
-            connection.execute(SCHEMA)
-        results = measure(asyncio.run(catalog_of(cluster.dsn())))
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with database(SCHEMA) as dsn:
+        results = measure(asyncio.run(catalog_of(dsn)))
     if options.json:
         print(json.dumps(results, indent=1))
     else:

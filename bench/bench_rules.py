@@ -6,7 +6,6 @@ take turns. Prints a table, or JSON with --json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,7 +17,7 @@ import bson
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from ichicore.mongo import Caps, apply, parse, reply
 from ichicore.mongo.splice import both
 from ichicore.rules import Context, compile_match, compile_policy
@@ -170,10 +169,7 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", default=[], choices=list(PARTS))
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = arguments(__doc__, PARTS).parse_args()
     show(run_parts(PARTS, options.only), as_json=options.json)
 
 

@@ -9,7 +9,6 @@ memory with 50 uploads under way.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import http.client
 import os
@@ -25,7 +24,7 @@ from typing import Any
 
 from bench.bench_http import Node, call
 from bench.loads import LoadError, wrk
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from server.node.embedded_pg import free_port
 
 KB, MB = 1024, 1024 * 1024
@@ -326,12 +325,7 @@ PARTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", action="append", default=[])
-    options = parser.parse_args()
+    options = arguments(__doc__, PARTS, timed=True).parse_args()
     node = Node()
     try:
         site = Site(node)

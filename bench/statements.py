@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from ichicore.http import accept, prefer
+from ichicore.pg.executor import Statement
 from ichicore.rest import query as queries
 from ichicore.rest.sql import bind
 from server.postgres import introspect, payloads
@@ -46,7 +47,7 @@ def _filled(sql: str, values: tuple[bytes | None, ...], variables: dict[bytes, s
     return PLACE.sub(text, sql) + ";"
 
 
-def of_request(
+def planned(
     dsn: str,
     method: str,
     name: str,
@@ -55,10 +56,9 @@ def of_request(
     claims: dict[str, Any],
     *,
     body: bytes = b"",
-    variables: dict[str, str] | None = None,
-) -> tuple[str, str]:
-    """(the statement with the settings, the main statement) of a GET or POST of a table by a
-    signed-in user. variables: pgbench's, by the text of the value that stands for each."""
+) -> list[tuple[Statement, tuple[bytes | None, ...]]]:
+    """The statement with the settings and the main one, each with its values, of a GET or POST of a
+    table by a signed-in user."""
     catalog = asyncio.run(_catalog(dsn))
     planner = Planner(catalog, SETTINGS)
     accepted = tuple(accept.parse(None))
@@ -76,8 +76,25 @@ def of_request(
     own = (b"authenticated", orjson.dumps(claims), method.encode(), f"/{name}".encode(),
            orjson.dumps(headers), b"{}")  # fmt: skip
     values = [value.encode() for value in parsed.values]
+    return [
+        (opening, (*before, *own, *after)),
+        (plan.main, tuple(bind(plan.layout, values, body or None, None, 0))),
+    ]
+
+
+def of_request(
+    dsn: str,
+    method: str,
+    name: str,
+    query: str,
+    headers: dict[str, str],
+    claims: dict[str, Any],
+    *,
+    body: bytes = b"",
+    variables: dict[str, str] | None = None,
+) -> tuple[str, str]:
+    """(the statement with the settings, the main statement) of such a request, as text. variables:
+    pgbench's, by the text of the value that stands for each."""
     places = {value.encode(): place for value, place in (variables or {}).items()}
-    return (
-        _filled(opening.sql, (*before, *own, *after), {}),
-        _filled(plan.main.sql, bind(plan.layout, values, body or None, None, 0), places),
-    )
+    (opening, own), (main, values) = planned(dsn, method, name, query, headers, claims, body=body)
+    return _filled(opening.sql, own, {}), _filled(main.sql, values, places)
