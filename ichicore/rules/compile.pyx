@@ -2,54 +2,25 @@
 
 cimport cython
 
+from ichicore.rules.equalities cimport cover, equalities
+from ichicore.rules.literals cimport MOST_DEPTH, MOST_LIST, Literals, extended
 from ichicore.rules.match cimport Match
 from ichicore.rules.nodes cimport (
     All, AllOf, Constant, Element, Equal, Exists, Field, In, Node, Not, Ordered, Path, Regular,
-    ROOT_AUTH, ROOT_DOCUMENT, ROOT_OLD, ROOT_REQUEST, ROOT_SELF, Size, Some, Test,
+    ROOT_SELF, Size, Some, Test,
 )
 from ichicore.rules.operands cimport (
-    Either, EitherOfAll, Slot, Text, Variable, either, either_of_all, is_text,
+    Either, EitherOfAll, Slot, Variable, either, either_of_all,
 )
 from ichicore.rules.values cimport MISSING
 
-from ichicore.rules import names
 from ichicore.rules.errors import RuleError
-from ichicore.rules.extended import READERS
 from ichicore.rules.patterns import PatternError, compile_pattern
 
-cdef long long INT64_MAX = 0x7FFFFFFFFFFFFFFF
-cdef int MOST_DEPTH = 32
-cdef int MOST_LIST = 1000
-cdef int MOST_PATH = 512
 
-
-cdef class _Compiler:
-    """Compiles one expression; mistakes are collected in `errors`."""
-
-    cdef list errors
-    cdef list slots
-    cdef set variables
-    cdef set paths
-    cdef tuple roots
-    cdef object default
-    cdef bint interpolate
-    cdef bint loose
-    cdef bint uses_old
-    cdef bint needs_identity
-
-    def __init__(self, errors, roots, default, interpolate, loose):
-        self.errors = errors
-        self.slots = []
-        self.variables = set()
-        self.paths = set()
-        self.roots = roots
-        self.default = default
-        self.interpolate = interpolate
-        self.loose = loose
-
-    cdef object wrong(self, str where, str message):
-        self.errors.append((where, message))
-        return None
+@cython.final
+cdef class _Compiler(Literals):
+    """Compiles one expression."""
 
     # Each of these gives (node, template).
 
@@ -121,59 +92,12 @@ cdef class _Compiler:
         negation.node = some
         return negation, parts
 
-    cdef Path path(self, str text, str where):
-        cdef tuple parts = tuple(text.split("."))
-        cdef int root = ROOT_DOCUMENT
-        head = parts[0]
-        if len(text) > MOST_PATH:
-            return self.wrong(where, f"a path longer than {MOST_PATH}")
-        if "" in parts:
-            return self.wrong(where, "a path with an empty name")
-        if "\0" in text or not is_text(text):
-            return self.wrong(where, "a path with a NUL or half of a character")
-        if "__proto__" in parts:
-            return self.wrong(where, "'__proto__' is not a name")
-        for part in parts:
-            if part[0] == "$":
-                return self.wrong(where, "a name in a path cannot begin with '$'")
-        if head in self.roots:
-            if len(parts) == 1:
-                return self.wrong(where, f"a path below '{head}' is expected")
-            parts = parts[1:]
-            text = text[len(head) + 1:]
-            if head == "auth":
-                self.needs_identity = True
-                root = ROOT_AUTH
-                if parts[0] not in ("uid", "role", "email", "claims"):
-                    return self.wrong(where, "unknown name; known are auth.uid, auth.role, "
-                                             "auth.email and auth.claims.<path>")
-                if (parts[0] == "claims") == (len(parts) == 1):
-                    return self.wrong(where, "auth.claims needs a name after it, the others none")
-            elif head == "request":
-                root = ROOT_REQUEST
-                if text not in ("operation", "collection"):
-                    return self.wrong(
-                        where, "unknown name; known are request.operation and request.collection")
-            elif head == "old":
-                root = ROOT_OLD
-                self.uses_old = True
-        elif self.default is None:
-            return self.wrong(where, f"a path begins with one of {', '.join(self.roots)}")
-        elif head in ("auth", "request"):
-            return self.wrong(where, f"paths here are of the document; '{head}.*' is tested in "
-                                     "'when' and inserted as '${auth.…}'")
-        if root == ROOT_DOCUMENT:
-            self.paths.add(text)
-        elif root == ROOT_OLD:
-            self.paths.add("old." + text)
-        return Path(text, parts, root)
-
     cdef tuple field(self, str key, object value, str where, int depth):
         cdef Path path = self.path(key, where)
         if path is None:
             return None, None
         if (type(value) is dict and value and self.is_operators(<dict> value)
-                and _extended(value) is None):
+                and extended(value) is None):
             return self.operators(path, <dict> value, where, depth)
         return self.equality(path, value, where, depth)
 
@@ -307,14 +231,6 @@ cdef class _Compiler:
         test.constant = spec
         return test, spec
 
-    cdef object new_slot(self, object spec):
-        cdef Slot slot = Slot()
-        slot.spec = spec
-        slot.index = len(self.slots)
-        slot.loose = self.loose
-        self.slots.append(slot)
-        return slot
-
     cdef tuple membership(self, Path path, object operand, str where, int depth, bint negated):
         cdef In test = In()
         cdef Slot slot
@@ -440,72 +356,6 @@ cdef class _Compiler:
             return None, None
         return _field(path, test, False), spec
 
-    cdef tuple value(self, object source, str where, int depth):
-        """(spec, varies) of a literal; spec is MISSING when it is wrong."""
-        cdef bint varies = False
-        if type(source) is str:
-            if not is_text(source):
-                self.wrong(where, "not a text: half of a character")
-                return MISSING, False
-            if not self.interpolate or "$" not in source:
-                return source, False
-            try:
-                parts = names.parse(source)
-            except ValueError as error:
-                self.wrong(where, str(error))
-                return MISSING, False
-            if type(parts) is str:
-                return parts, False
-            found = []
-            for part in parts:
-                if type(part) is tuple:
-                    self.variables.add(part[0])
-                    part = Variable(part[0])
-                found.append(part)
-            if len(found) == 1:
-                return found[0], True
-            return Text(tuple(found)), True
-        if depth > MOST_DEPTH:
-            self.wrong(where, f"nested deeper than {MOST_DEPTH}")
-            return MISSING, False
-        if type(source) is list:
-            items = []
-            for number, item in enumerate(source):
-                spec, one = self.value(item, f"{where}[{number}]", depth + 1)
-                if spec is MISSING:
-                    return MISSING, False
-                varies = varies or one
-                items.append(spec)
-            return items, varies
-        if type(source) is dict:
-            found = _extended(source)
-            if found is not None:
-                if found is MISSING:
-                    self.wrong(where, "not a value of extended JSON")
-                return found, False
-            members = {}
-            for key, item in (<dict> source).items():
-                inner = f"{where}.{key}"
-                if not key or key[0] == "$":
-                    self.wrong(inner, "unknown operator")
-                    return MISSING, False
-                if "." in key or "\0" in key or key == "__proto__" or not is_text(key):
-                    self.wrong(inner, "not a name of a field")
-                    return MISSING, False
-                spec, one = self.value(item, inner, depth + 1)
-                if spec is MISSING:
-                    return MISSING, False
-                varies = varies or one
-                members[key] = spec
-            return members, varies
-        if type(source) is int and not -INT64_MAX - 1 <= source <= INT64_MAX:
-            self.wrong(where, "a number beyond 64 bits")
-            return MISSING, False
-        if source is None or isinstance(source, (bool, int, float)):
-            return source, False
-        return source, False
-
-
 cdef Path _SELF = Path("", ("",), ROOT_SELF)
 
 
@@ -517,20 +367,6 @@ cdef class _Renamed:
     def __init__(self, key, value):
         self.key = key
         self.value = value
-
-
-cdef object _extended(object source):
-    """A value of extended JSON; None when it is none, MISSING when it is a wrong one."""
-    if len(source) != 1:
-        return None
-    for key in source:
-        reader = READERS.get(key)
-        if reader is None:
-            return None
-        try:
-            return reader(source[key])
-        except ValueError:
-            return MISSING
 
 
 cdef Node _all(list nodes):
@@ -553,51 +389,6 @@ cdef Field _field(Path path, Test test, bint negated):
     found.check = test
     found.negated = negated
     return found
-
-
-cdef tuple _pair(object node, list slots):
-    """(path, variable) of an equality with a single variable, or None."""
-    cdef Field field
-    cdef Slot slot
-    if type(node) is not Field:
-        return None
-    field = node
-    if field.negated or type(field.check) is not Equal or field.path.root != ROOT_DOCUMENT:
-        return None
-    if field.check.slot < 0:
-        return None
-    slot = slots[field.check.slot]
-    if type(slot.spec) is not Variable:
-        return None
-    return (field.path.text, (<Variable> slot.spec).name)
-
-
-cdef list _pairs(object node, list slots):
-    if type(node) is All:
-        return [p for member in (<All> node).nodes for p in _pairs(member, slots)]
-    found = _pair(node, slots)
-    return [] if found is None else [found]
-
-
-cdef object _cover(object node, list slots):
-    """Equalities of which one must hold, or None."""
-    if type(node) is All:
-        best = None
-        for member in (<All> node).nodes:
-            found = _cover(member, slots)
-            if found is not None and (best is None or len(found) < len(best)):
-                best = found
-        return best
-    if type(node) is Some:
-        every = []
-        for member in (<Some> node).nodes:
-            found = _cover(member, slots)
-            if found is None:
-                return None
-            every += [pair for pair in found if pair not in every]
-        return every
-    found = _pair(node, slots)
-    return None if found is None else [found]
 
 
 def compile_match(
@@ -638,8 +429,8 @@ def compile_into(
     match.uses_old = compiler.uses_old
     match.needs_identity = compiler.needs_identity
     match.lenient = lenient
-    match._equalities = tuple(_pairs(root, compiler.slots))
-    covered = _cover(root, compiler.slots)
+    match._equalities = tuple(equalities(root, compiler.slots))
+    covered = cover(root, compiler.slots)
     match._index = None if not covered else tuple(covered)
     return match
 
