@@ -82,11 +82,14 @@ cdef class Letter(Waiter):
         cdef Lane lane = self.lane
         cdef object found
         self.started = self.way.clock()
-        self.ready = lane.guide.prepare(self.path, self.body, self.identity)
-        if self.ready is None:
-            return False
         if not lane.tally.take(self.started):
-            self.forget()
+            return False
+        try:
+            self.ready = lane.guide.prepare(self.path, self.body, self.identity)
+        except Exception:
+            self.ready = None  # the general way says what is wrong with it
+        if self.ready is None:
+            lane.tally.give_back()
             return False
         lane.dock.used = self.started
         self.deadline = self.started + TURN
@@ -183,17 +186,26 @@ cdef class Letter(Waiter):
             self.fail(error)
 
     cdef int send(self, bytes body) except -1:
-        cdef list headers = [
-            ("content-type", "application/json"),
-            ("x-request-id", self.way.prefix + "%08x" % self.number),
-            *self.lane.cors(self.headers.get("origin")),
-        ]
-        self.protocol.response_bytes(200, headers, body)
+        cdef list headers
+        try:
+            headers = [
+                ("content-type", "application/json"),
+                ("x-request-id", self.way.prefix + "%08x" % self.number),
+                *self.lane.cors(self.headers.get("origin")),
+            ]
+            self.protocol.response_bytes(200, headers, body)
+        except Exception as error:
+            return self.fail(error)
         return self.finish(200)
 
     cdef int fail(self, error) except -1:
-        return self.finish(self.way.failed(
-            self.scope, self.protocol, self.headers, error, self.number, self.lane.guide))
+        cdef int status = 500
+        try:
+            status = self.way.failed(
+                self.scope, self.protocol, self.headers, error, self.number, self.lane.guide)
+        finally:
+            self.finish(status)
+        return 0
 
     cdef int finish(self, int status) except -1:
         cdef double seconds = self.way.clock() - self.started

@@ -25,6 +25,7 @@ class FakeServer:
         self.pause = 0.0
         self.answer = OK
         self.garbage = None
+        self.pieces = 0  # bytes sent at once, 0 for all
 
     async def start(self):
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -48,8 +49,12 @@ class FakeServer:
                         writer.write(self.garbage)
                         continue
                     answer = self.answer
-                writer.write(struct.pack("<iiiiiB", 21 + len(answer), 1, number, 2013, 0, 0))
-                writer.write(answer)
+                whole = struct.pack("<iiiiiB", 21 + len(answer), 1, number, 2013, 0, 0) + answer
+                step = self.pieces or len(whole)
+                for place in range(0, len(whole), step):
+                    writer.write(whole[place : place + step])
+                    if self.pieces:
+                        await asyncio.sleep(0)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
@@ -88,6 +93,21 @@ def test_connections_are_shared_and_bounded():
         await one.close()
         await asyncio.sleep(0.05)
         assert server.open == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(10, 1), (10, 7), (500_000, 30_011), (5_000_000, 0)])
+def test_answers_and_commands_come_in_pieces(size, pieces):
+    async def test(server, port):
+        server.pieces = pieces
+        one = Store(url(port), 1)
+        for fill in ("a", "b"):
+            server.answer = bson.encode({"ok": 1.0, "text": fill * size})
+            command = bson.encode({"ping": 1, "text": fill * size, "$db": "db"})
+            assert await one.run(command, 20) == server.answer
+        assert server.most == 1
+        await one.close()
 
     run(test)
 
