@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.fanout_sides import anon_key, token
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from server.node.embedded_pg import free_port
 
 HERE = Path(__file__).parent
@@ -254,9 +254,7 @@ PARTS = {"fanout": fanout, "idle": idle, "lag": lag, "rows": rows}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(PARTS), nargs="*", default=[])
-    parser.add_argument("--json", action="store_true")
+    parser = arguments(__doc__, PARTS)
     parser.add_argument("--sockets", type=int, default=1_000)
     parser.add_argument("--idle", type=int, default=9_000, help="sockets of idle, lag and rows")
     options = parser.parse_args()

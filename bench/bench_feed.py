@@ -28,7 +28,7 @@ import uvloop
 from bench.bench_fanout import Lines, client_program
 from bench.bench_http import Node
 from bench.loads import LoadError
-from bench.report import run_parts, show
+from bench.report import arguments, run_parts, show
 from ichicore.live.change import Change, Publish
 from ichicore.live.pgoutput import Decoder, Types
 from server.base.context import NodeConfig
@@ -285,9 +285,7 @@ PARTS = {"decode": decode, "stream": stream, "latency": latency, "sockets": sock
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[], choices=list(PARTS))
+    parser = arguments(__doc__, PARTS)
     parser.add_argument("--rate", type=int, default=1000, help="changes a second")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--receivers", type=int, default=100)

@@ -15,31 +15,13 @@ from ichicore.live.wire import Wire
 from server.base.project import Identity
 from server.realtime import settings
 from server.realtime.rules import ProjectRules
-
-
-class _Ends:
-    """Accepts whatever comes and keeps nothing."""
-
-    def request(self, peer, head):
-        peer.upgrade(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", None)
-
-    def message(self, peer, data, text):
-        pass
-
-    def closed(self, peer, code):
-        pass
-
-    def slow(self, peer):
-        pass
-
-    def wake(self):
-        pass
+from tests.oracle.hub import Ends
 
 
 def own_rows(subscribers: int, table: str, changes: int = 2_000) -> float:
     """Median microseconds from a change's arrival to the frame in its receiver's queue. A few
     connections stand for all subscribers: the index sees as many users."""
-    wire = Wire(_Ends(), max_buffer=1 << 30)
+    wire = Wire(Ends(), max_buffer=1 << 30)
     pairs = [socket.socketpair() for _ in range(16)]
     for client, server in pairs:
         server.setblocking(False)

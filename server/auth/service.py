@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -18,7 +17,7 @@ from server.auth.passwords import Passwords
 from server.auth.providers import Providers
 from server.auth.room import Call, Room, log
 from server.base.context import WorkerContext
-from server.base.http import JSON, Request, Response, error_response
+from server.base.http import JSON, Request, Response, answered
 from server.base.project import Project
 
 T = TypeVar("T")
@@ -104,19 +103,7 @@ class AuthService:
         self.providers = Providers(room.outbound)
 
     async def handle(self, request: Request) -> Response:
-        try:
-            return await self._route(request)
-        except ApiError as error:
-            return error_response(error)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            known = refusal(error)
-            if known is None:
-                raise
-            if known.status >= 500:
-                log.warning("project %s: %s", request.project.slug, error)
-            return error_response(known)
+        return await answered(request, self._route, refusal, log)
 
     async def _route(self, request: Request) -> Response:
         path = request.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -127,3 +128,25 @@ def error_response(error: ApiError) -> Response:
     return json_response(
         error.status, {"code": error.code, "detail": error.message}, list(error.headers)
     )
+
+
+async def answered(
+    request: Request,
+    work: Callable[[Request], Awaitable[Response]],
+    refusal: Callable[[Exception], ApiError | None],
+    log: logging.Logger,
+    refused: Callable[[ApiError], Response] = error_response,
+) -> Response:
+    """The answer, also to what cannot be served. refusal: what an exception means to the client;
+    None for what must not happen, which is raised. refused: makes the answer of an ApiError."""
+    try:
+        return await work(request)
+    except ApiError as error:
+        return refused(error)
+    except Exception as error:
+        known = refusal(error)
+        if known is None:
+            raise
+        if known.status >= 500:
+            log.warning("project %s: %s", request.project.slug, error)
+        return error_response(known)

@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 
 import msgspec
@@ -169,3 +171,13 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
     """Kills what is left of a child and of the processes it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a listener of this machine says that it is ready."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    try:
+        with urllib.request.urlopen(f"http://{shown}:{port}/readyz", timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False

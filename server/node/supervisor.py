@@ -9,8 +9,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 
 import msgspec
 
@@ -20,7 +18,7 @@ from server.control.projects import Projects
 from server.mongo import child
 from server.mongo.address import DocumentServer
 from server.mongo.provision import Documents
-from server.node.children import Child, Children, of_rooms
+from server.node.children import Child, Children, answers, of_rooms
 from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
@@ -151,7 +149,7 @@ class Node:
                 command=[sys.executable, "-m", "server.node.admin_main"],
                 environment=environment,
                 order=30,
-                ready=lambda: _answers(settings.admin_host, settings.admin_port),
+                ready=lambda: answers(settings.admin_host, settings.admin_port),
                 stop_seconds=settings.drain_seconds + 5,
             ),
             Child(
@@ -159,7 +157,7 @@ class Node:
                 command=[sys.executable, "-m", "server.node.gateway_main"],
                 environment=environment,
                 order=30,
-                ready=lambda: _answers(settings.host, settings.port),
+                ready=lambda: answers(settings.host, settings.port),
                 stop_seconds=settings.drain_seconds + 5,
             ),
         ]
@@ -233,12 +231,3 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _answers(host: str, port: int) -> bool:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
-    try:
-        with urllib.request.urlopen(f"http://{shown}:{port}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False

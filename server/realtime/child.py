@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-import urllib.error
-import urllib.request
 
 from server.base.context import NodeConfig
-from server.node.children import Child
+from server.node.children import Child, answers
 from server.node.embedded_pg import free_port
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE
@@ -27,16 +25,7 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
             command=[sys.executable, "-m", "server.realtime.main"],
             environment={NODE_FILE: str(data.node_file), LISTEN: f"{host} {port}"},
             order=30,
-            ready=lambda: _answers(host, port),
+            ready=lambda: answers(host, port),
             stop_seconds=10,
         )
     ]
-
-
-def _answers(host: str, port: int) -> bool:
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
-    try:
-        with urllib.request.urlopen(f"http://{shown}:{port}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 from ichicore.errors import ApiError
 from server.base.context import WorkerContext
-from server.base.http import Request, Response, error_response
+from server.base.http import Request, Response, answered, error_response
 from server.storage import control, inputs, paths, reads, uploads
 from server.storage.database import refusal
 from server.storage.inputs import Body
@@ -18,22 +17,13 @@ OBJECT = "/object/"
 
 
 async def _answered(request: Request, work: Callable[[Request], Awaitable[Response]]) -> Response:
-    """The answer, also to what cannot be served."""
-    try:
-        return await work(request)
-    except ApiError as error:
-        if error.code == inputs.VALIDATION:
-            return inputs.validation_response(error)
-        return error_response(error)
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        known = refusal(error)
-        if known is None:
-            raise
-        if known.status >= 500:
-            log.warning("project %s: %s", request.project.slug, error)
-        return error_response(known)
+    return await answered(request, work, refusal, log, _refused)
+
+
+def _refused(error: ApiError) -> Response:
+    if error.code == inputs.VALIDATION:
+        return inputs.validation_response(error)
+    return error_response(error)
 
 
 def _only(request: Request, *methods: str) -> None:

@@ -12,7 +12,7 @@ from ichicore.live.wire import Wire
 from server.base.project import Identity
 from server.realtime import settings
 from server.realtime.rules import ProjectRules, client_filter, context_of, filter_terms, top_level
-from tests.oracle.hub import receivers
+from tests.oracle.hub import Ends, receivers
 from tests.oracle.websocket import parse
 
 USERS = ["u1", "u2", "3", "4.0", "-5", "true", "null", "ü"]
@@ -30,23 +30,6 @@ FILTERS = [
     {"n": None}, {"a": True}, {"b": {"c": 3}},
 ]  # fmt: skip
 VALUES = ["u1", "u2", "3", 3, 3.0, 4, "4.0", -5, True, "true", None, "ü", 1, "1", 2, 1e20, 2**70]
-
-
-class Ends:
-    def request(self, peer, head):
-        peer.upgrade(b"HTTP/1.1 101 \r\n\r\n", None)
-
-    def message(self, peer, data, text):
-        pass
-
-    def closed(self, peer, code):
-        pass
-
-    def slow(self, peer):
-        pass
-
-    def wake(self):
-        pass
 
 
 @pytest.fixture

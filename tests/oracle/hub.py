@@ -18,3 +18,22 @@ def receivers(subscriptions, event, record, old):
         shown = old is not None and (event == "DELETE" or rule is None or bool(rule.test(old, old)))
         found[connection] = shown
     return found
+
+
+class Ends:
+    """What a `Wire` tells of its connections: accepts whatever comes and keeps nothing."""
+
+    def request(self, peer, head):
+        peer.upgrade(b"HTTP/1.1 101 Switching Protocols\r\n\r\n", None)
+
+    def message(self, peer, data, text):
+        pass
+
+    def closed(self, peer, code):
+        pass
+
+    def slow(self, peer):
+        pass
+
+    def wake(self):
+        pass
