@@ -1,7 +1,9 @@
 """The servers that bench_fanout compares, each in a process of its own: `ours`, the realtime
 process with its rules and hub over a project that is made up here, and `picows`, a bare loop over
 picows connections that sends prepared bytes. Commands on standard input, one line each:
-`fan ROUNDS JOINED SIZE`, `changes N`, `memory`, `stats`, `quit`."""
+`fan ROUNDS JOINED SIZE`, `changes N`, `memory`, `turns` (of ours: the most milliseconds of
+processor time that the loop was held by one call since the last time, and how many calls),
+`quit`."""
 
 from __future__ import annotations
 
@@ -69,8 +71,25 @@ class Ours:
         events = Events()
         events.listeners.append(lambda event: print(event, file=sys.stderr))
         self.process = Process(directory, hosts, events, None, lambda: True)
+        self.longest, self.turns = 0.0, 0
+        self._time_turns()
         self.process.start()
         self.process.listen(listening("127.0.0.1", port))
+
+    def _time_turns(self) -> None:
+        """Notes how much processor time each call of the loop takes."""
+        for name in ("_flush", "_ready", "publish"):
+            setattr(self.process, name, self._timed(getattr(self.process, name)))
+
+    def _timed(self, real: Any) -> Any:
+        def timed(*given: Any) -> Any:
+            before = time.thread_time()
+            found = real(*given)
+            self.longest = max(self.longest, time.thread_time() - before)
+            self.turns += 1
+            return found
+
+        return timed
 
     @property
     def connections(self) -> int:
@@ -177,6 +196,9 @@ async def main(kind: str, port: int) -> None:
             print(cpu() - before, time.perf_counter() - began, flush=True)
         elif line[0] == "changes":
             print(await side.changes(int(line[1])), flush=True)
+        elif line[0] == "turns":
+            print(side.longest * 1000, side.turns, flush=True)
+            side.longest, side.turns = 0.0, 0
         elif line[0] == "memory":
             print(rss(), side.connections, flush=True)
         elif line[0] == "quit":
