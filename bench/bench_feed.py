@@ -30,7 +30,8 @@ from bench.bench_http import Node
 from bench.loads import LoadError
 from bench.report import arguments, run_parts, show
 from ichicore.live.change import Change, Publish
-from ichicore.live.pgoutput import Decoder, Types
+from ichicore.live.pgoutput import Decoder
+from ichicore.live.pgtypes import Types
 from server.base.context import NodeConfig
 from server.base.events import Events
 from server.base.project import Project

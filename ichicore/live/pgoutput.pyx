@@ -8,14 +8,14 @@ waits. Rows become JSON objects as to_json writes them, in C.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr
 
 import orjson
 
 from ichicore.live.change cimport new_change, new_publish
+from ichicore.live.pgtypes cimport BUILT_IN, Shape, Types, json_key, pt_field, pt_type
+from ichicore.live.reader cimport Reader, name_of, need, u8, u16, u32, u64
 from ichicore.pg.libpq cimport (
     PGconn, PQerrorMessage, jb_buf, jb_byte, jb_free, jb_init, jb_put,
 )
@@ -31,232 +31,29 @@ cdef extern from "jsontext.h" nogil:
 
 
 cdef extern from "pgtext.h" nogil:
-    int PT_TEXT, PT_NUMBER, PT_BOOL, PT_JSON, PT_STAMP, PT_STAMPTZ, PT_ARRAY, PT_VECTOR
-    int PT_RECORD, PT_HSTORE, PT_OK, PT_NO_MEMORY, PT_MALFORMED
-    ctypedef struct pt_type:
-        int kind
-        char delimiter
-        const pt_type *element
-        int nfields
-        const pt_field *fields
-    ctypedef struct pt_field:
-        const char *key
-        int key_len
-        const pt_type *type
+    int PT_MALFORMED
     int pt_value(jb_buf *out, const pt_type *type, const unsigned char *p, size_t len, int depth)
 
 
-TEXT = PT_TEXT
-HSTORE = PT_HSTORE
 PUBLISHED = "ichibase"                    # prefix of the messages of realtime.publish
 ALTERED = "ichibase_ddl"                  # and of those that tell of DDL
 
 cdef enum:
     MOST_COLUMNS = 1664
 
-# Built-in types by what to_json makes of their text; their arrays in brackets.
-NUMBERS = {21: 1005, 23: 1007, 20: 1016, 700: 1021, 701: 1022, 1700: 1231}
-OTHERS = {
-    PT_BOOL: {16: 1000},
-    PT_JSON: {114: 199, 3802: 3807},
-    PT_STAMP: {1114: 1115},
-    PT_STAMPTZ: {1184: 1185},
-    PT_TEXT: {
-        17: 1001, 18: 1002, 19: 1003, 25: 1009, 26: 1028, 1042: 1014, 1043: 1015, 2950: 2951,
-        1082: 1182, 1083: 1183, 1266: 1270, 1186: 1187, 869: 1041, 650: 651, 829: 1040, 774: 775,
-        1560: 1561, 1562: 1563, 3614: 3643, 3615: 3645, 790: 791, 600: 1017, 4072: 4073,
-        3904: 3905, 3906: 3907, 3908: 3909, 3910: 3911, 3912: 3913, 3926: 3927,
-    },
-}  # fmt: skip
-
 
 class DecodeError(ValueError):
     """The stream is not what the protocol says."""
 
 
-@cython.final
-@cython.no_gc
-cdef class _Type:
-    cdef pt_type type
-    cdef _Type element
-    cdef tuple keep                       # owners of the fields' keys and types
-    cdef pt_field *fields
-
-    def __dealloc__(self):
-        free(self.fields)
-
-
-cdef _Type simple(int kind):
-    cdef _Type made = _Type()
-    made.type.kind = kind
-    return made
-
-
-cdef _Type listed(int kind, _Type element, char delimiter):
-    cdef _Type made = _Type()
-    made.type.kind = kind
-    made.type.delimiter = delimiter
-    made.type.element = &element.type
-    made.element = element
-    return made
-
-
-cdef bytes json_key(str name):
-    """`"name":`, escaped."""
-    cdef bytes raw = name.encode()
-    cdef jb_buf out
-    jb_init(&out)
-    try:
-        if jt_string(&out, <const unsigned char *> PyBytes_AS_STRING(raw), PyBytes_GET_SIZE(raw)):
-            raise MemoryError
-        if jb_byte(&out, b":"):
-            raise MemoryError
-        return PyBytes_FromStringAndSize(out.data, out.len)
-    finally:
-        jb_free(&out)
-
-
-cdef dict built_in():
-    found = {}
-    kinds = {PT_NUMBER: NUMBERS, **OTHERS}
-    for kind, types in kinds.items():
-        scalar = simple(kind)
-        array = listed(PT_ARRAY, scalar, b",")
-        for oid, array_oid in types.items():
-            found[oid] = scalar
-            found[array_oid] = array
-    found[22] = listed(PT_VECTOR, found[21], b" ")
-    found[30] = listed(PT_VECTOR, found[26], b" ")
-    return found
-
-
-cdef dict BUILT_IN = built_in()
-
-
-@cython.final
-cdef class Types:
-    """What to_json makes of one database's types. Not for threads.
-
-    A type is added after those it consists of; LookupError otherwise.
-    """
-
-    cdef dict _known
-
-    def __cinit__(self):
-        self._known = {}
-
-    cdef _Type find(self, uint32_t oid):
-        found = BUILT_IN.get(oid)
-        return found if found is not None else self._known.get(oid)
-
-    cdef _Type need(self, uint32_t oid):
-        found = self.find(oid)
-        if found is None:
-            raise LookupError(f"type {oid} is not known")
-        return found
-
-    def knows(self, uint32_t oid) -> bool:
-        return self.find(oid) is not None
-
-    def add_simple(self, uint32_t oid, int kind=PT_TEXT):
-        """A type that becomes a JSON string of its text, or an hstore."""
-        self._known[oid] = simple(kind)
-
-    def add_alias(self, uint32_t oid, uint32_t base):
-        """A domain: shown as its base type."""
-        self._known[oid] = self.need(base)
-
-    def add_array(self, uint32_t oid, uint32_t element, str delimiter not None=","):
-        self._known[oid] = listed(PT_ARRAY, self.need(element), ord(delimiter))
-
-    def add_record(self, uint32_t oid, tuple names not None, tuple oids not None):
-        """A composite type: its attributes' names and types, in order."""
-        cdef _Type made = _Type()
-        cdef Py_ssize_t i, n = len(names)
-        cdef bytes key
-        cdef _Type part
-        keep = []
-        made.type.kind = PT_RECORD
-        made.fields = <pt_field *> calloc(max(n, 1), sizeof(pt_field))
-        if made.fields is NULL:
-            raise MemoryError
-        for i in range(n):
-            part = self.need(oids[i])
-            key = json_key(names[i])
-            keep += [part, key]
-            made.fields[i].key = PyBytes_AS_STRING(key)
-            made.fields[i].key_len = <int> PyBytes_GET_SIZE(key)
-            made.fields[i].type = &part.type
-        made.keep = tuple(keep)
-        made.type.nfields = <int> n
-        made.type.fields = made.fields
-        self._known[oid] = made
-
-    def forget(self):
-        """After a change of the schema: all but the built-in types are asked for again."""
-        self._known = {}
+cdef object broken(object error):
+    return error if isinstance(error, DecodeError) else DecodeError(str(error))
 
 
 ctypedef struct Slot:
     char kind                             # n null, t text, u unchanged
     const unsigned char *data
     int32_t len
-
-
-cdef struct Reader:
-    const unsigned char *p
-    const unsigned char *end
-
-
-cdef inline int need(Reader *r, Py_ssize_t n) except -1:
-    if r.end - r.p < n:
-        raise DecodeError("a message ends early")
-    return 0
-
-
-cdef inline uint64_t u64(Reader *r) except? 0:
-    cdef uint64_t v = 0
-    cdef int i
-    need(r, 8)
-    for i in range(8):
-        v = (v << 8) | r.p[i]
-    r.p += 8
-    return v
-
-
-cdef inline uint32_t u32(Reader *r) except? 0:
-    cdef uint32_t v
-    need(r, 4)
-    v = (<uint32_t> r.p[0] << 24) | (<uint32_t> r.p[1] << 16) | (<uint32_t> r.p[2] << 8) | r.p[3]
-    r.p += 4
-    return v
-
-
-cdef inline int u16(Reader *r) except? 0:
-    cdef int v
-    need(r, 2)
-    v = (r.p[0] << 8) | r.p[1]
-    r.p += 2
-    return v
-
-
-cdef inline int u8(Reader *r) except? 0:
-    cdef int v
-    need(r, 1)
-    v = r.p[0]
-    r.p += 1
-    return v
-
-
-cdef str name_of(Reader *r):
-    """A text that ends with a zero byte."""
-    cdef const unsigned char *end = <const unsigned char *> memchr(r.p, 0, r.end - r.p)
-    cdef str found
-    if end is NULL:
-        raise DecodeError("a name does not end")
-    found = PyUnicode_DecodeUTF8(<const char *> r.p, end - r.p, NULL)
-    r.p = end + 1
-    return found
 
 
 cdef bint readable(bytes text):
@@ -376,7 +173,11 @@ cdef class Decoder:
     def feed(self, bytes message not None):
         """One message of the stream. DecodeError when it is broken. When `missing` is set the
         message was not taken: add the types and call resume()."""
-        self._take(<const unsigned char *> PyBytes_AS_STRING(message), PyBytes_GET_SIZE(message))
+        try:
+            self._take(<const unsigned char *> PyBytes_AS_STRING(message),
+                       PyBytes_GET_SIZE(message))
+        except ValueError as error:
+            raise broken(error) from None
 
     def resume(self):
         """Takes the message that waited for types."""
@@ -402,6 +203,8 @@ cdef class Decoder:
                 return -1
             try:
                 self._take(<const unsigned char *> buffer, n)
+            except ValueError as error:
+                raise broken(error) from None
             finally:
                 PQfreemem(buffer)
             taken += 1
@@ -496,7 +299,7 @@ cdef class Decoder:
         cdef int i
         cdef bint own = False
         cdef bytes key
-        cdef _Type found
+        cdef Shape found
         made.source = f"{schema or 'pg_catalog'}.{table}"
         made.identity = <char> u8(r)
         made.count = u16(r)

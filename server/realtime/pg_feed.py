@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import psycopg
 
 from ichicore.live.change import Change, Publish
-from ichicore.live.pgoutput import Decoder, Types
+from ichicore.live.pgoutput import Decoder
+from ichicore.live.pgtypes import Types
 from server.base import migrations
 from server.base.events import Events, Failed, Lost, Noted, Regained
 from server.base.listen import reason_of

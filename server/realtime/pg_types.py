@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from ichicore.live.pgoutput import HSTORE, Types
+from ichicore.live.pgtypes import HSTORE, Types
 
 # Of each type: what it is, what it consists of, and whether it is an hstore, whose cast to json
 # to_json uses. Other casts to json are functions of the app's that only the server could call.

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ichicore.live.change import Change
-from ichicore.live.pgoutput import HSTORE, DecodeError, Decoder, Types
+from ichicore.live.pgoutput import DecodeError, Decoder
+from ichicore.live.pgtypes import HSTORE, Types
 from tests.oracle import pgoutput as oracle
 
 PAIR, PAIRS, STORE, NESTED = 70_000, 70_001, 70_002, 70_003

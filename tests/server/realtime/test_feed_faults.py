@@ -16,7 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from ichicore.live.pgoutput import Decoder, Types
+from ichicore.live.pgoutput import Decoder
+from ichicore.live.pgtypes import Types
 from server.base.events import Events
 from server.base.project import Project
 from server.control import provision
