@@ -19,7 +19,7 @@ from collections import deque
 import orjson
 
 from ichicore.live.change cimport Change
-from ichicore.live.wire cimport encode_bytes
+from ichicore.live.frames cimport encode_bytes
 
 cdef dict BITS = {"INSERT": 1, "UPDATE": 2, "DELETE": 4, "insert": 1, "update": 2, "delete": 4}
 cdef uint64_t last_stamp = 0  # of the changes of all hubs

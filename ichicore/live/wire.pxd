@@ -2,6 +2,14 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from cpython.ref cimport PyObject
 
 
+cdef enum State:
+    REQUEST = 0     # the HTTP request has not been read whole
+    OPEN = 1
+    CLOSE_SENT = 2  # our CLOSE is queued; the peer's is awaited
+    ENDING = 3      # nothing is read any more; ends when all is written and the peer has gone
+    DEAD = 4
+
+
 cdef class Wire:
     cdef object handler
     cdef readonly list peers
@@ -30,10 +38,6 @@ cdef class Wire:
     cdef int destroy(self, Peer peer, int code) except -1
     cdef int read(self, Peer peer) except -1
     cdef int take_request(self, Peer peer, const char *data, Py_ssize_t size) except -1
-    cdef int parse(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1
-    cdef int begin_frame(self, Peer peer) except -1
-    cdef int end_frame(self, Peer peer) except -1
-    cdef int got_close(self, Peer peer) except -1
     cdef int fail(self, Peer peer, int code, bytes reason) except -1
     cdef int tell_closed(self, Peer peer, int code) except -1
 
@@ -65,6 +69,3 @@ cdef class Peer:
     cdef int append(self, bytes frame) except -1
     cdef int drop_frames(self) except -1
     cdef int shorten(self) except -1
-
-
-cdef bytes encode_bytes(const char *payload, Py_ssize_t size, int opcode)

@@ -11,81 +11,18 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove
 
-cdef extern from "utf8.h" nogil:
-    enum: UTF8_BAD
-    uint32_t utf8_check(uint32_t state, const unsigned char *text, size_t size)
-    void unmask(unsigned char *to, const unsigned char *source, size_t size,
-                const unsigned char *key, size_t phase)
-
-cdef extern from "sys/epoll.h" nogil:
-    ctypedef union epoll_data_t:
-        void *ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    enum:
-        EPOLLIN
-        EPOLLOUT
-        EPOLLERR
-        EPOLLHUP
-        EPOLL_CTL_ADD
-        EPOLL_CTL_MOD
-        EPOLL_CLOEXEC
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
-
-cdef extern from "sys/socket.h" nogil:
-    struct sockaddr_storage:
-        unsigned short ss_family
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    struct msghdr:
-        iovec *msg_iov
-        size_t msg_iovlen
-    enum:
-        MSG_NOSIGNAL
-        MSG_DONTWAIT
-        SOCK_NONBLOCK
-        SOCK_CLOEXEC
-        SHUT_WR
-        AF_INET
-        AF_INET6
-        AF_UNIX
-    ssize_t recv(int fd, void *buffer, size_t size, int flags)
-    ssize_t send(int fd, const void *buffer, size_t size, int flags)
-    ssize_t sendmsg(int fd, const msghdr *message, int flags)
-    int shutdown(int fd, int how)
-    int accept4(int fd, void *address, void *size, int flags)
-    struct sockaddr:
-        pass
-    int getpeername(int fd, sockaddr *address, unsigned int *size)
-    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
-
-cdef extern from "netinet/in.h" nogil:
-    enum: IPPROTO_TCP
-    struct in_addr:
-        pass
-    struct in6_addr:
-        pass
-    struct sockaddr_in:
-        in_addr sin_addr
-    struct sockaddr_in6:
-        in6_addr sin6_addr
-
-cdef extern from "netinet/tcp.h" nogil:
-    enum:
-        TCP_NODELAY
-        TCP_NOTSENT_LOWAT
-
-cdef extern from "arpa/inet.h" nogil:
-    const char *inet_ntop(int family, const void *source, char *to, unsigned int size)
-
-cdef extern from "unistd.h" nogil:
-    int c_close "close"(int fd)
+from ichicore.live.frames cimport close_frame, encode_bytes
+from ichicore.live.posix cimport (
+    AF_INET, AF_INET6, AF_UNIX, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, TCP_NODELAY, TCP_NOTSENT_LOWAT, accept4, c_close, clear, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, getpeername, inet_ntop, iovec, msghdr, recv, send, sendmsg,
+    setsockopt, shutdown, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+)
+from ichicore.live.reading cimport read_frames
 
 cdef enum:
     SCRATCH = 65536  # bytes of one read
@@ -95,52 +32,12 @@ cdef enum:
     JOINT = 32768  # bytes of several frames that are copied together before they are written
     UNSENT = 131072  # bytes the kernel may hold unsent for one peer
 
-cdef enum State:
-    REQUEST = 0     # the HTTP request has not been read whole
-    OPEN = 1
-    CLOSE_SENT = 2  # our CLOSE is queued; the peer's is awaited
-    ENDING = 3      # nothing is read any more; ends when all is written and the peer has gone
-    DEAD = 4
-
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 def encode(bytes payload not None, int opcode=1):
     """A server's frame, unmasked, in one piece."""
     return encode_bytes(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload), opcode)
-
-
-cdef bytes encode_bytes(const char *payload, Py_ssize_t size, int opcode):
-    cdef Py_ssize_t head = 2 if size < 126 else 4 if size < 65536 else 10
-    cdef bytes made = PyBytes_FromStringAndSize(NULL, head + size)
-    cdef unsigned char *at = <unsigned char *>PyBytes_AS_STRING(made)
-    cdef int i
-    at[0] = <unsigned char>(0x80 | opcode)
-    if head == 2:
-        at[1] = <unsigned char>size
-    elif head == 4:
-        at[1] = 126
-        at[2] = <unsigned char>(size >> 8)
-        at[3] = <unsigned char>(size & 0xFF)
-    else:
-        at[1] = 127
-        for i in range(8):
-            at[2 + i] = <unsigned char>((size >> (8 * (7 - i))) & 0xFF)
-    if size:
-        memcpy(at + head, payload, size)
-    return made
-
-
-cdef bytes close_frame(int code, bytes reason):
-    cdef bytes body = b""
-    if code:
-        body = bytes(((code >> 8) & 0xFF, code & 0xFF)) + reason[:123]
-    return encode_bytes(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 8)
-
-
-cdef bint good_code(int code) noexcept:
-    """Whether a peer may send this close code."""
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 @cython.final
@@ -636,7 +533,7 @@ cdef class Wire:
         peer.pinged = 0
         if peer.state == REQUEST:
             return self.take_request(peer, self.scratch, size)
-        return self.parse(peer, <unsigned char *>self.scratch, size)
+        return read_frames(self, peer, <unsigned char *>self.scratch, size)
 
     cdef int take_request(self, Peer peer, const char *data, Py_ssize_t size) except -1:
         """Collects the HTTP request up to its empty line."""
@@ -653,7 +550,7 @@ cdef class Wire:
         self.handler.request(peer, whole[:end] if 0 <= end <= MAX_HEAD else whole[:MAX_HEAD + 1])
         if peer.state == OPEN and len(whole) > end + 4:
             rest = whole[end + 4:]
-            return self.parse(peer, <const unsigned char *>PyBytes_AS_STRING(rest), len(rest))
+            return read_frames(self, peer, <const unsigned char *>PyBytes_AS_STRING(rest), len(rest))
         if peer.state == REQUEST:
             self.destroy(peer, 1006)
         return 0
@@ -673,164 +570,6 @@ cdef class Wire:
         peer.message_size = need
         return 0
 
-    cdef int parse(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1:
-        cdef Py_ssize_t at = 0, take
-        cdef bytes whole
-        cdef unsigned char *text
-        cdef const unsigned char *key
-        while at < size and (peer.state == OPEN or peer.state == CLOSE_SENT):
-            if not peer.in_payload:
-                take = min(size - at, <Py_ssize_t>(peer.head_need - peer.head_size))
-                memcpy(peer.head + peer.head_size, data + at, take)
-                peer.head_size += <uint8_t>take
-                at += take
-                if peer.head_size < peer.head_need:
-                    continue
-                if not self.begin_frame(peer):
-                    continue
-                key = peer.head + peer.head_size - 4
-                if (peer.opcode < 8 and peer.final and peer.message_opcode == 0
-                        and peer.opcode != 0 and <uint64_t>(size - at) >= peer.frame_size):
-                    # a whole message lies here: no copy beside the one it is handed on in
-                    take = <Py_ssize_t>peer.frame_size
-                    whole = PyBytes_FromStringAndSize(NULL, take)
-                    text = <unsigned char *>PyBytes_AS_STRING(whole)
-                    unmask(text, data + at, take, key, 0)
-                    at += take
-                    peer.in_payload = 0
-                    peer.head_size = 0
-                    peer.head_need = 2
-                    if peer.opcode == 1 and utf8_check(0, text, take) != 0:
-                        self.fail(peer, 1007, b"the text is not UTF-8")
-                        return 0
-                    if peer.state == OPEN:
-                        self.handler.message(peer, whole, peer.opcode == 1)
-                    continue
-                if peer.frame_size == 0:
-                    self.end_frame(peer)
-                continue
-            key = peer.head + peer.head_size - 4
-            take = size - at
-            if <uint64_t>take > peer.frame_size - peer.frame_done:
-                take = <Py_ssize_t>(peer.frame_size - peer.frame_done)
-            if peer.opcode >= 8:
-                if peer.control == NULL:
-                    peer.control = <unsigned char *>PyMem_Malloc(125)
-                    if peer.control == NULL:
-                        raise MemoryError
-                unmask(peer.control + peer.frame_done, data + at, take, key, peer.frame_done)
-            else:
-                self.keep(peer, data + at, take)
-                text = peer.message + peer.message_size - take
-                unmask(text, text, take, key, peer.frame_done)
-                if (peer.message_opcode or peer.opcode) == 1:
-                    peer.utf8 = utf8_check(peer.utf8, text, take)
-                    if peer.utf8 == <uint32_t>UTF8_BAD:
-                        self.fail(peer, 1007, b"the text is not UTF-8")
-                        return 0
-            at += take
-            peer.frame_done += take
-            if peer.frame_done == peer.frame_size:
-                self.end_frame(peer)
-        return 0
-
-    cdef int begin_frame(self, Peer peer) except -1:
-        """Reads a header as far as it has come; 1 when it is whole and good."""
-        cdef unsigned char *head = peer.head
-        cdef uint64_t size
-        cdef int i
-        if peer.head_need == 2:
-            peer.opcode = head[0] & 15
-            peer.final = head[0] >> 7
-            size = head[1] & 127
-            if head[0] & 0x70:
-                self.fail(peer, 1002, b"a reserved bit is set")
-            elif not head[1] & 128:
-                self.fail(peer, 1002, b"the frame is not masked")
-            elif peer.opcode > 10 or 2 < peer.opcode < 8:
-                self.fail(peer, 1002, b"unknown opcode")
-            elif peer.opcode >= 8 and (not peer.final or size > 125):
-                self.fail(peer, 1002, b"a control frame is long or fragmented")
-            elif peer.opcode == 0 and peer.message_opcode == 0:
-                self.fail(peer, 1002, b"nothing to continue")
-            elif 0 < peer.opcode < 8 and peer.message_opcode != 0:
-                self.fail(peer, 1002, b"a message within a message")
-            else:
-                peer.head_need = 6 if size < 126 else 8 if size == 126 else 14
-                peer.frames += 1
-                if peer.frames > self.max_frames:
-                    self.fail(peer, 1008, b"too many frames")
-            return 0
-        if peer.head_need == 6:
-            size = head[1] & 127
-        elif peer.head_need == 8:
-            size = (<uint64_t>head[2] << 8) | head[3]
-        else:
-            size = 0
-            for i in range(8):
-                size = (size << 8) | head[2 + i]
-        if (peer.head_need == 8 and size < 126) or (peer.head_need == 14 and size < 65536) or (
-                size >> 63):
-            self.fail(peer, 1002, b"the length is not in its shortest form")
-            return 0
-        if peer.opcode < 8 and size + <uint64_t>peer.message_size > <uint64_t>self.max_message:
-            self.fail(peer, 1009, b"the message is too large")
-            return 0
-        if (peer.opcode == 1 or peer.opcode == 2) and not peer.final:
-            peer.message_opcode = peer.opcode
-        peer.frame_size = size
-        peer.frame_done = 0
-        peer.in_payload = 1
-        return 1
-
-    cdef int end_frame(self, Peer peer) except -1:
-        cdef bytes whole
-        cdef bint text
-        peer.in_payload = 0
-        peer.head_size = 0
-        peer.head_need = 2
-        if peer.opcode == 8:
-            return self.got_close(peer)
-        if peer.opcode == 9:
-            if peer.state == OPEN:
-                peer.push(encode_bytes(<char *>peer.control, <Py_ssize_t>peer.frame_size, 10))
-            PyMem_Free(peer.control)
-            peer.control = NULL
-            return 0
-        if peer.opcode == 10 or not peer.final:
-            return 0
-        text = (peer.message_opcode or peer.opcode) == 1
-        if text and peer.utf8 != 0:
-            return self.fail(peer, 1007, b"the text is not UTF-8")
-        whole = PyBytes_FromStringAndSize(<char *>peer.message, peer.message_size)
-        PyMem_Free(peer.message)
-        peer.message = NULL
-        peer.message_size = peer.message_capacity = 0
-        peer.message_opcode = 0
-        peer.utf8 = 0
-        if peer.state == OPEN:
-            self.handler.message(peer, whole, text)
-        return 0
-
-    cdef int got_close(self, Peer peer) except -1:
-        cdef int code = 0
-        cdef Py_ssize_t size = <Py_ssize_t>peer.frame_size
-        if size == 1:
-            return self.fail(peer, 1002, b"half a close code")
-        if size:
-            code = (peer.control[0] << 8) | peer.control[1]
-            if not good_code(code):
-                return self.fail(peer, 1002, b"not a close code")
-            if utf8_check(0, peer.control + 2, size - 2) != 0:
-                return self.fail(peer, 1007, b"the reason is not UTF-8")
-        if peer.state == OPEN:
-            peer.append(close_frame(code, b""))
-        peer.state = ENDING
-        peer.deadline = self.now + self.close_seconds
-        if peer.out_head == peer.out_end:
-            self.shut(peer)
-        return self.tell_closed(peer, code or 1005)
-
     cdef int fail(self, Peer peer, int code, bytes reason) except -1:
         """Ends a connection that breaks the protocol."""
         if peer.state == OPEN:
@@ -840,10 +579,3 @@ cdef class Wire:
         if peer.out_head == peer.out_end:
             self.shut(peer)
         return self.tell_closed(peer, code)
-
-
-cdef inline void clear(msghdr *message) noexcept:
-    cdef char *at = <char *>message
-    cdef size_t i
-    for i in range(sizeof(msghdr)):
-        at[i] = 0
