@@ -337,10 +337,11 @@ def _print_buckets(found: list[dict[str, Any]]) -> None:
             b["name"], "anyone" if b["public"] else "by token", b["files"], size_text(b["bytes"]),
             size_text(b["size_limit"]) if b["size_limit"] else "any",
             ", ".join(b["allowed_types"] or ["any"]),
+            "by default" if b["cache_seconds"] is None else f"{b['cache_seconds']} s",
         ]
         for b in found
     ]  # fmt: skip
-    print_table(["bucket", "read", "files", "bytes", "largest", "types"], rows)
+    print_table(["bucket", "read", "files", "bytes", "largest", "types", "cached"], rows)
 
 
 def rotate_secret(options: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import os
 import time
 
 import pytest
@@ -215,3 +217,21 @@ def test_tokens_say_who_and_how_long(files):
         answer["exp"],
     )
     assert claims["exp"] - claims["iat"] == 5
+
+
+def test_a_connection_goes_on_after_an_upload(files):
+    """Whatever its size: the body has been read to its end."""
+    connection = http.client.HTTPConnection("127.0.0.1", files.port, timeout=30)
+    bearer = {"authorization": f"Bearer {files.secret}"}
+    ports = set()
+    for size in (0, 1, 8192, 300_000, 5_000_000):
+        body = os.urandom(size)
+        for method, data in (("PUT", body), ("GET", None)):
+            connection.request(method, "/storage/object/same/line", data, bearer)
+            ports.add(connection.sock.getsockname()[1])
+            answer = connection.getresponse()
+            got = answer.read()
+            assert answer.status == 200, got
+        assert got == body
+    assert len(ports) == 1
+    connection.close()
