@@ -1,9 +1,9 @@
 """Shares the processors among the projects' sessions in the embedded PostgreSQL.
 
 PostgreSQL has no limit of processor time, but a process per session. These are weighed by the tiers
-of their projects. A project whose sessions use much is a heavy one: as long as there are any, or
-something of low weight is busy, the workers and the other projects' sessions may interrupt it. At
-other times nobody interrupts anybody, which gets most requests done.
+of their projects. A project whose sessions use much is a heavy one: as long as there are any beside
+other projects' sessions, or something of low weight is busy, the workers and those sessions may
+interrupt it. At other times nobody interrupts anybody, which gets most requests done.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ class Processors:
             name for name, part in use.items()
             if part > (LITTLE if name in self.heavy else MUCH)
         }  # fmt: skip
-        if self.heavy or (self._nice - nice) / seconds > MUCH:
+        alone = len(use.keys() | {name for name in self.census.databases.values() if name}) < 2
+        if (self.heavy and not alone) or (self._nice - nice) / seconds > MUCH:
             self._heavy_at = now
         self.crowded = now - self._heavy_at < CALM
 

@@ -84,6 +84,20 @@ def test_a_change_of_the_tier_reaches_open_sessions(world, pair, eyes):
             assert niceness(session) == expected
 
 
+def test_who_is_alone_is_not_interrupted(pair, eyes, monkeypatch):
+    processors, _ = eyes
+    monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
+    processors.heavy = {"ichi_a"}
+    processors._looked = 10.0
+    monkeypatch.setattr(processors.census, "databases", {1: "ichi_a", 2: ""})
+    monkeypatch.setattr(processors.census, "spent", lambda: {"ichi_a": 0.2})
+    processors._count(10.25)
+    assert (processors.heavy, processors.crowded) == ({"ichi_a"}, False)
+    monkeypatch.setattr(processors.census, "databases", {1: "ichi_a", 2: "ichi_b"})
+    processors._count(10.5)
+    assert processors.crowded
+
+
 def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypatch):
     processors, _ = eyes
     monkeypatch.setattr("server.maintenance.processors.CALM", 0.3)
