@@ -1,12 +1,14 @@
 """Document changes from the database's own change streams, for projects that ask for them: then
-writes by others than the node are told too. One stream a project, resumed where it broke off."""
+writes by others than the node are told too. One stream a project, read on where it broke off."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -22,21 +24,59 @@ GONE = {136, 222, 280, 286}  # codes that say the stream cannot be resumed
 RETRY = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
 MOST_WAITING = 5_000  # changes that wait for delivery before the stream is read on
 PAUSE = 0.01
+SETTLED_SECONDS = 60.0  # of silence, after which what was before it is certain to have been told
 SELECTION_MS = 5_000
+
+
+class _Invalidated(Exception):
+    """The server has ended the stream, because the database was dropped."""
+
+
+class Place:
+    """How far has been told: all before `since`, and of that moment what is in `seen`."""
+
+    def __init__(self) -> None:
+        self.since: Timestamp | None = None
+        self.seen: set[bytes] = set()
+
+    def begin(self, now: Timestamp | None) -> None:
+        """What is after this moment is to be told."""
+        if now is not None:
+            self.since = Timestamp(now.time, now.inc + 1)
+
+    def settle(self, moment: Timestamp | None) -> None:
+        """There was nothing up to this moment, so that a long silence needs no long log."""
+        if moment is not None and self.since is not None and moment > self.since:
+            self.since, self.seen = moment, set()
+
+    def take(self, event: Any) -> bool:
+        """Whether this event has not been told yet; notes that it is."""
+        moment, id = event["clusterTime"], bytes(event["_id"].raw)
+        if self.since is not None and (moment < self.since or id in self.seen):
+            return False
+        if moment != self.since:
+            self.since, self.seen = moment, set()
+        self.seen.add(id)
+        return True
 
 
 class DocumentFeed:
     """The change stream of one project, read from when it is made."""
 
-    def __init__(self, tenant: Tenant, process: Any, events: Events) -> None:
+    def __init__(
+        self, tenant: Tenant, process: Any, events: Events, place: Place | None = None
+    ) -> None:
+        """place: where another stream of the project was ended."""
         self.project = tenant.project
         self.names = frozenset(tenant.rules.collections)
         self.process = process
         self.events = events
         self.live = False
         self._owed: list[tuple[Peer, bytes]] = []
-        self._token: Any = None
+        self.place = place or Place()
         self._count = 0
+        self._moment: Timestamp | None = None  # of the event told last
+        self._number = 0  # among those of one moment
         self._task = asyncio.get_running_loop().create_task(self._run(), name="documents")
 
     def same(self, tenant: Tenant) -> bool:
@@ -54,6 +94,10 @@ class DocumentFeed:
         else:
             self._owed.append((peer, answer))
 
+    def cancel(self) -> None:
+        """Nothing is told any more."""
+        self._task.cancel()
+
     async def stop(self) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
@@ -68,12 +112,11 @@ class DocumentFeed:
             )  # fmt: skip
             try:
                 await self._read(client)
+            except _Invalidated:
+                self._gap()
             except OperationFailure as error:
-                if error.code in GONE and self._token is not None:
-                    self._token = None
-                    self.process.notice(
-                        self.project.id, "mongo", "feed_gap", "Some changes could not be told."
-                    )
+                if error.code in GONE and self.place.since is not None:
+                    self._gap()
                     continue
                 failures = self._failed(error, failures)
             except (PyMongoError, OSError) as error:
@@ -81,7 +124,15 @@ class DocumentFeed:
             finally:
                 self.live = False
                 await client.close()
-            await asyncio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+            await asyncio.sleep(RETRY[max(0, min(failures, len(RETRY)) - 1)])
+
+    def _gap(self) -> None:
+        """The stream cannot go on where it was: the next one begins with what is new then."""
+        self.place = Place()
+        self.process.notice(
+            self.project.id, "mongo", "feed_gap",
+            "Changes may have been missed: read again what you show.",
+        )  # fmt: skip
 
     def _failed(self, error: Exception, failures: int) -> int:
         what = f"the documents of project {self.project.slug}"
@@ -92,25 +143,38 @@ class DocumentFeed:
         return failures + 1
 
     async def _read(self, client: AsyncMongoClient[Any]) -> None:
+        """Reads one cursor to its end. The driver's own change streams are not used: they resume by
+        a token that means another place in a log whose end a crash has taken away."""
+        options: dict[str, Any] = {
+            "fullDocument": "updateLookup", "fullDocumentBeforeChange": "whenAvailable",
+        }  # fmt: skip
+        if self.place.since is not None:
+            options["startAtOperationTime"] = self.place.since
         wanted = {"ns.coll": {"$in": sorted(self.names)}, "operationType": {"$in": sorted(KINDS)}}
-        stream = await client.get_default_database().watch(
-            [{"$match": wanted}],
-            full_document="updateLookup",
-            full_document_before_change="whenAvailable",
-            resume_after=self._token,
-            max_await_time_ms=1_000,
-        )
-        async with stream:
-            self._token = self._token or stream.resume_token
-            self._begin()
-            while True:
-                event = await stream.try_next()
-                self._token = stream.resume_token or self._token
-                if event is None:
-                    continue
-                self._count += 1
-                if self._tell(event) > MOST_WAITING:
-                    await asyncio.sleep(PAUSE)
+        async with client.start_session() as session:
+            cursor = await client.get_default_database().aggregate(
+                [{"$changeStream": options}, {"$match": wanted}],
+                session=session, maxAwaitTimeMS=1_000,
+            )  # fmt: skip
+            async with cursor:
+                if self.place.since is None:
+                    self.place.begin(session.operation_time)
+                self._begin()
+                read = (time.monotonic(), session.operation_time)
+                while True:
+                    event = await cursor.try_next()
+                    if event is None:
+                        if not cursor.alive:
+                            raise _Invalidated
+                        if time.monotonic() - read[0] > SETTLED_SECONDS:
+                            self.place.settle(read[1])
+                            read = (time.monotonic(), session.operation_time)
+                        continue
+                    read = (time.monotonic(), session.operation_time)
+                    if self.place.take(event):
+                        self._count += 1
+                        if self._tell(event) > MOST_WAITING:
+                            await asyncio.sleep(PAUSE)
 
     def _begin(self) -> None:
         self.live = True
@@ -135,7 +199,13 @@ class DocumentFeed:
             Change(
                 "mongo", name, kind, record_json=reply.to_json(record.raw),
                 old_json=None if old is None else reply.to_json(old.raw),
-                position=self.process.document_position(),
+                position=self._position(event["clusterTime"]),
             ),
         )  # fmt: skip
         return waiting
+
+    def _position(self, moment: Timestamp) -> str:
+        """The server's own order, which is the same for all nodes that read it."""
+        self._number = self._number + 1 if moment == self._moment else 1
+        self._moment = moment
+        return f"{moment.time:08x}{moment.inc:08x}-{self._number:08x}"

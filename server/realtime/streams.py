@@ -36,18 +36,22 @@ class DocumentFeeds:
             self.applies(tenant) and bool(tenant.rules.collections) and bool(tenant.sessions)
             and project.mongo_url is not None and project.state == "active"
         )  # fmt: skip
+        place = None
         if found is not None and not (asked and found.same(tenant)):
             self.end(project.id)
+            if found.project.mongo_url == project.mongo_url and tenant.sessions:
+                place = found.place  # other collections: what both tell is told without a break
             found = None
         if asked and found is None:
             from server.realtime.mongo_feed import DocumentFeed  # the driver is large
 
-            found = self.feeds[project.id] = DocumentFeed(tenant, self.process, self.events)
+            found = self.feeds[project.id] = DocumentFeed(tenant, self.process, self.events, place)
         return found
 
     def end(self, project_id: str) -> None:
         found = self.feeds.pop(project_id, None)
         if found is not None:
+            found.cancel()
             task = asyncio.get_running_loop().create_task(found.stop())
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)

@@ -9,7 +9,8 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from tests.process.running import RunningNode
+from server.mongo.address import read_server
+from tests.process.running import RunningNode, wait_until
 from tests.process.test_realtime import post
 from tests.server.realtime.world import Talker
 
@@ -85,5 +86,75 @@ def test_writes_of_others_are_told_once_and_by_rule(node, orders):
         assert told[0]["record"]["_id"] == "d"
         assert told[1]["record"]["n"] == 7
         client.silent()  # what a deleted document was, the stream does not say
+    finally:
+        client.close()
+
+
+def watching(node):
+    project = node.project()
+    client = Talker.connect("127.0.0.1", node.port, f"/realtime?token={project['anon_key']}")
+    client.say(type="subscribe", ref="1", kind="mongo", collection="orders")
+    assert client.hear(30)["type"] == "subscribed"
+    return client
+
+
+def answers(orders):
+    try:
+        orders.database.command("ping")
+    except PyMongoError:
+        return False
+    return True
+
+
+def test_a_killed_document_server_and_changed_settings_lose_and_repeat_nothing(node, orders):
+    client = watching(node)
+    try:
+        orders.delete_many({})
+        orders.insert_many([{"_id": n, "owner": "anon"} for n in range(50)])
+        assert [client.hear()["record"]["_id"] for _ in range(50)] == list(range(50))
+        for process in node.process_of().children(recursive=True):
+            if "secantus" in " ".join(process.cmdline()):
+                process.kill()
+        assert wait_until(lambda: answers(orders), 30)
+        heard = []
+        for number in range(100, 160):
+            orders.insert_one({"_id": number, "owner": "anon"})
+            orders.insert_one({"_id": f"x{number}", "owner": "somebody"})
+        while len(heard) < 60:
+            heard.append(client.hear(20)["record"]["_id"])
+        assert heard == list(range(100, 160))
+        client.silent()
+        # other collections in the settings: the stream is another one, without a gap
+        for number in range(200, 260):
+            if number == 230:
+                rules = {**RULES, "collections": {**RULES["collections"], "more": {"rule": True}}}
+                node.cli("settings", "default", "set", "realtime", json.dumps(rules))
+            orders.insert_one({"_id": number, "owner": "anon"})
+        assert [client.hear(20)["record"]["_id"] for _ in range(60)] == list(range(200, 260))
+        client.silent()
+    finally:
+        client.close()
+
+
+def test_a_dropped_database_is_a_gap(node, orders):
+    client = watching(node)
+    try:
+        orders.insert_one({"_id": "before", "owner": "anon"})
+        assert client.hear()["record"]["_id"] == "before"
+        with MongoClient(read_server(node.data_dir).admin_url) as root:
+            root.drop_database(orders.database.name)
+        frame = client.hear(20)
+        while frame["type"] == "change":
+            frame = client.hear(20)
+        assert (frame["type"], frame["code"]) == ("error", "feed_gap")
+        deadline = time.monotonic() + 20
+        for number in range(1_000):
+            orders.insert_one({"_id": number, "owner": "anon"})
+            try:
+                assert client.hear(0.3)["record"]["_id"] == number
+                break
+            except TimeoutError:
+                assert time.monotonic() < deadline
+        client.silent()
     finally:
         client.close()
