@@ -31,6 +31,7 @@ class Function(msgspec.Struct, frozen=True):
     entrypoint: str
     files: list[str]
     lock: str | None
+    schedule: list[str] | None = None
 
 
 class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -44,7 +45,7 @@ class Secret(msgspec.Struct, frozen=True, omit_defaults=True):
 THERE = "select pg_catalog.to_regclass('functions.functions') is not null"
 NAMES = "select name from functions.functions where project_id = $1 order by name"
 SERVED = """select f.name, f.version, v.auth, v.outbound, v.code, v.digest, v.entrypoint, v.files,
-    v.lock
+    v.lock, v.schedule
   from functions.functions f join functions.versions v using (project_id, name, version)
   where f.project_id = $1 and f.name = $2"""
 SECRETS = "select name, value from functions.secrets where project_id = $1 order by name"
@@ -52,8 +53,8 @@ ADD = """with made as (insert into functions.functions (project_id, name, versio
     values ($1, $2, $3)
     on conflict (project_id, name) do update set version = excluded.version, changed_at = now())
   insert into functions.versions
-    (project_id, name, version, auth, outbound, code, digest, entrypoint, files, lock)
-  values ($1, $2, $3, $4, $5::text[], $6, $7, $8, $9::jsonb, $10)
+    (project_id, name, version, auth, outbound, code, digest, entrypoint, files, lock, schedule)
+  values ($1, $2, $3, $4, $5::text[], $6, $7, $8, $9::jsonb, $10, $11::text[])
   on conflict (project_id, name, version) do nothing"""
 STORE = """insert into functions.secrets (project_id, name, value) values ($1, $2, $3)
   on conflict (project_id, name) do update set value = excluded.value, changed_at = now()"""
@@ -108,7 +109,7 @@ async def write(
             await control.execute(
                 ADD,
                 (project_id, one.name, one.version, one.auth, one.outbound, one.code, one.digest,
-                 one.entrypoint, msgspec.json.encode(one.files).decode(), one.lock),
+                 one.entrypoint, msgspec.json.encode(one.files).decode(), one.lock, one.schedule),
             )  # fmt: skip
             count += 1
         elif kind == b"S":

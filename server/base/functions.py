@@ -32,6 +32,7 @@ COUNT_EVERY = 20  # sweeps between reports of how many calls there were
 SLOW = 0.1  # seconds after which a call is told to the functions process, which charges it
 CONNECT_TRIES = 100
 RELEASE_AFTER = 5.0  # seconds without a call until a lease is given back
+TRUSTED, SCHEDULE = "x-ichibase-internal", "x-ichibase-schedule"  # headers of a scheduled call
 INTERNAL_ANSWER = 1 << 20  # bytes of an answer to a call from inside
 
 
@@ -190,11 +191,12 @@ class Call:
 
 class Lease:
     """Where a process of one version of a function listens. auth: key, user or none. others: the
-    further processes of a busy function; they have none of their own."""
+    further processes of a busy function; they have none of their own. trusted: what the functions
+    process sends with its own calls."""
 
     __slots__ = (
         "auth", "calls", "count", "done", "dropped", "last", "name", "others", "pool", "process",
-        "project", "project_id", "version", "wall",
+        "project", "project_id", "trusted", "version", "wall",
     )  # fmt: skip
 
     def __init__(self, project: Project, name: str, answer: dict[str, Any]) -> None:
@@ -204,6 +206,7 @@ class Lease:
         self.process: str = answer["process"]
         self.version: int = answer["version"]
         self.auth: str = answer["auth"]
+        self.trusted: str = answer["trusted"]
         self.pool = Pool(answer["socket"])
         self.wall = project.limits.function_wall_ms / 1000
         self.calls: dict[str, Call] = {}
@@ -215,7 +218,7 @@ class Lease:
 
     def beside(self, told: dict[str, Any]) -> Lease:
         """The lease of a further process."""
-        answer = {"version": self.version, "auth": self.auth, **told}
+        answer = {"version": self.version, "auth": self.auth, "trusted": self.trusted, **told}
         made = Lease(self.project, self.name, answer)
         self.others.append(made)
         return made

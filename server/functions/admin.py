@@ -22,13 +22,15 @@ class Base64(msgspec.Struct, forbid_unknown_fields=True):
 class Deploy(msgspec.Struct, forbid_unknown_fields=True):
     """files: path to text, or to {"base64": ...}. auth: key, user or none. outbound: hosts that
     the function may reach, null for all public ones. update: newest dependencies that the imports
-    allow, in place of those of the version before."""
+    allow, in place of those of the version before. schedule: when it runs by itself, cron's five
+    fields in UTC or such as "every 10 minutes"."""
 
     files: dict[str, str | Base64]
     entrypoint: str | None = None
     auth: str = "key"
     outbound: list[str] | None = None
     update: bool = False
+    schedule: str | list[str] | None = None
 
 
 class Rollback(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,6 +52,7 @@ class Deployed(msgspec.Struct):
     outbound: list[str] | None
     bytes: int
     entrypoint: str
+    schedule: list[str] | None
 
 
 class SecretName(msgspec.Struct):
@@ -116,7 +119,8 @@ class _Routes:
             "deploy", request, name=request.params["name"],
             files=msgspec.to_builtins(wanted.files), entrypoint=wanted.entrypoint,
             auth=wanted.auth, outbound=wanted.outbound, update=wanted.update,
-            bundle=told["bundle"], functions=told["functions"],
+            bundle=told["bundle"], functions=told["functions"], schedule=wanted.schedule,
+            schedules=project.limits.schedules, schedule_seconds=project.limits.schedule_seconds,
         )  # fmt: skip
         detail = {"name": found["name"], "version": found["version"]}
         await self._audit(request, "function.deploy", detail)

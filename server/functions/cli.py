@@ -99,6 +99,8 @@ def _options(one: Any) -> None:
     one.add_argument("--auth", choices=["key", "user", "none"], help="who may call")
     one.add_argument("--outbound", action="append", metavar="HOST",
                      help="reach these hosts alone; may be repeated")  # fmt: skip
+    one.add_argument("--schedule", action="append", metavar="CRON",
+                     help="run it by itself; may be repeated")  # fmt: skip
     one.add_argument("--update", action="store_true", help="take newer dependencies")
 
 
@@ -178,6 +180,7 @@ def _upload(options: argparse.Namespace, admin: _Admin, folder: Path) -> Any:
         "files": files, "entrypoint": settings.get("entrypoint"),
         "auth": options.auth or settings.get("auth") or "key",
         "outbound": options.outbound or settings.get("outbound"), "update": options.update,
+        "schedule": options.schedule or settings.get("schedule"),
     }  # fmt: skip
     try:
         return admin.call("PUT", f"functions/{quote(folder.name)}", wanted)
@@ -186,13 +189,13 @@ def _upload(options: argparse.Namespace, admin: _Admin, folder: Path) -> Any:
 
 
 def _settings(path: Path, raw: bytes) -> dict[str, Any]:
-    """The member `ichibase` of deno.json: auth, outbound, entrypoint."""
+    """The member `ichibase` of deno.json: auth, outbound, schedule, entrypoint."""
     try:
         found = json.loads(without_comments(raw)).get("ichibase", {})
     except (ValueError, AttributeError):
         raise CommandError(f"{path} is not valid JSON") from None
-    if not isinstance(found, dict) or set(found) - {"auth", "outbound", "entrypoint"}:
-        raise CommandError(f"{path}: `ichibase` takes auth, outbound and entrypoint")
+    if not isinstance(found, dict) or set(found) - {"auth", "outbound", "schedule", "entrypoint"}:
+        raise CommandError(f"{path}: `ichibase` takes auth, outbound, schedule and entrypoint")
     return found
 
 
@@ -243,10 +246,11 @@ def listed(options: argparse.Namespace) -> int:
         return 0
     rows = [
         [f["name"], f["version"], f["auth"], f["bytes"],
-         "all" if f["outbound"] is None else ", ".join(f["outbound"]), f["deployed_at"]]
+         "all" if f["outbound"] is None else ", ".join(f["outbound"]),
+         ", ".join(f["schedule"] or ()), f["deployed_at"]]
         for f in found
     ]  # fmt: skip
-    print_table(["name", "version", "auth", "bytes", "outbound", "deployed"], rows)
+    print_table(["name", "version", "auth", "bytes", "outbound", "schedule", "deployed"], rows)
     return 0
 
 

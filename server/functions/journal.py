@@ -26,13 +26,18 @@ class Journal:
              always: bool = True) -> None:  # fmt: skip
         """A line of the process's project. call: id of the invocation. always: also when the
         project writes more than it may."""
+        version = running.version
+        self.about(running.project.id, version.name, version.version, level, text, call, always)
+
+    def about(self, project_id: str, name: str, version: int, level: str, text: str,
+              call: str | None = None, always: bool = True) -> None:  # fmt: skip
+        """The same, about a function of which no process need run."""
         line: dict[str, Any] = {
-            "function": running.version.name, "version": running.version.version,
-            "level": level, "text": text,
+            "function": name, "version": version, "level": level, "text": text,
         }  # fmt: skip
         if call:
             line["invocation"] = call[:128]
-        self.logs.of(running.project.id).add(line, always=always)
+        self.logs.of(project_id).add(line, always=always)
 
     def logged(self, running: Running, message: dict[str, Any]) -> None:
         """A message of boot.js about something that the function logged."""

@@ -8,11 +8,14 @@ import sys
 
 from server.base.functions import socket_path
 from server.base.listen import Listener as Listen
+from server.base.project import Project
+from server.control import records
 from server.functions.build import Builder
 from server.functions.confine import ConfineError
 from server.functions.manager import Manager, say
 from server.functions.rpc import Rpc
-from server.functions.store import Store
+from server.functions.schedules import Scheduler
+from server.functions.store import Scheduled, Store
 from server.functions.vault import Vault, key_path
 from server.node.gateway_main import Listener, read_listener
 from server.node.lifeline import name_process
@@ -28,9 +31,20 @@ async def run(listener: Listener) -> None:
     manager = Manager(config.data_dir, store, (host, listener.port))
     builder = Builder(manager.confinement, config.data_dir / "functions" / "cache")
     builder.clear()
-    rpc = Rpc(manager, builder)
+
+    async def find(slug: str) -> Project | None:
+        rows = await store.run(records.SELECT_ONE, (slug,))
+        return records.decode(rows[0][0], config) if rows else None
+
+    def tell(function: Scheduled, level: str, text: str) -> None:
+        manager.journal.about(function.project_id, function.name, function.version, level, text)
+
+    scheduler = Scheduler(store, (host, listener.port), find, tell)
+    rpc = Rpc(manager, builder, scheduler.token)
+    rpc.schedules_changed = scheduler.changed
     await manager.start()
     await rpc.start(socket_path(config.data_dir))
+    scheduler.start()
     told = Listen(
         config.control_dsn, CHANNEL, "ichibase functions", rpc.noticed, lambda: None,
         lambda reason: say(f"lost the control database: {reason}"),
@@ -40,6 +54,7 @@ async def run(listener: Listener) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     await ending.wait()
     await told.stop()
+    await scheduler.stop()
     rpc.close()
     await manager.stop()
 

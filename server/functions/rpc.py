@@ -11,7 +11,7 @@ from typing import Any
 from ichicore.errors import ApiError
 from server.base import unix
 from server.base.functions import packed, unpacked
-from server.functions import network
+from server.functions import cron, network
 from server.functions.build import Builder, Sources
 from server.functions.manager import Manager, say
 
@@ -21,6 +21,7 @@ AUTH = ("key", "user", "none")
 LONGEST_WAIT = 25.0  # seconds that a reader of logs may be held
 
 Fields = dict[str, Any]
+Texts = list[str]
 
 
 class Peer(asyncio.Protocol):
@@ -80,10 +81,13 @@ class Peer(asyncio.Protocol):
 
 
 class Rpc:
-    """All connections and what may be asked on them."""
+    """All connections and what may be asked on them. trusted: what calls of the functions process
+    itself carry."""
 
-    def __init__(self, manager: Manager, builder: Builder) -> None:
+    def __init__(self, manager: Manager, builder: Builder, trusted: str = "") -> None:
         self.manager = manager
+        self.trusted = trusted
+        self.schedules_changed: Callable[[], None] = lambda: None
         self.builder = builder
         self.peers: set[Peer] = set()
         self._cleaning: set[asyncio.Task[None]] = set()
@@ -136,7 +140,8 @@ class Rpc:
     async def call(self, peer: Peer, message: Fields) -> Fields:
         op = message.get("op", "")
         if op == "lease":
-            return await self.manager.lease(peer, message["project"], message["name"])
+            leased = await self.manager.lease(peer, message["project"], message["name"])
+            return {**leased, "trusted": self.trusted}
         if op == "slots":
             granted = await self.manager.slots.take(peer, message["project"], message["limit"])
             return {"granted": granted}
@@ -149,6 +154,7 @@ class Rpc:
 
     def changed(self, project_id: str) -> None:
         self.manager.changed(project_id)
+        self.schedules_changed()
         self.push({"op": "changed", "project": project_id})
 
     def noticed(self, project_id: str) -> None:
@@ -186,19 +192,45 @@ class Rpc:
             problem = network.check_allowed(outbound)
             if problem is not None or len(outbound) > 100:
                 raise ApiError(400, "invalid_outbound", f"{problem or 'at most 100 hosts'}.")
+        schedule = await self._schedule(asked, project, name)
         sources = Sources(asked["files"], asked.get("entrypoint"))
         lock = await self.manager.store.lock(project, name)
         if asked.get("update"):
             lock = None
         built = await self.builder.build(project, sources, lock, asked["bundle"])
         version = await self.manager.store.deploy(
-            project, name, built, auth, outbound, asked["functions"]
+            project, name, built, auth, outbound, asked["functions"], schedule
         )
         self.changed(project)
         return {
             "name": name, "version": version, "auth": auth, "outbound": outbound,
-            "bytes": len(built.code), "entrypoint": built.entrypoint,
+            "bytes": len(built.code), "entrypoint": built.entrypoint, "schedule": schedule,
         }  # fmt: skip
+
+    async def _schedule(self, asked: Fields, project: str, name: str) -> Texts | None:
+        """When the function is to run by itself, checked against what the project may have."""
+        wanted = asked.get("schedule")
+        texts = [wanted] if isinstance(wanted, str) else list(wanted or ())
+        for text in texts:
+            try:
+                shortest = cron.parse(text).shortest
+            except cron.ScheduleError as error:
+                raise ApiError(400, "invalid_schedule", f"{text[:200]!r}: {error}.") from None
+            if shortest < asked["schedule_seconds"]:
+                raise ApiError(
+                    400, "invalid_schedule",
+                    f"{text!r}: a schedule of this project leaves at least "
+                    f"{asked['schedule_seconds']} s between two runs.",
+                )  # fmt: skip
+        if not texts:
+            return None
+        others = await self.manager.store.scheduled(project)
+        count = len(texts) + sum(len(one.schedule) for one in others if one.name != name)
+        if count > asked["schedules"]:
+            raise ApiError(
+                409, "quota_exceeded", f"The project may have {asked['schedules']} schedules."
+            )
+        return texts
 
     async def delete(self, asked: Fields) -> Fields:
         await self.manager.store.delete(asked["project"], asked["name"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import hmac
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from ichicore.errors import ApiError
 from server.base.context import WorkerContext
-from server.base.functions import Call, Functions, Lease, of
+from server.base.functions import SCHEDULE, TRUSTED, Call, Functions, Lease, of
 from server.base.http import Headers, Request, Response
 from server.base.unixhttp import Answer, Body, Connection, PeerClosed
 from server.functions.sockets import relay, upgrade_lines
@@ -177,6 +178,8 @@ class FunctionsService:
         for name, value in headers.items():
             if name not in NOT_FORWARDED and not name.startswith((OURS, SOCKET)):
                 lines.append(f"{name}: {value}")
+        if SCHEDULE in headers and _ours(lease, headers):
+            lines.append(f"{SCHEDULE}: {headers[SCHEDULE]}")
         identity = request.identity
         if identity.claims:
             lines.append(f"x-ichibase-role: {identity.role}")
@@ -275,6 +278,12 @@ class _Flow:
     async def aclose(self) -> None:
         self.body.abort()
         self.service.functions.end(self.call)
+
+
+def _ours(lease: Lease, headers: Mapping[str, str]) -> bool:
+    """Whether the functions process itself makes the call."""
+    given = headers.get(TRUSTED, "").encode()
+    return bool(lease.trusted) and hmac.compare_digest(given, lease.trusted.encode())
 
 
 def _plain(text: str) -> bool:

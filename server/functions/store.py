@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -41,6 +42,16 @@ class Built(msgspec.Struct, frozen=True):
     lock: str | None
     files: list[str]
     entrypoint: str
+
+
+class Scheduled(msgspec.Struct, frozen=True):
+    """A function that runs by itself. slug: of its project."""
+
+    project_id: str
+    slug: str
+    name: str
+    version: int
+    schedule: tuple[str, ...]
 
 
 class Store:
@@ -115,8 +126,10 @@ class Store:
             """select f.name, f.version, v.auth, v.outbound, octet_length(v.code), v.entrypoint,
               to_json(f.created_at) #>> '{}', to_json(v.created_at) #>> '{}',
               (select count(*) from functions.versions k
-               where k.project_id = f.project_id and k.name = f.name)
+               where k.project_id = f.project_id and k.name = f.name),
+              v.schedule, to_json(r.due) #>> '{}', r.status
             from functions.functions f join functions.versions v using (project_id, name, version)
+            left join functions.runs r using (project_id, name)
             where f.project_id = $1 order by f.name""",
             (project_id,),
         )
@@ -124,9 +137,11 @@ class Store:
             {
                 "name": name, "version": version, "auth": auth, "outbound": outbound,
                 "bytes": size, "entrypoint": entrypoint, "created_at": created,
-                "deployed_at": deployed, "versions": versions,
+                "deployed_at": deployed, "versions": versions, "schedule": schedule,
+                "last_run": last_run, "last_status": last_status,
             }
-            for name, version, auth, outbound, size, entrypoint, created, deployed, versions in rows
+            for name, version, auth, outbound, size, entrypoint, created, deployed, versions,
+            schedule, last_run, last_status in rows
         ]  # fmt: skip
 
     async def versions(self, project_id: str, name: str) -> list[dict[str, Any]]:
@@ -160,10 +175,10 @@ class Store:
 
     async def deploy(
         self, project_id: str, name: str, built: Built, auth: str,
-        outbound: list[str] | None, most: int,
+        outbound: list[str] | None, most: int, schedule: list[str] | None = None,
     ) -> int:  # fmt: skip
         """Keeps a new version and serves it from now on; gives its number. most: functions that
-        the project may have."""
+        the project may have. schedule: when it runs by itself."""
         digest = hashlib.sha256(built.code).hexdigest()
         rows = await self.run(
             """with fits as materialized (
@@ -181,8 +196,10 @@ class Store:
               returning version
             ), kept as (
               insert into functions.versions
-                (project_id, name, version, auth, outbound, code, digest, entrypoint, files, lock)
-              select $1, $2, made.version, $3, $4::text[], $5, $6, $7, $8::jsonb, $9 from made
+                (project_id, name, version, auth, outbound, code, digest, entrypoint, files, lock,
+                 schedule)
+              select $1, $2, made.version, $3, $4::text[], $5, $6, $7, $8::jsonb, $9, $12::text[]
+              from made
               returning version
             ), dropped as (
               delete from functions.versions where project_id = $1 and name = $2
@@ -191,7 +208,7 @@ class Store:
             select version from kept""",
             (
                 project_id, name, auth, outbound, built.code, digest, built.entrypoint,
-                orjson.dumps(built.files).decode(), built.lock, KEEP_VERSIONS, most,
+                orjson.dumps(built.files).decode(), built.lock, KEEP_VERSIONS, most, schedule,
             ),
         )  # fmt: skip
         if not rows:
@@ -226,6 +243,42 @@ class Store:
         )
         if not rows:
             raise not_found(name)
+
+    # Schedules
+
+    async def scheduled(self, project_id: str | None = None) -> list[Scheduled]:
+        """The functions of all projects, or of one, that run by themselves."""
+        rows = await self.run(
+            """select f.project_id, p.slug, f.name, f.version, v.schedule
+            from functions.functions f join functions.versions v using (project_id, name, version)
+            join public.projects p on p.id = f.project_id
+            where v.schedule is not null and ($1::text is null or f.project_id = $1)
+            order by f.project_id, f.name""",
+            (project_id,),
+        )
+        return [
+            Scheduled(project, slug, name, version, tuple(schedule))
+            for project, slug, name, version, schedule in rows
+        ]
+
+    async def claim(self, function: Scheduled, due: datetime) -> bool:
+        """Whether this node makes the run: another one may have been first."""
+        rows = await self.run(
+            """insert into functions.runs as r (project_id, name, due)
+            select project_id, name, $3 from functions.functions
+            where project_id = $1 and name = $2
+            on conflict (project_id, name) do update set due = excluded.due, status = null
+            where r.due < excluded.due returning 1""",
+            (function.project_id, function.name, due),
+        )
+        return bool(rows)
+
+    async def ran(self, function: Scheduled, due: datetime, status: int) -> None:
+        await self.run(
+            """update functions.runs set status = $4
+            where project_id = $1 and name = $2 and due = $3""",
+            (function.project_id, function.name, due, status),
+        )
 
     # Secrets
 

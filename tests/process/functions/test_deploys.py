@@ -80,6 +80,36 @@ def test_an_uncaught_error_is_logged_with_its_place_and_not_told(project):
     assert "lib.ts:4:9" in lines[0]["text"]
 
 
+def test_each_function_has_its_metrics(project):
+    project.deploy("counted", "Deno.serve((r) => { if (r.method === 'PUT') throw 1; "
+                   "const b = performance.now(); while (performance.now() < b + 60); "
+                   "return new Response(); });")  # fmt: skip
+    statuses = [project.call("counted", method=method)[0] for method in ("POST", "POST", "PUT")]
+    assert statuses == [200, 200, 500]
+    labels = 'project="default",function="counted"'
+    wanted = {
+        f'ichibase_function_calls_total{{{labels},outcome="ok"}}': 2,
+        f'ichibase_function_calls_total{{{labels},outcome="failed"}}': 1,
+        f"ichibase_function_seconds_total{{{labels}}}": 0.12,
+        f"ichibase_function_cpu_seconds_total{{{labels}}}": 0.02,
+        f"ichibase_function_memory_bytes{{{labels}}}": 1_000_000,
+    }  # fmt: skip
+
+    def told():
+        headers = {"authorization": f"Bearer {project.token}"}
+        text = project.node.get("/metrics", headers, admin=True)[1].decode()
+        found = dict(line.rpartition(" ")[::2] for line in text.splitlines() if line[:1] != "#")
+        return {name: float(found.get(name, 0)) for name in wanted}
+
+    assert wait_until(lambda: all(told()[name] >= least for name, least in wanted.items())), told()
+    project.deploy("counted", "Deno.serve(() => { for (;;); });")
+    project.admin("PATCH", "", {"limits": {"function_cpu_ms": 300}})
+    assert project.code("counted") == (504, "function_timeout")
+    project.admin("PATCH", "", {"limits": {"function_cpu_ms": 20_000}})
+    wanted[f'ichibase_function_ends_total{{{labels},reason="cpu"}}'] = 1
+    assert wait_until(lambda: list(told().values())[-1] >= 1)
+
+
 def test_of_a_project_that_is_gone_nothing_stays(project):
     node = project.node
     node.cli("projects", "create", "brief")

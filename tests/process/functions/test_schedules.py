@@ -1,0 +1,84 @@
+"""Functions that run by themselves."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.process.functions_node import Project
+from tests.process.running import wait_until
+
+TICK = """
+let runs = 0;
+Deno.serve((req: Request) => {
+  const schedule = req.headers.get("x-ichibase-schedule");
+  if (schedule === null) return Response.json({ runs });
+  runs++;
+  console.log(JSON.stringify({ schedule, method: req.method, url: req.url,
+    role: req.headers.get("x-ichibase-role"), internal: req.headers.get("x-ichibase-internal") }));
+  return runs === 2 ? new Response("not today", { status: 503 }) : new Response("done");
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def clock(project):
+    project.node.cli("projects", "create", "clock")
+    made = Project(project.node, "clock")
+    limits = {"schedules": 2, "schedule_seconds": 1}
+    assert made.admin("PATCH", "", {"limits": limits})[0] == 200
+    return made
+
+
+def refusal(project, schedule):
+    wanted = {"files": {"index.ts": TICK}, "schedule": schedule}
+    status, told = project.admin("PUT", "/functions/tick", wanted)
+    return status, told.get("code")
+
+
+def test_a_function_runs_when_it_is_due_with_the_service_key(clock):
+    told = clock.deploy("tick", TICK, schedule="every 1 s")
+    assert told["schedule"] == ["every 1 s"]
+    line = clock.logged('"schedule":"every 1 s"', seconds=10)
+    seen = json.loads(line["text"])
+    base = f"{clock.node.project('clock')['url']}/functions/tick"
+    assert (seen["method"], seen["url"], seen["role"]) == ("POST", base, "service_role")
+    assert seen["internal"] is None
+    assert line["invocation"]
+    failed = clock.logged("schedule 'every 1 s': the function answered 503: not today", seconds=10)
+    assert failed["level"] == "error"
+    [listed] = clock.admin("GET", "/functions")[1]["functions"]
+    assert listed["schedule"] == ["every 1 s"]
+    assert listed["last_run"]
+    assert wait_until(
+        lambda: clock.admin("GET", "/functions")[1]["functions"][0]["last_status"] == 200
+    )
+
+    # Nobody from outside can pretend to be the clock.
+    spoofed = {"x-ichibase-schedule": "every 1 s", "x-ichibase-internal": "guess"}
+    _, body, _ = clock.call("tick", headers={**spoofed, "apikey": clock.service}, key=False)
+    assert "runs" in json.loads(body)
+
+    # Another version without a schedule ends it.
+    clock.deploy("tick", TICK)
+    time.sleep(1.2)
+    before = len(clock.lines())
+    time.sleep(1.5)
+    assert len(clock.lines()) == before
+    assert clock.admin("GET", "/functions")[1]["functions"][0]["schedule"] is None
+
+
+def test_schedules_are_held_to_the_limits_of_the_tier(clock, project):
+    assert refusal(clock, "every 0 s") == (400, "invalid_schedule")
+    assert refusal(clock, "* * * *") == (400, "invalid_schedule")
+    assert refusal(clock, ["@daily", "@hourly", "@weekly"]) == (409, "quota_exceeded")
+    clock.deploy("tick", TICK, schedule=["@daily", "0 12 * * mon"])
+    assert refusal(clock, ["@daily", "@hourly"])[0] == 201  # its own ones before do not count
+    wanted = {"files": {"index.ts": TICK}, "schedule": "@daily"}
+    assert clock.admin("PUT", "/functions/other", wanted)[1]["code"] == "quota_exceeded"
+    limits = {"schedules": 2, "schedule_seconds": 300}
+    assert clock.admin("PATCH", "", {"limits": limits})[0] == 200
+    assert refusal(clock, "* * * * *") == (400, "invalid_schedule")
+    assert refusal(clock, "*/5 * * * *")[0] == 201
