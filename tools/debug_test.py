@@ -19,6 +19,11 @@ TESTS = [
     "tests/core", "tests/memory", "tests/server/test_pool.py",
     "tests/server/test_rows_on_server.py", "tests/wire/test_rest_engine.py",
 ]  # fmt: skip
+# Tests of how quick or how small something is, which it is not under the sanitizer.
+MEASURED = [
+    "--ignore=tests/memory",
+    "--deselect=tests/wire/test_rest_engine.py::test_a_function_that_is_quick_may_share_a_connection",
+]
 SANITIZER = "-fsanitize=address -fno-omit-frame-pointer"
 
 
@@ -65,6 +70,8 @@ def main() -> int:
             "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:abort_on_error=1",
         }  # fmt: skip
     command = [sys.executable, "-m", "pytest", *(arguments or TESTS)]
+    if address:
+        command += MEASURED
     return subprocess.run(command, cwd=target, env=environment).returncode
 
 

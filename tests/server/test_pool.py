@@ -1,12 +1,14 @@
 """The pool and its executor: every result reaches the request it belongs to, whatever breaks."""
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections import Counter
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ichicore.pg.errors import PgError, PgUnavailable, PoolTimeout, StatementTimeout
 from ichicore.pg.executor import JSON, NONE, VALUES, Group, Statement
@@ -168,6 +170,136 @@ def test_a_storm_of_cancels_hits_only_those_who_left(pg_database):
             assert result.body == b'[{"said":"after"}]'
         finally:
             await pool.close()
+
+    run(work())
+
+
+class Network:
+    """A TCP proxy before PostgreSQL that passes bytes on in pieces of any size, stalls, and cuts
+    connections in the middle of anything."""
+
+    def __init__(self, dsn, rng):
+        self.rng = rng
+        self.target = conninfo_to_dict(dsn)
+        self.breaks = True
+        self.cuts = 0
+        self.tasks = set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.arrived, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        self.dsn = make_conninfo("", **(self.target | {"host": "127.0.0.1", "port": port}))
+        return self
+
+    async def __aexit__(self, *error):
+        self.server.close()
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.server.wait_closed()
+
+    def arrived(self, reader, writer):
+        self.tasks.add(asyncio.ensure_future(self.serve(reader, writer)))
+
+    async def serve(self, reader, writer):
+        host, port = self.target["host"], self.target["port"]
+        if host.startswith("/"):
+            above, below = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            above, below = await asyncio.open_connection(host, port)
+        ways = [asyncio.ensure_future(self.pass_on(*ends))
+                for ends in ((reader, below), (above, writer))]  # fmt: skip
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            for end in (writer, below):
+                end.close()
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
+
+    async def pass_on(self, reader, writer):
+        while data := await reader.read(self.rng.choice((1, 7, 300, 65_536))):
+            if self.breaks and self.rng.random() < 0.002:
+                self.cuts += 1
+                data = data[: self.rng.randrange(len(data) + 1)]
+                writer.write(data)
+                return
+            if self.rng.random() < 0.01:
+                await asyncio.sleep(self.rng.random() * 0.01)
+            writer.write(data)
+            await writer.drain()
+
+
+def test_results_stay_paired_over_a_network_that_breaks(pg_database):
+    async def work():
+        rng = random.Random(11)
+        counts = Counter()
+        done = asyncio.Event()
+
+        async def one(pool, text):
+            kind = rng.random()
+            if kind < 0.1:
+                task = asyncio.ensure_future(pool.run(asleep(text, 0.05), slow=rng.random() < 0.5))
+                await asyncio.sleep(rng.random() * 0.02)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                return "left"
+            if kind < 0.2:
+                with pytest.raises((StatementTimeout, PoolTimeout)):  # at work, or in the queue
+                    await pool.run(asleep(text, 2), slow=True, timeout=0.03)
+                return "late"
+            if kind < 0.3:
+                with pytest.raises(PgError) as caught:
+                    await pool.run(marked(text, fails=True))
+                assert caught.value.sqlstate == "22012"
+                return "failed"
+            if kind < 0.5:
+                _, result = await pool.run(marked(text))
+                assert result.values == [(text.encode(),)]
+            elif kind < 0.6:
+                group = Group("r")
+                group.add(ROWS, (text.encode(), b"400"))
+                (result,) = await pool.run(group)
+                assert len(result.values) == 400
+                assert {row[1] for row in result.values} == {text.encode()}
+            else:
+                (result,) = await pool.run(said(text))
+                assert result.body == f'[{{"said":"{text}"}}]'.encode()
+            return "right"
+
+        async def caller(pool, n):
+            k = 0
+            while not done.is_set():
+                k += 1
+                try:
+                    counts[await one(pool, f"{n}/{k}")] += 1
+                except PgUnavailable:
+                    counts["cut"] += 1
+                    await asyncio.sleep(0.005)
+
+        async with Network(pg_database, rng) as network:
+            pool = Pool(network.dsn, max_size=5, acquire_timeout=20)
+            try:
+                callers = [asyncio.create_task(caller(pool, n)) for n in range(12)]
+                await asyncio.wait(callers, timeout=3)
+                done.set()
+                network.breaks = False
+                await asyncio.gather(*callers)
+                for n in range(20):
+                    (result,) = await pool.run(said(f"after {n}"))
+                    assert result.body == f'[{{"said":"after {n}"}}]'.encode()
+                async with asyncio.timeout(10):  # whose cancellation was cut off ends by itself
+                    while pool.stats()["in_flight"]:
+                        await asyncio.sleep(0.02)
+            finally:
+                await pool.close()
+            assert network.cuts > 3
+        assert min(counts[kind] for kind in ("right", "left", "late", "failed", "cut")) > 0, counts
+        assert counts["right"] > 50, counts
 
     run(work())
 
