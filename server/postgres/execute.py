@@ -43,6 +43,8 @@ READ_BACK = Statement(
 )
 BEGIN = Statement("BEGIN", result=NONE, per_role=False)
 CHECK_DEFERRED = Statement("SET CONSTRAINTS ALL IMMEDIATE", result=NONE, per_role=False)
+# What SQL of the project's own has set for the session is not to meet the next request.
+RESET = Statement("RESET ALL", result=NONE, per_role=False)
 COMMIT = Statement("COMMIT", result=NONE, per_role=False)
 ROLLBACK = Statement("ROLLBACK", result=NONE, per_role=False)
 ISOLATION_LEVELS = frozenset(("read committed", "repeatable read", "serializable"))
@@ -342,6 +344,10 @@ class Runner:
             group.add(READ_BACK, ())
         if explicit:
             return await self._transaction(plan, group, first, limit, offset)
+        if plan.needs_gucs:
+            if not plan.read_only:
+                group.add(CHECK_DEFERRED, ())  # while the request's settings hold
+            group.add(RESET, ())
         if plan.quick:
             results = await self.pool.run(group)
         else:
@@ -369,7 +375,10 @@ class Runner:
                 await session.run(_alone(ROLLBACK))
                 raise
             if plan.checks or not plan.rollback:
-                await session.run(_alone(ROLLBACK if plan.rollback else COMMIT))
+                ending = _alone(ROLLBACK if plan.rollback else COMMIT)
+                if plan.needs_gucs and not plan.rollback:
+                    ending.add(RESET, ())
+                await session.run(ending)
             return outcome
 
     def _outcome(

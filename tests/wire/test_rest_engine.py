@@ -266,6 +266,23 @@ def test_what_a_function_sees_and_sets(rest_dsn: str) -> None:
     run(rest_dsn, test)
 
 
+@pytest.mark.parametrize("tx_end", ["commit", "rollback-allow-override"])
+def test_what_a_function_sets_for_its_session_ends_with_its_request(
+    rest_dsn: str, tx_end: Any
+) -> None:
+    async def test(send: Send, engine: RestEngine) -> None:
+        before = (await send("GET", "/rpc/session_mark")).json
+        for accept in ("*/*", "application/vnd.pgrst.object+json"):
+            got = await send("POST", "/rpc/mark_session", ["x"], accept=accept,
+                             content_type="text/plain", prefer="tx=commit")  # fmt: skip
+            assert got.status in (200, 204), got
+            assert (await send("GET", "/rpc/session_mark")).json == before
+        assert (await send("POST", "/late", {"id": 1})).status == 201
+        assert engine.pool.stats()["connections"] == 1
+
+    run(rest_dsn, test, tx_end=tx_end)
+
+
 def test_errors_of_the_database(rest_dsn: str) -> None:
     async def test(send: Send, _: RestEngine) -> None:
         got = await send("POST", "/rpc/complain")

@@ -39,6 +39,17 @@ create function api.wide() returns table (id int, filler text) language sql stab
   $$ select n, repeat('x', 2000) from generate_series(1, 3000) n $$;
 create function api.leak() returns text language sql as
   $$ select coalesce(current_setting('response.headers', true), '') $$;
+create function api.mark_session(text) returns void language sql as
+  $$ select set_config('app.mark', $1, false), set_config('timezone', 'Asia/Tokyo', false) $$;
+create function api.session_mark() returns text language sql stable as
+  $$ select coalesce(current_setting('app.mark', true), '') || current_setting('timezone') $$;
+create table api.late (id int);
+create function api.look_late() returns trigger language plpgsql as $$ begin
+  if current_setting('request.jwt.claims') = '' then raise 'without claims'; end if; return new;
+end $$;
+create constraint trigger look_late after insert on api.late deferrable initially deferred
+  for each row execute function api.look_late();
+grant insert on api.late to rest_anon;
 grant usage on schema api to rest_anon, rest_user;
 grant select, insert, update, delete on api.clients, api.projects, api.secret to rest_anon, rest_user;
 grant insert on api.dropbox to rest_anon;
