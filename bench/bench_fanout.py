@@ -7,6 +7,7 @@ that sends the same bytes and against nginx with nchan, all counted by one compi
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import json
 import os
@@ -22,8 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from bench.fanout_sides import anon_key, token
 from bench.report import arguments, run_parts, show
+from server.base.events import Events
+from server.base.exchange import Exchange
+from server.control.database import Cluster, prepare
 from server.node.embedded_pg import free_port
 
 HERE = Path(__file__).parent
@@ -339,7 +345,67 @@ def rows(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-PARTS = {"fanout": fanout, "idle": idle, "lag": lag, "http": http_beside, "rows": rows}
+async def _crossing(dsn: str) -> dict[str, Any]:
+    moments: list[float] = []
+    come = asyncio.Event()
+    ends = [
+        Exchange(dsn, Events(), lambda run, number, message: None, lambda: None),
+        Exchange(dsn, Events(), lambda run, number, message: told(message), lambda: None),
+    ]
+
+    def told(message: dict[str, Any]) -> None:
+        moments.append(time.perf_counter() - message["at"])
+        if len(moments) >= message["of"]:
+            come.set()
+
+    for end in ends:
+        end.start()
+    while not all(end.connected for end in ends):
+        await asyncio.sleep(0.01)
+    figures: dict[str, Any] = {}
+    text = "x" * PAYLOAD
+    for name, count, pause in (("paced", 1_000, 0.001), ("burst", 20_000, 0.0)):
+        moments.clear()
+        come.clear()
+        began, spent = time.perf_counter(), time.process_time()
+        for _ in range(count):
+            ends[0].send({"at": time.perf_counter(), "of": count, "d": text})
+            if pause:
+                await asyncio.sleep(pause)
+        await come.wait()
+        figures[f"{name}_per_s"] = count / (time.perf_counter() - began)
+        figures[f"{name}_cpu_us"] = (time.process_time() - spent) / count * 1e6
+        figures[f"{name}_p50_ms"] = statistics.median(moments) * 1000
+        figures[f"{name}_p99_ms"] = sorted(moments)[int(count * 0.99)] * 1000
+    for end in ends:
+        await end.stop()
+    return figures
+
+
+def between_nodes(options: argparse.Namespace) -> dict[str, Any]:
+    """Messages of 200 bytes from one realtime process to another over the control database: 1,000 a
+    second, and as many as there are. Processor time is that of both ends."""
+    from bench.bench_feed import Database
+
+    database = Database()
+    try:
+        cluster = Cluster(
+            kind="embedded", admin_dsn=database.postgres.dsn(), host="127.0.0.1",
+            port=database.postgres.port, socket_dir=str(database.postgres.socket_dir),
+        )  # fmt: skip
+        return uvloop.run(_crossing(asyncio.run(prepare(cluster, "control password"))))
+    finally:
+        database.close()
+
+
+PARTS = {
+    "fanout": fanout,
+    "idle": idle,
+    "lag": lag,
+    "http": http_beside,
+    "rows": rows,
+    "nodes": between_nodes,
+}
 
 
 def main() -> int:

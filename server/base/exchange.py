@@ -24,7 +24,7 @@ from server.base.listen import Listener, connect, reason_of
 CHANNEL = "ichibase_exchange"
 NAME = "ichibase exchange"
 INLINE = 7_000  # bytes; Postgres takes less than 8,000
-BATCH = 256  # messages of one transaction
+BATCH = 1024  # messages of one transaction
 BATCH_BYTES = 1 << 20
 QUEUE_BYTES = 32 << 20  # what may wait for the database; beyond that messages are dropped
 KEEP_SECONDS = 60

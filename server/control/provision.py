@@ -171,7 +171,7 @@ async def _ensure_feed(admin: Connection, record: Record) -> None:
     other database, but replication shows all of a cluster's log, so its password never leaves the
     node. On a server whose administrator may not grant replication there is no feed."""
     role = record.role("feed")
-    await ensure_login(admin, role, record.feed_password, "noinherit connection limit 8")
+    await ensure_login(admin, role, record.feed_password, "noinherit connection limit 32")
     await allow_ownership(admin, role)
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         await run(admin, sql.SQL("alter role {} replication").format(sql.Identifier(role)))

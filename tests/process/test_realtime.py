@@ -7,13 +7,11 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
 from server.node.embedded_pg import free_port
@@ -202,75 +200,6 @@ def test_signing_out_cuts_the_sockets_within_a_second(node, keys):
     assert sockets[1].hear() == ("close", 4001)
     with pytest.raises(ConnectionRefusedError):
         connect(node, token)
-
-
-class Reconnecting(threading.Thread):
-    """Does what the SDKs do: connects again a second after it was cut off, subscribes again."""
-
-    def __init__(self, node, who, port=None):
-        super().__init__(daemon=True)
-        self.node, self.who, self.port = node, who, port
-        self.rows = []
-        self.up = threading.Event()
-        self.ended = False
-        self.start()
-
-    def run(self):
-        while not self.ended:
-            try:
-                self.once()
-            except OSError:
-                pass
-            self.up.clear()
-            time.sleep(0.5)
-
-    def once(self):
-        client = connect(self.node, self.who, self.port)
-        client.say(type="subscribe", ref="1", kind="postgres", table="notes")
-        while not self.ended:
-            try:
-                found = client.hear(0.5)
-            except TimeoutError:
-                continue
-            if not isinstance(found, dict):
-                break
-            self.take(found)
-        client.close()
-
-    def take(self, found):
-        if found["type"] == "subscribed":
-            self.up.set()
-        elif found["type"] == "change":
-            self.rows.append(found["record"]["id"])
-
-
-@pytest.mark.parametrize("victim", ["ichibase-worker", "ichibase-rt"])
-def test_later_changes_come_exactly_once_after_a_kill(node, keys, victim):
-    node.sql("delete from notes")
-    watchers = [
-        Reconnecting(node, keys["anon_key"]),
-        Reconnecting(node, keys["anon_key"], realtime_port(node)),
-    ]
-    assert all(watcher.up.wait(30) for watcher in watchers)
-    node.sql("insert into notes values (1, true), (2, false)")
-    assert wait_until(lambda: all(watcher.rows == [1] for watcher in watchers))
-    # with two workers either may hold the socket
-    dead = [p for p in node.process_of().children(recursive=True) if p.name() == victim]
-    for one in dead:
-        one.kill()
-    psutil.wait_procs(dead, 10)
-    assert wait_until(lambda: node.get("/readyz")[0] == 200, 20)
-    assert wait_until(lambda: not watchers[0].up.is_set() or watchers[0].up.wait(1), 5)
-    time.sleep(1.5)
-    assert all(watcher.up.wait(40) for watcher in watchers)
-    node.sql("insert into notes select n, n % 2 = 0 from generate_series(10, 29) n")
-    expected = [1, *range(10, 30, 2)]
-    assert wait_until(lambda: all(watcher.rows == expected for watcher in watchers), 20)
-    time.sleep(0.5)
-    for watcher in watchers:
-        watcher.ended = True
-        watcher.join(10)
-    assert [watcher.rows for watcher in watchers] == [expected, expected]
 
 
 def documented(language):
