@@ -70,7 +70,9 @@ def register(commands: Any) -> None:
     one.add_argument("bucket", nargs="?")
     one.add_argument("--size-limit", help="largest file: bytes, or such as 20M; none for no limit")
     one.add_argument("--types", help="media types, such as image/*,application/pdf; any for all")
-    one.add_argument("--cache-seconds", type=int, help="how long others may keep public files")
+    one.add_argument(
+        "--cache-seconds", help="how long others may keep public files; default for the project's"
+    )
     one.add_argument("--delete", action="store_true", help="delete the bucket, which is empty")
     one = action("rotate-secret", rotate_secret, "sign the URLs with a new secret from now on")
     one.add_argument(
@@ -311,7 +313,7 @@ def buckets(options: argparse.Namespace) -> int:
     if options.types is not None:
         changes["allowed_types"] = None if options.types == "any" else options.types.split(",")
     if options.cache_seconds is not None:
-        changes["cache_seconds"] = options.cache_seconds
+        changes["cache_seconds"] = _seconds(options.cache_seconds)
     if changes:
         names = ("size_limit", "allowed_types", "cache_seconds")
         known = {b["name"]: b for b in _admin(options, "GET")["buckets"]}.get(options.bucket, {})
@@ -329,6 +331,14 @@ def _size(text: str) -> int | None:
     if found is None:
         raise CommandError("--size-limit is a number of bytes, such as 500000, 20M or 2G, or none")
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+
+
+def _seconds(text: str) -> int | None:
+    if text == "default":
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise CommandError("--cache-seconds is a number of seconds, or default")
+    return int(text)
 
 
 def _print_buckets(found: list[dict[str, Any]]) -> None:
@@ -363,7 +373,8 @@ def check(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        print(f"{found['files']} files, {found['blobs']} blobs")
+        waiting = f", {found['waiting']} waiting to be deleted" if found["waiting"] else ""
+        print(f"{found['files']} files, {found['blobs']} blobs{waiting}")
         if found["orphans"]:
             print(f"{found['orphans']} blobs of no file, {size_text(found['orphan_bytes'])}")
         if found["missing"]:

@@ -31,6 +31,7 @@ where not exists (select from storage.objects o where o.version = s.version)
 MISSING = """select o.id::text, o.bucket, o.path, o.version, o.size from storage.objects o
 left join pg_temp.seen s on s.version = o.version and s.size = o.size where s.version is null
 order by o.bucket, o.path"""
+SIDES = "select (select count(*) from storage.objects), (select count(*) from storage.garbage)"
 TOSS = "insert into storage.garbage (version) select unnest($1::text[]) on conflict do nothing"
 DUE = "select version from storage.garbage where due_at <= now() limit 500"
 GONE = "delete from storage.garbage where version = any ($1::text[])"
@@ -56,13 +57,15 @@ class Missing(msgspec.Struct):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """files, blobs: what there is on either side. orphans: blobs that belong to nothing, with
+    """files, blobs: what there is on either side. waiting: blobs that are noted for deletion and
+    may be there still. orphans: blobs that belong to nothing, with
     their bytes. missing: files without content; the first ones are named. counted, actual: the
     quota's counters and what they should be. mended: whether what was found has been put right.
     note: why something has not."""
 
     files: int
     blobs: int
+    waiting: int = 0
     orphans: int = 0
     orphan_bytes: int = 0
     missing: int = 0
@@ -86,8 +89,8 @@ async def reconcile(
     await connection.execute(SEEN)
     try:
         blobs = await _list(connection, store, project)
-        rows = await _fetch(connection, "select count(*) from storage.objects")
-        report = Report(files=rows[0][0], blobs=blobs)
+        rows = await _fetch(connection, SIDES)
+        report = Report(files=rows[0][0], blobs=blobs, waiting=rows[0][1])
         orphans = await _fetch(connection, ORPHANS)
         report.orphans = len(orphans)
         report.orphan_bytes = sum(size for _, size in orphans)

@@ -127,6 +127,11 @@ def test_the_command_line(files, tmp_path):
     done = files.inline("storage", "cp", str(tree / "sub" / "b é.png"), "cli:x", ok=False)
     assert done.returncode == 1
     assert "413" in done.stderr or "file_too_large" in done.stderr or "at most" in done.stderr
+    for text, shown in (("90", "90 s"), ("default", "by default")):
+        changed = files.inline("storage", "buckets", "cli", "--cache-seconds", text)
+        assert shown in changed.stdout
+    assert "number of seconds" in files.inline(
+        "storage", "buckets", "cli", "--cache-seconds", "soon", ok=False).stderr  # fmt: skip
     files.inline("storage", "buckets", "cli", "--delete")
     for wrong in (
         ("cp", "a", "b"), ("cp", "cli:a", "cli:b"), ("cp", "no-such", "cli:b"),
