@@ -128,7 +128,9 @@ async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
                         ),
                     )  # fmt: skip
         if record.state != "active" or record.read_only:
-            kinds = ("owner",) if record.state == "active" else LOGINS
+            # Those who serve requests end the sessions of a project that sleeps themselves, between
+            # two requests.
+            kinds = ("owner",) if record.state in ("active", "sleeping") else LOGINS
             roles = [record.role(kind) for kind in kinds]
             await fetch(
                 admin,

@@ -81,7 +81,10 @@ class ProjectPools:
         id = self._slugs.get(slug) if project is None else project.id
         for key in [key for key in self._pools if key[0] == id]:
             dsn, pool = self._pools[key]
-            kept = project is not None and key[1] == "system" and dsn == project.system_dsn
+            kept = (
+                project is not None and project.state == "active"
+                and key[1] == "system" and dsn == project.system_dsn
+            )  # fmt: skip
             if not kept:  # the settings of data connections may have changed
                 del self._pools[key]
                 self._close(pool)
