@@ -35,6 +35,7 @@ REQUESTS = """select p.slug, coalesce(sum(u.value), 0)::bigint from projects p
 TELL = """insert into quota_notices as n (project_id, quota, stage) values ($1, $2, $3)
   on conflict (project_id, quota) do update set stage = excluded.stage, at = now()
     where n.stage < excluded.stage returning 1"""
+NOTICES = "select project_id, quota, stage from quota_notices where stage > 0"
 UNTELL = "update quota_notices set stage = $3 where project_id = $1 and quota = $2 and stage > $3"
 
 
@@ -55,6 +56,7 @@ class Quotas:
         self.requests: list[tuple[str, int]] = []
         self._activity: dict[str, int] = {}  # by database
         self._levels: dict[tuple[str, str], int] = {}
+        self._told: dict[tuple[str, str], int] = {}  # stages, by project id and quota
 
     async def measure(self) -> None:
         """One pass over all projects."""
@@ -62,6 +64,7 @@ class Quotas:
         async with self.projects.control() as control:
             rows = await fetch(control, LEVELS)
             self.requests = [(r[0], r[1]) for r in await fetch(control, REQUESTS)]
+            self._told = {(r[0], r[1]): r[2] for r in await fetch(control, NOTICES)}
         self._levels = {(id, counter): value for id, counter, value in rows}
         for cluster_id, cluster in self.projects.clusters.items():
             here = [r for r in records if r.cluster_id == cluster_id]
@@ -136,14 +139,17 @@ class Quotas:
 
     async def _tell(self, record: Record, name: str, found: Quota) -> None:
         """A warning at each stage, once on the way up."""
-        stage = stage_of(found.percent)
+        stage, told = stage_of(found.percent), self._told.get((record.id, name), 0)
+        lower = stage_of(found.percent + SLACK)
+        if stage <= told and (lower >= told or found.percent >= 100):
+            return
         async with self.projects.control() as control:
-            if stage and await fetch(control, TELL, (record.id, name, stage)):
+            if stage <= told:
+                await fetch(control, UNTELL, (record.id, name, lower))
+            elif await fetch(control, TELL, (record.id, name, stage)):
                 detail = {"quota": name, "percent": stage, "used": found.used, "limit": found.limit}
                 await audit(control, "node", "quota.warning", record.slug, detail)
                 self.events.emit(Noted(f"project {record.slug} uses {found.percent} % of {name}"))
-            elif not stage or found.percent < 100:
-                await fetch(control, UNTELL, (record.id, name, stage_of(found.percent + SLACK)))
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         """For Prometheus."""

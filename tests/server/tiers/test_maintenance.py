@@ -113,8 +113,8 @@ def test_growth_is_seen_without_counting_rows(world, measured):
 
 def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
     life = Lifecycle(world.fresh())
-    run(life.change("measured", {"limits": {"sleep_days": 0.2 / 86_400}}, "test"))
-    time.sleep(0.3)
+    run(life.change("measured", {"limits": {"sleep_days": 0.8 / 86_400}}, "test"))
+    time.sleep(0.9)
 
     def sleepers():
         return run(idle.put_to_sleep(world.fresh(), Events()))
@@ -125,10 +125,10 @@ def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
             control.execute("insert into usage (project_id, day, counter, value) values "
                             "(%s, now()::date, 'requests', 1)", (measured.id,))  # fmt: skip
         assert sleepers() == []  # used just now
-        time.sleep(0.3)
+        time.sleep(0.9)
         session.execute("select 1")
         assert sleepers() == []  # its developer is at it
-        time.sleep(0.3)
+        time.sleep(0.9)
         assert sleepers() == ["measured"]
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
