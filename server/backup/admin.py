@@ -51,9 +51,11 @@ class Job(msgspec.Struct):
 
 
 class Restore(msgspec.Struct, forbid_unknown_fields=True):
-    """into: a new project's name; without it, the project that the backup is of."""
+    """into: a new project's name; without it, the project that the backup is of. keep_sessions:
+    users stay signed in whose sessions nobody has ended since the backup."""
 
     into: str | None = None
+    keep_sessions: bool = False
 
 
 SELECT = """select id, project, kind, state, encrypted, bytes, error, started_at::text,
@@ -89,7 +91,8 @@ class Backups:
             check_slug(wanted.into)
         found = await self._known(request)
         return await self._queued("restore", wanted.into or found.project,
-                                  {"backup": found.id, "into": wanted.into})  # fmt: skip
+                                  {"backup": found.id, "into": wanted.into,
+                                   "keep_sessions": wanted.keep_sessions})  # fmt: skip
 
     async def verify(self, request: AdminRequest) -> AdminResponse:
         found = await self._known(request)

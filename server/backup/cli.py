@@ -90,7 +90,8 @@ def restore(options: argparse.Namespace) -> int:
         if input("This replaces the project's data. Type yes to go on: ").strip() != "yes":
             raise CommandError("nothing was changed")
     path = f"/admin/v1/backups/{quote(options.backup, safe='')}/restore"
-    job = admin.call("POST", path, {"into": options.into})
+    wanted = {"into": options.into, "keep_sessions": options.keep_sessions}
+    job = admin.call("POST", path, wanted)
     result = _wait(admin, job, "restore", options.json)
     if options.json:
         print_json(result)
@@ -99,6 +100,8 @@ def restore(options: argparse.Namespace) -> int:
           f"{result['documents']} documents into {result['project']}")  # fmt: skip
     if result["functions"]:
         print(f"  with {result['functions']} functions")
+    if result["sessions"]:
+        print(f"  {result['sessions']} sessions of users were ended; they sign in anew")
     for warning in result["warnings"]:
         print(f"  not restored: {warning}")
     return 0
@@ -151,6 +154,8 @@ def register(commands: Any) -> None:
     one = action("restore", restore, "Restore a backup into its project, or into a new one.")
     one.add_argument("backup")
     one.add_argument("--into", metavar="NAME", help="a project that does not exist yet")
+    one.add_argument("--keep-sessions", action="store_true",
+                     help="leave users signed in where nobody has ended it since")  # fmt: skip
     one.add_argument("--yes", action="store_true", help="replace the project's data unasked")
     text = "Restore a backup into a scratch database and compare it."
     action("verify", verify, text).add_argument("backup")

@@ -310,8 +310,9 @@ class Jobs:
             made = True
         try:
             outcome = await restore.into_project(
-                self.projects, record, reader, self._progress(job_id), made=made
-            )
+                self.projects, record, reader, self._progress(job_id), made=made,
+                keep_sessions=args.get("keep_sessions", False),
+            )  # fmt: skip
         except BaseException:
             if made:
                 await self.projects.delete(into, actor="node")

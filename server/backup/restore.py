@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from server.backup import content, documents, files, functions, listing, tools
+from server.backup import content, documents, files, functions, listing, sessions, tools
 from server.backup.archive import (
     CONTENT,
     DOCUMENTS,
@@ -52,7 +52,8 @@ IGNORED = "errors ignored on restore"
 
 
 class Outcome(msgspec.Struct):
-    """files: that the database knows of. functions: those made again for a new project. warnings:
+    """files: that the database knows of. functions: those made again for a new project. sessions:
+    of users, that the restore has ended. warnings:
     what could not be made again, of what holds no rows, and files and secrets that are gone."""
 
     tables: int
@@ -61,6 +62,7 @@ class Outcome(msgspec.Struct):
     warnings: list[str]
     files: int = 0
     functions: int = 0
+    sessions: int = 0
 
 
 class Target:
@@ -236,10 +238,18 @@ async def check(target: Target, before: Content, progress: Progress) -> Outcome:
 
 
 async def into_project(
-    projects: Projects, record: Record, reader: Reader, progress: Progress, *, made: bool = False
+    projects: Projects,
+    record: Record,
+    reader: Reader,
+    progress: Progress,
+    *,
+    made: bool = False,
+    keep_sessions: bool = False,
 ) -> Outcome:
     """Replaces a project's data by that of the backup. Its keys, logins, settings, functions and
-    their secrets stay. made: the project is new; it gets the functions of the backup as well."""
+    their secrets stay. made: the project is new; it gets the functions of the backup as well.
+    Its users are signed out, unless keep_sessions lets those sessions live on that nobody has
+    ended since the backup."""
     cluster = projects.cluster(record)
     target = Target(cluster, record, record.database + NEW)
     async with unpacked(reader, projects.config.data_dir, progress) as folder:
@@ -250,6 +260,12 @@ async def into_project(
             outcome = await check(target, before, progress)
             outcome.warnings = warnings
             async with projects.control() as control, locked(control, record.id):
+                kept = None
+                if keep_sessions:
+                    present = target.admin_dsn if made else cluster.dsn(record.database)
+                    async with await connect(present) as connection:
+                        kept = await sessions.live(connection)
+                outcome.sessions = await sessions.settle(target.dsn("system"), kept)
                 await swap(cluster, record)
                 await told(control, record)
                 await _recount(control, cluster, record)

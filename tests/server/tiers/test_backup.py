@@ -337,6 +337,53 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(request, shop, sealed, 
         owner.execute("drop table untouched")
 
 
+SESSIONS = """
+create table if not exists auth.sessions (id uuid primary key, ends_at timestamptz not null,
+  revoked_at timestamptz, revoke_reason text);
+create table if not exists auth.codes (address text primary key);
+truncate auth.sessions, auth.codes;
+insert into auth.sessions values ('00000000-0000-4000-8000-000000000001', 'infinity'),
+  ('00000000-0000-4000-8000-000000000002', 'infinity'),
+  ('00000000-0000-4000-8000-000000000003', '2001-01-01');
+insert into auth.codes values ('a@b.c');
+"""
+
+
+def alive(shop, slug=None):
+    with shop.session("system", slug) as system:
+        rows = system.execute(
+            "select right(id::text, 1) from auth.sessions where revoked_at is null "
+            "and ends_at > now() order by 1"
+        ).fetchall()
+        codes = system.execute("select count(*) from auth.codes").fetchone()[0]
+    return "".join(row[0] for row in rows), codes
+
+
+@pytest.mark.parametrize(
+    ("keep", "into", "expected"),
+    [(False, None, ""), (True, None, "1"), (False, "elsewhere", ""), (True, "elsewhere", "12")],
+)
+def test_a_restore_brings_no_ended_session_and_no_used_code_back(shop, keep, into, expected):
+    with shop.session("system") as system:
+        system.execute(SESSIONS)
+    backup = shop.backup()
+    with shop.session("system") as system:
+        system.execute(
+            "update auth.sessions set revoked_at = now() where id::text like '%2'; "
+            "delete from auth.codes"
+        )
+    try:
+        state, outcome, error = shop.job("restore", backup=backup, into=into, keep_sessions=keep)
+        assert state == "done", error
+        assert alive(shop, into) == (expected, 0)
+        assert outcome["sessions"] == 2 - len(expected)
+    finally:
+        if into:
+            run(shop.projects().delete(into))
+        with shop.session("system") as system:
+            system.execute("drop table auth.sessions, auth.codes")
+
+
 class Killed(BaseException):
     """Stands for the end of the process: nothing handles it."""
 
