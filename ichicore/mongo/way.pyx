@@ -21,7 +21,7 @@ cdef enum:
     MOST_PATHS = 1024   # of one lane that are remembered
     SLOW = 1            # seconds from which a request may be worth a line in the log
 cdef double GRACE = 2.0     # seconds beyond the time that the server itself was given
-cdef double TURN = 1.0      # seconds that a request waits for a connection on this way
+cdef double TURN = 3.0      # seconds that a request waits for a connection on this way
 
 
 @cython.final
@@ -127,7 +127,8 @@ cdef class Letter(Waiter):
     cdef bint turn(self, Link link) except -1:
         if self.finished:
             return False
-        if not link.start(self.ready.command, self, self.started + self.ready.seconds + GRACE):
+        if not link.start(self.ready.command, self,
+                          self.way.clock() + self.ready.seconds + GRACE):
             if self.queued:
                 self.resume()
             return False
@@ -169,9 +170,9 @@ cdef class Letter(Waiter):
         return self.rest(b"")
 
     cdef int rest(self, bytes answer) except -1:
-        """What one command does not do: a read is done anew on the general way, a write is brought
-        to its end."""
-        if self.ready.writes:
+        """What one command does not do: a read that was not answered is done anew on the general
+        way, anything else is brought to its end."""
+        if answer or self.ready.writes:
             self.lane.guide.conclude(self.ready, answer, self.send_made, self.failed)
         else:
             self.resume()

@@ -101,10 +101,10 @@ class Executor:
 
     async def found(self, elements: bytes) -> list[bytes]:
         """The raw answers that hold what a find or an aggregation gives."""
-        return await self._batches(await self.ask(elements))
+        return await self.rest(await self.ask(elements))
 
-    async def _batches(self, first: bytes) -> list[bytes]:
-        """What a cursor gives until it ends; its documents are bounded by its command's limit."""
+    async def rest(self, first: bytes) -> list[bytes]:
+        """A reply, and what its cursor gives until it ends, bounded by its command's limit."""
         answers, size, last = [first], len(first), first
         while (cursor := reply.cursor_id(last)) != 0:
             if size > MOST_BYTES:

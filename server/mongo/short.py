@@ -13,7 +13,7 @@ from ichicore.mongo.grammar import INSERTS, READS
 from server.base.project import Identity, Project
 from server.mongo import single
 from server.mongo.access import SERVICE, decide, role_of
-from server.mongo.execute import Event, written
+from server.mongo.execute import Event, Executor, written
 from server.mongo.room import Room
 from server.mongo.rulebook import Book
 from server.mongo.store import Session, Store, Unanswered
@@ -23,17 +23,21 @@ OPERATIONS = frozenset((*READS, *INSERTS, *single.CHANGES, *single.DELETES))
 
 
 class Ready:
-    """A request that is one command. seconds: that it may take. session: what numbers a write."""
+    """A request that is one command. seconds: that it may take. session: what numbers a write.
+    told: whether what it changed is."""
 
-    __slots__ = ("command", "parsed", "plan", "seconds", "session", "told", "writes")
+    __slots__ = (
+        "collection", "command", "parsed", "plan", "seconds", "session", "told", "writes",
+    )  # fmt: skip
 
-    def __init__(self, parsed: Command, plan: Plan, seconds: float) -> None:
+    def __init__(self, parsed: Command, plan: Plan, collection: str, seconds: float) -> None:
         self.parsed = parsed
         self.plan = plan
+        self.collection = collection
         self.seconds = seconds
         self.command = b""
         self.writes = False
-        self.told = ""  # the collection, where what changed is told
+        self.told = False
         self.session: Session | None = None
 
 
@@ -51,6 +55,10 @@ class Guide:
         self._caps: dict[bool, Caps] = {one: room.caps(book, one) for one in (False, True)}
         self._seconds = book.operation_ms / 1000
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def _disk(self) -> bool:
+        return self.project.tier != "free"
 
     def place(self, path: str) -> tuple[str, str] | None:
         """(operation, collection) of a path, if it may go the short way."""
@@ -71,10 +79,10 @@ class Guide:
         role = role_of(identity)
         command = parse(operation, body, self._caps[role == SERVICE])
         (plan,) = apply(command, decide(self.book, command, collection, role, identity))
-        ready = Ready(command, plan, self._seconds)
+        ready = Ready(command, plan, collection, self._seconds)
         store = self.store
         if operation in READS:
-            elements = single.reading(plan, collection, self.project.tier != "free")
+            elements = single.reading(plan, collection, self._disk)
         else:
             told = collection in self.book.realtime
             growing = operation not in single.DELETES
@@ -83,7 +91,7 @@ class Guide:
             if growing and not self.room.quota.fits(self.project):
                 return None
             ready.writes = True
-            ready.told = collection if told else ""
+            ready.told = told
             elements = single.writing(plan, collection, command.ordered) + MAJORITY
             ready.session = store.session()
             if ready.session is not None:
@@ -109,7 +117,8 @@ class Guide:
         done: Callable[[bytes], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        """Brings a write to its end whose reply is not so simple, or did not come (b"")."""
+        """Brings a request to its end whose reply is not so simple. found: b"" for a write whose
+        reply did not come."""
         task = asyncio.get_running_loop().create_task(self._conclude(ready, found, done, failed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -121,19 +130,30 @@ class Guide:
         done: Callable[[bytes], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        session, ready.session = ready.session, None
         try:
-            if session is not None:
-                end = time.monotonic() + ready.seconds
-                found = await self.store.repeat(ready.command, session, end, found)
-            elif not found:
-                raise Unanswered()
-            made = single.written(ready.parsed, ready.plan, written(found, self.store))
+            made = await (self._write(ready, found) if ready.writes else self._read(ready, found))
         except Exception as error:
             failed(error)
         else:
-            self._done(ready)
             done(made)
+
+    async def _read(self, ready: Ready, found: bytes) -> bytes:
+        """The answer to a read that failed or has more."""
+        store = self.store
+        store.succeeded(found)
+        executor = Executor(store, ready.collection, ready.seconds, self.book.max_docs, self._disk)
+        return single.read(ready.plan, await executor.rest(found))
+
+    async def _write(self, ready: Ready, found: bytes) -> bytes:
+        session, ready.session = ready.session, None
+        if session is not None:
+            end = time.monotonic() + ready.seconds
+            found = await self.store.repeat(ready.command, session, end, found)
+        elif not found:
+            raise Unanswered()
+        made = single.written(ready.parsed, ready.plan, written(found, self.store))
+        self._done(ready)
+        return made
 
     def _done(self, ready: Ready) -> None:
         """A write has succeeded."""
@@ -143,4 +163,4 @@ class Guide:
         self.room.quota.written(self.project, self.store)
         if ready.told:
             events = [Event("insert", document, None) for document in ready.plan.documents]
-            self.room.tell(self.project.id, ready.told, events)
+            self.room.tell(self.project.id, ready.collection, events)
