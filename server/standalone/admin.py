@@ -56,13 +56,32 @@ class AdminServer:
         if path == "/config":
             return 200, "text/plain; charset=utf-8", dump(server.config).encode()
         if path == "/metrics":
-            stats = {
-                **server.pool.stats(), "requests": server.requests,
-                "short_way_requests": server.way.tally.count,
-            }  # fmt: skip
-            lines = [f"ichibase_rest_{name} {value}" for name, value in stats.items()]
-            return 200, "text/plain; version=0.0.4", ("\n".join(lines) + "\n").encode()
+            return 200, "text/plain; version=0.0.4", self._metrics().encode()
         summary = server.summary()
         if path == "/schema_cache" and summary is not None:
             return 200, "application/json", summary
         return 404, "text/plain", b""
+
+    def _metrics(self) -> str:
+        """Under PostgREST's names what it has too, the rest under our own."""
+        server = self.server
+        stats = server.pool.stats()
+        known = server.auth.known
+        lines = []
+        for name, kind, values in (
+            ("pgrst_db_pool_max", "gauge", {"": server.config.pool}),
+            ("pgrst_db_pool_available", "gauge", {"": server.config.pool - stats["busy"]}),
+            ("pgrst_db_pool_waiting", "gauge", {"": stats["waiting"]}),
+            ("pgrst_schema_cache_loads_total", "counter",
+             {f'{{status="{status}"}}': count for status, count in server.loads.items()}),
+            ("pgrst_schema_cache_query_time_seconds", "gauge", {"": server.load_seconds}),
+            ("pgrst_jwt_cache_requests_total", "counter", {"": known.hits + known.misses}),
+            ("pgrst_jwt_cache_hits_total", "counter", {"": known.hits}),
+        ):  # fmt: skip
+            lines.append(f"# TYPE {name} {kind}")
+            lines += [f"{name}{label} {value}" for label, value in values.items()]
+        own = {
+            **stats, "requests": server.requests, "short_way_requests": server.way.tally.count,
+        }  # fmt: skip
+        lines += [f"ichibase_rest_{name} {value}" for name, value in own.items()]
+        return "\n".join(lines) + "\n"

@@ -87,6 +87,12 @@ class Standalone:
         self.config_pending = False  # the settings in the database could not be read yet
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reloading = asyncio.Lock()
+        self._configuring = asyncio.Lock()
+        self._reloader: asyncio.Task[Any] | None = None
+        self._stale = False  # the catalog may be older than the database
+        self._config_asked = False
+        self.loads = {"SUCCESS": 0, "FAIL": 0}  # readings of the catalog, by outcome
+        self.load_seconds = 0.0  # of the last one
         self.admin: AdminServer | None = None
         self._listener: Listener | None = None
         self._listened = False
@@ -102,16 +108,17 @@ class Standalone:
         """Requests since the start."""
         return self._count + self.way.tally.count
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def start(self) -> None:
         """Reads the catalog; when the database is away, goes on trying in the background."""
         self.watch.start()
         if self.config_pending or not await self._reload_once():
-            self.spawn(self._reload_until_done())
+            self.reload_soon()
         if self.config.channel_enabled:
             self._listener = Listener(
                 self.config.uri, self.config.channel, "ichibase rest schema",
@@ -122,8 +129,8 @@ class Standalone:
             self.admin = AdminServer(self)
             await self.admin.start()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGUSR1, lambda: self.spawn(self._reload_until_done()))
-        loop.add_signal_handler(signal.SIGUSR2, lambda: self.spawn(self.reload_config()))
+        loop.add_signal_handler(signal.SIGUSR1, self.reload_soon)
+        loop.add_signal_handler(signal.SIGUSR2, self.reload_config_soon)
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -160,59 +167,79 @@ class Standalone:
         async with self._reloading:
             self.version += 1
             config = self.config
+            began = perf_counter()
             catalog = await introspect.load(self.pool.fetch, config.rest, self.version)
             roles = await role_settings(self.pool)
             self.pool.forget()
             self.engine.use(catalog, config.rest, roles)
+            self.load_seconds = perf_counter() - began
 
     async def _reload_once(self) -> bool:
         try:
             await self.reload_catalog()
         except (PgError, *faults.POOL_ERRORS) as error:
+            self.loads["FAIL"] += 1
             note(f"cannot read the schema: {str(error).strip()}")
             return False
+        self.loads["SUCCESS"] += 1
         return True
+
+    def reload_soon(self) -> None:
+        """Reads the catalog once more, however often this is asked before that begins."""
+        self._stale = True
+        if self._reloader is None or self._reloader.done():
+            self._reloader = self.spawn(self._reload_until_done())
 
     async def _reload_until_done(self) -> None:
         """The old catalog stays in use while a new one cannot be read."""
         attempt = 0
-        while True:
+        while self._stale:
+            self._stale = False
             if self.config_pending:
                 await self.reload_config()
-                if not self.config_pending:
-                    return
-            elif await self._reload_once():
-                return
-            await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
-            attempt += 1
+                done = not self.config_pending
+            else:
+                done = await self._reload_once()
+            if not done:
+                self._stale = True
+                await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
+                attempt += 1
+
+    def reload_config_soon(self) -> None:
+        """The same for the configuration."""
+        if not self._config_asked:
+            self._config_asked = True
+            self.spawn(self.reload_config())
 
     async def reload_config(self) -> None:
         """Takes over what may change at run time; a configuration that is wrong is refused."""
-        try:
-            fresh = read_config()
-            if fresh.from_database:
-                found = await database.read(fresh.uri, fresh.pre_config)
-                fresh = read_config(found)
-            auth = Authenticator(fresh)
-        except (ConfigError, conffile.ConfFileError, psycopg.Error) as error:
-            note(f"the configuration was not reloaded: {str(error).strip()}")
-            return
-        self._use(fresh, auth)
-        self.way.configure()
-        if await self._reload_once():
-            self.config_pending = False
-        elif not self.config_pending:
-            self.spawn(self._reload_until_done())
+        async with self._configuring:
+            self._config_asked = False
+            try:
+                fresh = read_config()
+                if fresh.from_database:
+                    found = await database.read(fresh.uri, fresh.pre_config)
+                    fresh = read_config(found)
+                auth = Authenticator(fresh)
+            except (ConfigError, conffile.ConfFileError, psycopg.Error) as error:
+                note(f"the configuration was not reloaded: {str(error).strip()}")
+                return
+            self._use(fresh, auth)
+            self.way.configure()
+            if await self._reload_once():
+                self.config_pending = False
+            elif not self.config_pending:
+                self.reload_soon()
 
     def _told(self, payload: str) -> None:
         if payload in {"", "reload schema"}:
-            self.spawn(self._reload_until_done())
+            self.reload_soon()
         elif payload == "reload config":
-            self.spawn(self.reload_config())
+            self.reload_config_soon()
 
     def _listens(self) -> None:
         if self._listened:
-            self.spawn(self._reload_until_done())  # what was told during the break is lost
+            self.reload_soon()  # what was told during the break is lost
         self._listened = True
 
     def _lost(self, reason: str) -> None:

@@ -160,7 +160,9 @@ def test_preflight(program: Program) -> None:
 
 def test_admin_port(program: Program) -> None:
     assert httpx.get(program.admin + "/live").status_code == 200
-    assert "requests" in httpx.get(program.admin + "/metrics").text
+    metrics = httpx.get(program.admin + "/metrics").text
+    assert "ichibase_rest_requests" in metrics
+    assert "pgrst_db_pool_max 10\n" in metrics
     shown = httpx.get(program.admin + "/config").text
     assert 'db-schemas = "api"' in shown
     assert SECRET not in shown
@@ -180,6 +182,28 @@ def test_schema_reload(program: Program, cluster: EmbeddedPostgres, way: str) ->
         else:
             program.process.send_signal(signal.SIGUSR1)
     program.reaches(lambda: program.get(path).status_code == 200)
+
+
+def test_a_storm_of_notices_reads_the_schema_a_few_times(
+    program: Program, cluster: EmbeddedPostgres
+) -> None:
+    def loads() -> int:
+        metrics = httpx.get(program.admin + "/metrics").text
+        found = re.search(r'loads_total{status="SUCCESS"} (\d+)', metrics)
+        assert found is not None
+        return int(found[1])
+
+    before = loads()
+    with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
+        for number in range(300):
+            admin.execute("notify pgrst, 'reload schema'")
+            if number % 50 == 0:
+                admin.execute("notify pgrst, 'reload config'")
+        admin.execute("create table api.after_the_storm (id int)")
+        admin.execute("grant select on api.after_the_storm to rest_anon")
+        admin.execute("notify pgrst")
+    program.reaches(lambda: program.get("/after_the_storm").status_code == 200)
+    assert 0 < loads() - before < 150
 
 
 def test_configuration_reload(program: Program, cluster: EmbeddedPostgres) -> None:
