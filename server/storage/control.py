@@ -22,7 +22,11 @@ END = "\U0010ffff"  # comes after every character that a path may have
 PATH_CHARACTERS = "/-._~!$&'()*+,;=:@"  # that need no escape in a URL's path
 
 REMOVE = statement("select removed, freed from storage.remove($1, $2, $3::boolean, $4::float8)")
-MOVE = statement("select size from storage.move($1, $2, $3, $4::float8)")
+# With the size of what is replaced: the statement sees the files as they were before it.
+MOVE = statement(
+    """select moved.size, (select size from storage.objects where bucket = $1 and path = $3)
+    from storage.move($1, $2, $3, $4::float8) moved"""
+)
 HEAD = statement(
     f"""select size, content_type, left(encode(sha256, 'hex'), 32), {ISO.format("updated_at")},
       encode(sha256, 'hex'), id, owner_id
@@ -112,12 +116,11 @@ async def list_objects(room: Room, tenant: Tenant, body: Body) -> Response:
 
 async def move(room: Room, tenant: Tenant, body: Body) -> Response:
     bucket, old, new = body.bucket(), body.path("from"), body.path("to")
-    existing = await tenant.database.rows(HEAD, bucket, new) if old != new else []
     row = await tenant.database.row(MOVE, bucket, old, new, GRACE)
     if row[0] is None:
         raise missing()
-    if existing:
-        room.used(tenant, -int(sure(existing[0][0])), -1)
+    if row[1] is not None and old != new:
+        room.used(tenant, -int(sure(row[1])), -1)
     await room.changed(tenant, bucket, [old, new])
     return answer({"moved": True, "size": int(sure(row[0]))})
 

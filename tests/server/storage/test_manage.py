@@ -210,6 +210,8 @@ def test_reads_and_bytes_are_counted(files):
         return {name: int(value) for name, value in rows}
 
     assert files.upload("public", "counted.txt", b"x" * 1000, "text/plain").status == 200
+    assert files.upload("counted", "from", b"x" * 50).status == 200
+    assert files.upload("counted", "to", b"x" * 300).status == 200
     time.sleep(4.5)
     before = usage()
     for number in range(10):
@@ -221,7 +223,14 @@ def test_reads_and_bytes_are_counted(files):
         files.call("delete", {"bucket": "public", "path": "counted.txt"}).json["bytes_freed"]
         == 1000
     )
-    assert wait_until(lambda: usage()["storage_bytes"] == before["storage_bytes"] - 1000, 10)
+    # what a move replaces is no more stored, and one onto itself changes nothing
+    for target in ("to", "to"):
+        moved = files.call("move", {"bucket": "counted", "from": "from", "to": target})
+        assert moved.status in (200, 404)
+    same = files.call("move", {"bucket": "counted", "from": "to", "to": "to"})
+    assert same.json == {"moved": True, "size": 50}
+    assert wait_until(lambda: usage()["storage_bytes"] == before["storage_bytes"] - 1300, 10)
+    assert usage()["storage_objects"] == before["storage_objects"] - 2
 
 
 def test_an_unused_reservation_runs_out(files):
