@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,6 +28,7 @@ from server.standalone.auth import Authenticator
 from server.standalone.config import Config, ConfigError, dump, unknown
 
 DRAIN_SECONDS = 15.0
+PATIENCE = 2.0  # seconds
 POSTGREST = "14"  # whose ways it has
 SPECIAL = {"!4": "0.0.0.0", "*4": "0.0.0.0", "*": "::", "!6": "::", "*6": "::"}  # noqa: S104
 EXAMPLE = """\
@@ -131,8 +134,8 @@ def _serve(config: Config, workers: int) -> int:
     try:
         if socket_path is None:
             _check(host, config.port)
-        elif not os.access(socket_path.parent, os.W_OK | os.X_OK):
-            raise ConfigError(f"cannot make a socket in {socket_path.parent}")
+        else:
+            _claim(socket_path)
         if config.admin_port is not None:
             _check(_address(config.admin_host), config.admin_port)
     except ConfigError as error:
@@ -141,10 +144,14 @@ def _serve(config: Config, workers: int) -> int:
     where = config.unix_socket or f"{host}:{config.port}"
     print(f"listening on {where}", file=sys.stderr, flush=True)
     name_process("ichibase-rest")
-    serve(
-        REST, host, config.port, workers, DRAIN_SECONDS, socket=socket_path,
-        socket_mode=config.unix_socket_mode if socket_path else None,
-    )  # fmt: skip
+    try:
+        serve(
+            REST, host, config.port, workers, DRAIN_SECONDS, socket=socket_path,
+            socket_mode=config.unix_socket_mode if socket_path else None,
+        )  # fmt: skip
+    finally:
+        if socket_path is not None:
+            socket_path.unlink(missing_ok=True)
     return 0
 
 
@@ -153,15 +160,40 @@ def _address(host: str) -> str:
     return SPECIAL.get(host, host)
 
 
+def _claim(path: Path) -> None:
+    """Removes the socket that a program which was killed has left. ConfigError when another one
+    listens on it, or none can be made."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot make a socket in {path.parent}")
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise ConfigError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {path}: {error.strerror}") from None
+        else:
+            raise ConfigError(f"cannot listen on {path}: another program does")
+
+
 def _check(host: str, port: int) -> None:
-    """ConfigError when it cannot be listened on."""
+    """ConfigError when it cannot be listened on. A program that was killed may still be letting go
+    of it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with socket.create_server((host, port), family=family):
+                return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                reason = error.strerror or str(error)
+                raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+        time.sleep(0.1)
 
 
 def _children() -> list[int]:

@@ -307,8 +307,19 @@ def test_a_unix_socket(cluster: EmbeddedPostgres, tmp_path: Path) -> None:
     try:
         other.reaches(lambda: over(path).startswith(b"HTTP/1.1 200 "))
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        second = run(str(other.file))
+        assert (second.returncode, "another program does" in second.stderr) == (1, True)
+        other.process.kill()
+        other.process.wait()
+        assert path.is_socket()
+        other.log.close()
+        other = Program(
+            tmp_path, cluster, f'server-unix-socket = "{path}"', 'server-unix-socket-mode = "600"'
+        )
+        other.reaches(lambda: over(path).startswith(b"HTTP/1.1 200 "))
     finally:
         assert other.stop() == 0
+    assert not path.exists()
 
 
 def test_the_database_goes_away_and_comes_back(program: Program, cluster: EmbeddedPostgres) -> None:
