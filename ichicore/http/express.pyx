@@ -6,6 +6,7 @@ then take the general way. Both give the same answers.
 """
 cimport cython
 
+from ichicore.http.plain cimport body_length, plain_headers, verified
 from ichicore.pg.group cimport Group, Statement
 from ichicore.pg.placing cimport Placing
 from ichicore.rest import payload as _payload
@@ -308,8 +309,7 @@ cdef class Express:
         if ticket.headers.get("content-type") not in ("application/json",
                                                       "application/json; charset=utf-8"):
             return False
-        length = ticket.headers.get("content-length", "")
-        if not 0 < len(length) < 6 or not length.isdigit() or int(length) > MAX_BODY:
+        if body_length(ticket.headers, MAX_BODY) < 0:
             return False
         protocol().add_done_callback(ticket)  # comes back by Handover, in this thread
         return True
@@ -359,18 +359,13 @@ cdef class Express:
         cdef Ticket ticket
         cdef str path, query
         cdef dict headers
-        cdef list items
         cdef object known
         cdef bint reads = method == "GET"
         path = scope.path
         if not path.startswith(self.mount):
             return None
-        raw = scope.headers
-        items = raw.items()
-        headers = dict(items)
-        # as many names as pairs: none comes twice, and none has a value that is not ASCII, which
-        # the server leaves out
-        if len(headers) != len(items) or len(headers) != len(raw) or len(items) > MAX_HEADERS:
+        headers = plain_headers(scope.headers, MAX_HEADERS)
+        if headers is None:
             return None
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.engine.generation is not lane.generation:
@@ -379,9 +374,11 @@ cdef class Express:
             if name in self.peculiar or (reads and name in OF_WRITES):
                 return None
         authorization = headers.get("authorization")
-        known = lane.nobody if authorization is None else lane.known.get(authorization)
-        if known is None or self.now() >= known.until or (
-                lane.denied and lane.denied.covers(known.identity.claims, self.now())):
+        if authorization is None:
+            known = lane.nobody
+        else:
+            known = verified(lane.known, lane.denied, authorization, self.now())
+        if known is None:
             return None
         query = scope.query_string
         path = path[len(self.mount) - 1:]

@@ -8,6 +8,7 @@ take the general way. Both give the same answers.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 
+from ichicore.http.plain cimport body_length, plain_headers, verified
 from ichicore.mongo.link cimport Dock, Link, Waiter
 
 # Headers with which a request takes the general way.
@@ -253,19 +254,13 @@ cdef class Way:
         cdef Letter letter
         cdef Lane lane
         cdef dict headers
-        cdef list items
         cdef object known
         cdef tuple place
-        cdef str length
         cdef str path = scope.path
         if not path.startswith("/mongo/v1/") or scope.method != "POST" or len(path) > MAX_PATH:
             return False
-        raw = scope.headers
-        items = raw.items()
-        headers = dict(items)
-        # as many names as pairs: none comes twice, and none has a value that is not ASCII, which
-        # the server leaves out
-        if len(headers) != len(items) or len(headers) != len(raw) or len(items) > MAX_HEADERS:
+        headers = plain_headers(scope.headers, MAX_HEADERS)
+        if headers is None:
             return False
         lane = self.lanes.get(headers.get("host"))
         if lane is None or scope.query_string:
@@ -274,11 +269,11 @@ cdef class Way:
             if name in PECULIAR:
                 return False
         apikey = headers.get("apikey")
-        if apikey is None:
+        if apikey is None or body_length(headers, MAX_BODY) < 0:
             return False
-        known = lane.known.get((headers.get("authorization"), apikey))
-        if known is None or self.now() >= known.until or (
-                lane.denied and lane.denied.covers(known.identity.claims, self.now())):
+        known = verified(
+            lane.known, lane.denied, (headers.get("authorization"), apikey), self.now())
+        if known is None:
             return False
         place = lane.paths.get(path)
         if place is None:
@@ -288,9 +283,6 @@ cdef class Way:
             if len(lane.paths) >= MOST_PATHS:
                 lane.paths.clear()
             lane.paths[path] = place
-        length = headers.get("content-length", "")
-        if not 0 < len(length) < 6 or not length.isdigit() or int(length) > MAX_BODY:
-            return False
         letter = Letter.__new__(Letter)
         letter.way = self
         letter.lane = lane
