@@ -16,12 +16,14 @@ LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
 
 
 class Census:
-    """pgdata: folder of the server. databases: by process, "" where it serves no project."""
+    """pgdata: folder of the server. databases: by process, "" where it serves no project. busy: how
+    many processes of a database took processor time before the last call of spent()."""
 
     def __init__(self, pgdata: Path) -> None:
         self.lock = pgdata / "postmaster.pid"
         self.server = 0
         self.databases: dict[int, str] = {}
+        self.busy: dict[str, int] = {}
         self._untitled: dict[int, int] = {}  # looks at processes without a title
         self._spent: dict[int, int] = {}  # ticks
 
@@ -38,11 +40,13 @@ class Census:
     def spent(self) -> dict[str, float]:
         """Processor seconds by database since the last call."""
         found: dict[str, float] = {}
+        self.busy = {}
         for process, database in self.databases.items():
             if database and (ticks := _ticks(process)) is not None:
                 more = ticks - self._spent.get(process, 0)
                 self._spent[process] = ticks
                 found[database] = found.get(database, 0.0) + more / TICKS
+                self.busy[database] = self.busy.get(database, 0) + (more > 0)
         return found
 
     def _children(self) -> set[int]:

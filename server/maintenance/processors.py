@@ -26,6 +26,7 @@ PAUSE = 0.25  # seconds between looks at the processes
 AGAIN = 20  # looks between which the weights of known processes may have changed
 MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
 KEPT = 0.5  # of what a project has used before, in the sum of each look
+LEAST = 3  # weight of a process: whoever holds a lock must get on
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 WORKERS = ("ichibase-worker", "ichibase-rt")
 SELECT = "select database, tier, limits from projects where database = any($1)"
@@ -42,7 +43,9 @@ class Processors:
         self.events = events
         self.heavy: set[str] = set()
         self.crowded = False
+        self._wanted: dict[str, int] = {}  # weights by database
         self._weights: dict[int, int] = {}  # of processes that have been weighed
+        self._busy: dict[str, int] = {}  # most processes at once, of the heavy ones
         self._queued: dict[int, tuple[bool, bool]] = {}  # how they were told to take their turns
         self._workers: list[int] = []  # while they may interrupt
         self._use: dict[str, float] = {}  # of one processor, by database
@@ -80,11 +83,12 @@ class Processors:
         self._left -= 1
         if fresh or self._left <= 0:
             self._left = AGAIN
-            await self._weigh()
+            await self._ask()
         self._count(time.monotonic())
+        self._weigh()
         self._queue()
 
-    async def _weigh(self) -> None:
+    async def _ask(self) -> None:
         names = {name for name in self.census.databases.values() if name}
         if not names:
             return
@@ -92,16 +96,19 @@ class Processors:
             self._control = await connect(self.projects.dsn)
         rows = await fetch(self._control, SELECT, (list(names),))
         tiers = self.projects.config.tiers
-        wanted = {name: limits_of(tiers, tier, own).cpu_weight for name, tier, own in rows}
+        self._wanted = {name: limits_of(tiers, tier, own).cpu_weight for name, tier, own in rows}
+
+    def _weigh(self) -> None:
+        """The busy sessions of a heavy project share its weight."""
         for process, name in self.census.databases.items():
-            weight = wanted.get(name, processor.FULL)
+            weight = self._wanted.get(name, processor.FULL)
+            if name in self.heavy and weight < processor.FULL:
+                weight = max(LEAST, weight // self._busy[name])
             before = self._weights.get(process, processor.FULL)
             if before != weight:
                 # Raising may need rights that the node lacks; then the session keeps its weight.
                 if self._change(processor.share, process, weight, tell=weight < before):
                     self._weights[process] = weight
-                else:
-                    self._left = 0
 
     def _count(self, now: float) -> None:
         """Sees who is heavy."""
@@ -117,6 +124,10 @@ class Processors:
             name for name, part in use.items()
             if part > (LITTLE if name in self.heavy else MUCH)
         }  # fmt: skip
+        self._busy = {
+            name: max(1, self._busy.get(name, 1), self.census.busy.get(name, 1))
+            for name in self.heavy
+        }
         alone = len(use.keys() | {name for name in self.census.databases.values() if name}) < 2
         if (self.heavy and not alone) or (self._nice - nice) / seconds > MUCH:
             self._heavy_at = now

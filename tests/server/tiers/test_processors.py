@@ -133,6 +133,29 @@ def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypa
         assert policy(quiet) == os.SCHED_BATCH
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raising a weight")
+def test_the_busy_sessions_of_a_heavy_project_share_its_weight(pair, eyes, monkeypatch):
+    processors, _ = eyes
+    with contextlib.ExitStack() as stack:
+        light = [stack.enter_context(psycopg.connect(pair[0].owner_dsn)) for _ in range(3)]
+        full = stack.enter_context(psycopg.connect(pair[1].owner_dsn))
+        look(processors, 2)
+        name = processors.census.databases[light[0].info.backend_pid]
+
+        def spent():
+            processors.census.busy = {name: 3}
+            return {name: 0.25}
+
+        monkeypatch.setattr(processors.census, "spent", spent)
+        look(processors, 6, 0.05)
+        assert processors.heavy == {name}
+        assert [niceness(one) for one in (*light, full)] == [16, 16, 16, 0]
+        monkeypatch.setattr(processors.census, "spent", lambda: {name: 0.0})
+        look(processors, 8, 0.05)
+        assert processors.heavy == set()
+        assert niceness(light[0]) == 10
+
+
 def test_a_system_that_refuses_is_told_of_once(pair, eyes, monkeypatch):
     processors, told = eyes
 
