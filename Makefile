@@ -1,5 +1,5 @@
 # make serve    the server on embedded defaults (PORT=8000, DATA_DIR=data, ARGS=...)
-# make test     all tests     make lint    style and types
+# make test     all tests, in JOBS=2 processes     make lint    style and types
 # make bench    the benchmarks, as a table
 # make fuzz     the parsers against random input (ARGS="query --seconds 600")
 # make debug-test  the core's tests, built with bounds checks (ARGS=--address: AddressSanitizer)
@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 DATA_DIR ?= data
 ARGS ?=
+JOBS ?= 2
 SOURCES := setup.py pyproject.toml $(shell find ichicore csrc -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.c' -path 'csrc/*' -o -name '*.h' 2>/dev/null)
 
 .PHONY: serve test debug-test lint bench fuzz lock clean check-system
@@ -20,7 +21,7 @@ serve: $(VENV)/built
 
 # Many tests are about time. Those that fail get a second run by themselves, which has to pass.
 test: $(VENV)/built $(VENV)/dev
-	$(BIN)/python -m pytest $(ARGS) || { \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS) || { \
 	  echo "once more, the tests that failed:"; \
 	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
