@@ -15,6 +15,10 @@ class Echo:
         self.cancelled = 0
         self.projects = {}  # of /postgres: none has an engine
 
+    @staticmethod
+    def guide(project):
+        """Of /mongo: no request takes the short way."""
+
     async def handle(self, request):
         path = request.path
         if path.startswith("/sleep"):
