@@ -14,6 +14,7 @@ cdef class PreparedCache:
     cdef dict known                 # key -> Prepared
     cdef list garbage               # names of statements to deallocate
     cdef Py_ssize_t limit
+    cdef bint nameless
     cdef unsigned long long tick
     cdef unsigned long long serial
     cdef Prepared find(self, tuple key, list own)

@@ -11,9 +11,11 @@ cdef class Prepared:
 @cython.final
 cdef class PreparedCache:
     """At most `limit` prepared statements by key, (sql, role or None, variant). Names of those that
-    are forgotten wait in `garbage` to be deallocated."""
+    are forgotten wait in `garbage` to be deallocated. limit 0: none is kept; each time a statement
+    is used it is parsed as the nameless one, which the next one replaces."""
 
     def __cinit__(self, Py_ssize_t limit):
+        self.nameless = limit <= 0
         self.limit = max(limit, 8)
         self.known = {}
         self.garbage = []
@@ -34,16 +36,20 @@ cdef class PreparedCache:
     cdef Prepared make(self, tuple key):
         """A new one with a name, not yet kept."""
         cdef Prepared prepared = Prepared()
+        prepared.key = key
+        if self.nameless:
+            prepared.name = b""
+            return prepared
         if len(self.known) >= self.limit:
             self.evict()
         self.serial += 1
         prepared.name = b"i%d" % self.serial
-        prepared.key = key
         return prepared
 
     cdef int keep(self, Prepared prepared) except -1:
-        self.touch(prepared)
-        self.known[prepared.key] = prepared
+        if not self.nameless:
+            self.touch(prepared)
+            self.known[prepared.key] = prepared
         return 0
 
     cdef void touch(self, Prepared prepared) noexcept:
@@ -53,7 +59,7 @@ cdef class PreparedCache:
     cdef int confirm(self, Prepared prepared) except -1:
         """The server has prepared a statement, which another may have replaced meanwhile."""
         prepared.there = True
-        if self.known.get(prepared.key) is not prepared:
+        if not self.nameless and self.known.get(prepared.key) is not prepared:
             self.garbage.append(prepared.name)
         return 0
 

@@ -59,7 +59,7 @@ class Pool:
     depth: quick groups in flight on one connection. acquire_timeout: seconds a group waits for a
     connection before PoolTimeout. statement_timeout: default for `run`, seconds or None.
     idle_timeout: seconds after which an unused connection is closed. statements: prepared ones
-    kept per connection. budget: a cap shared with other pools.
+    kept per connection, 0 for none. budget: a cap shared with other pools.
     """
 
     def __init__(

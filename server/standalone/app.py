@@ -37,6 +37,7 @@ from server.standalone.log import AccessLog
 
 CONFIG_PATH = "ICHIBASE_REST_CONFIG"
 BODY_LIMIT = 1 << 30
+PREPARED = 500  # statements kept on a connection
 RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
@@ -77,6 +78,7 @@ class Standalone:
             acquire_timeout=config.pool_acquisition_timeout,
             idle_timeout=config.pool_max_idletime,
             application_name="ichibase rest",
+            statements=PREPARED if config.rest.prepared_statements else 0,
         )
         self.engine = RestEngine(config.rest, self.pool)
         self.version = 0

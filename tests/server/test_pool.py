@@ -174,6 +174,38 @@ def test_a_storm_of_cancels_hits_only_those_who_left(pg_database):
     run(work())
 
 
+def test_without_prepared_statements(pg_database):
+    async def work():
+        pool = Pool(pg_database, max_size=2, statements=0)
+
+        async def one(n):
+            text = f"mark {n}"
+            if n % 5 == 0:
+                with pytest.raises(PgError) as caught:
+                    await pool.run(marked(text, fails=True))
+                assert caught.value.sqlstate == "22012"
+                return
+            _, result = await pool.run(marked(text))
+            assert result.values == [(text.encode(),)]
+            (result,) = await pool.run(said(text))
+            assert result.body == f'[{{"said":"{text}"}}]'.encode()
+            group = Group("r")
+            group.add(Statement("select $1::int4range as r, $2::point as x", result=JSON),
+                      (b"[1,3)", b"(1,2)"))  # fmt: skip
+            (result,) = await pool.run(group)
+            assert result.body == b'[{"r":"[1,3)","x":"(1,2)"}]'
+
+        try:
+            await asyncio.gather(*(one(n) for n in range(200)))
+            kept = await pool.fetch("select name from pg_prepared_statements where name <> ''")
+            assert kept == []
+            assert pool.stats()["prepared"] == 0
+        finally:
+            await pool.close()
+
+    run(work())
+
+
 class Network:
     """A TCP proxy before PostgreSQL that passes bytes on in pieces of any size, stalls, and cuts
     connections in the middle of anything."""
