@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from server.base import processor
+
 PACKAGE = "secantus"
 LOGIN = "ichibase"
 READY_SECONDS = 60.0
@@ -205,6 +207,8 @@ def main(arguments: list[str]) -> int:
     os.dup2(descriptor, 2)
     os.chdir(folder)
     _write_startup(folder / "startup")
+    with contextlib.suppress(OSError):  # the operations of many projects are one long turn of it
+        processor.queue(os.getpid(), True, True)
     server = command(folder, port, "--auth", "--cache-size", "256M")
     os.execv(server[0], server)  # noqa: S606 - the signal of our parent's death stays in force
 
