@@ -179,7 +179,7 @@ def inside() -> dict[str, Any]:
 
         class Limits:
             function_wall_ms, function_cpu_ms, function_memory = 5_000, 2_000, 134_217_728
-            function_concurrency, function_bundle, functions = 5, 1 << 20, 10
+            function_concurrency, function_bundle, functions, cpu_weight = 5, 1 << 20, 10, 100
 
         class Asking:
             limits, id, slug, url = Limits, row[0], "default", project.node.url

@@ -339,10 +339,7 @@ class Functions:
             self._give_back(lease)
 
     async def connection(self, lease: Lease) -> Connection:
-        """A free connection to the function's process. ApiError when it has ended."""
-        found = lease.pool.idle()
-        if found is not None:
-            return found
+        """A new connection to the function's process. ApiError when it has ended."""
         for _ in range(CONNECT_TRIES):
             try:
                 return await lease.pool.connect()
@@ -351,6 +348,18 @@ class Functions:
             except OSError:
                 break
         raise await self.why_ended(lease)
+
+    async def send(self, lease: Lease, request: bytes, head_only: bool = False) -> Answer:
+        """The answer to a request that is here as a whole. A free connection that the process has
+        just closed is no failure: the request was not taken, and goes over a new one."""
+        connection = lease.pool.idle()
+        if connection is not None:
+            try:
+                return await _answered(connection, request, head_only)
+            except PeerClosed as error:
+                if error.begun:
+                    raise
+        return await _answered(await self.connection(lease), request, head_only)
 
     async def why_ended(self, lease: Lease) -> ApiError:
         """What to tell the caller whose process is gone."""
@@ -376,16 +385,12 @@ class Functions:
             f"POST /functions/{name} HTTP/1.1\r\nhost: internal\r\ncontent-type: application/json"
             f"\r\nx-request-id: {call.id}\r\ncontent-length: {len(body)}\r\n\r\n"
         ).encode()
-        connection = None
         try:
-            connection = await self.connection(lease)
-            answer = await connection.request(head + body)
+            answer = await self.send(lease, head + body)
             found = answer.body if answer.body is not None else await _whole(answer)
         except PeerClosed:
             raise await self.why_ended(lease) from None
         except asyncio.CancelledError:
-            if connection is not None:
-                connection.close()
             if call.refusal is None:
                 raise
             if (current := asyncio.current_task()) is not None:
@@ -546,6 +551,15 @@ def of(context: WorkerContext) -> Functions:
         found = context.functions = Functions(context.config.data_dir)
         context.on_stop.append(found.stop)
     return found
+
+
+async def _answered(connection: Connection, request: bytes, head_only: bool) -> Answer:
+    """The answer; a caller that gives up closes the connection, which tells the function."""
+    try:
+        return await connection.request(request, head_only)
+    except asyncio.CancelledError:
+        connection.close()
+        raise
 
 
 async def call_internal(context: WorkerContext, project: Project, name: str, body: bytes) -> bytes:

@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer", "_head_only", "_left", "_paused", "_pool", "_resumed", "_state", "_waiter",
-        "body", "closed", "raw_received", "transport",
+        "body", "closed", "once", "raw_received", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: Pool | None) -> None:
@@ -141,6 +141,7 @@ class Connection(asyncio.Protocol):
         self._resumed: asyncio.Future[None] | None = None
         self.body: Body | None = None
         self.closed = False
+        self.once = False  # closed instead of kept for another request
         self.transport: Any = None
         self.raw_received: Any = None  # after a 101: called with what comes, b"" at the end
 
@@ -409,8 +410,10 @@ class Pool:
         return made
 
     def hold(self, connection: Connection) -> None:
-        """The connection's request is not sent whole yet: it is not free with its answer."""
+        """The connection's request is not sent whole yet: it is not free with its answer. It
+        serves no other one: the peer may close it with a body that nobody has read."""
         self._held.add(connection)
+        connection.once = True
 
     def release(self, connection: Connection, whole: bool) -> None:
         """Takes back hold(). whole: whether the request was sent to its end."""
@@ -423,7 +426,7 @@ class Pool:
     def free(self, connection: Connection) -> None:
         if connection in self._held:
             return
-        if self.closing or len(self._idle) >= MAX_IDLE:
+        if self.closing or connection.once or len(self._idle) >= MAX_IDLE:
             connection.close()
         elif not connection.closed and connection not in self._idle:
             self._idle.append(connection)

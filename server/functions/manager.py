@@ -168,7 +168,7 @@ class Manager:
             raise not_found(name)
         running = await self._running(project, version)
         crowd = self._crowds.get((project.id, name))
-        others = crowd.others if crowd is not None else []
+        others = [one for one in crowd.others if one.able] if crowd is not None else []
         for one in (running, *others):
             one.leases.add(worker)
         return {
@@ -194,7 +194,7 @@ class Manager:
                           project.cpu_ms, project.weight, sorted(environment.items())])
         ).hexdigest()  # fmt: skip
         current = self.current.get(place)
-        if current is not None and current.key == key and current.cell.state == "ready":
+        if current is not None and current.key == key and current.able:
             return current
         task = self._starting.get(place)
         if task is None:

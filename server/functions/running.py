@@ -75,6 +75,11 @@ class Running:
         self.memory = 0  # bytes
         self._looked = (monotonic(), cell.usage()[0])
 
+    @property
+    def able(self) -> bool:
+        """Whether it takes calls: a process that was killed is there for a moment longer."""
+        return self.cell.state == "ready" and self.cell.reason is None
+
     def looked(self, cpu: float, memory: int, now: float) -> float:
         """Takes in the processor time of its life and its memory; gives the time since the last
         look."""

@@ -66,18 +66,20 @@ class FunctionsService:
             raise ApiError(413, "payload_too_large", f"The body is larger than {limit} bytes.")
         if functions.full(lease):
             await functions.room(lease)
+        while lease.dropped:  # meanwhile another process has taken its place
+            lease = await self._lease(request)
         task: Any = asyncio.current_task()
         call = functions.begin(lease, request.id, lease.wall, task.cancel)
         self.add(lease.project_id, "function_invocations", 1)
         connection = None
         kept = False
         try:
-            connection = lease.pool.idle() or await functions.connection(lease)
             head = self._head(lease, request, len(body) if not streamed else declared)
             if streamed:
+                connection = await functions.connection(lease)
                 answer = await self._upload(lease, connection, head, request, limit)
             else:
-                answer = await connection.request(head + body, request.method == "HEAD")
+                answer = await functions.send(lease, head + body, request.method == "HEAD")
             call.failed = answer.status >= 500
             response, kept = self._response(call, answer, task)
             return response
@@ -106,6 +108,8 @@ class FunctionsService:
         self._authorize(lease, request)
         if self.functions.full(lease):
             await self.functions.room(lease)
+        while lease.dropped:
+            lease = await self._lease(request)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def end() -> None:

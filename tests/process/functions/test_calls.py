@@ -312,6 +312,18 @@ def test_sockets_are_relayed(parts):
     client.socket.close()
 
 
+# Says "three" only where it is held as in production.
+SERVED = """
+console.log("at work");
+let said = "three";
+try { Deno.readTextFileSync("/etc/passwd"); said = "it reads"; } catch { /* as it should */ }
+try { await Deno.connect({ hostname: "127.0.0.1", port: 22 }); said = "it connects"; } catch (e) {
+  if ((e as Error).name !== "NotCapable") said = (e as Error).name;
+}
+Deno.serve(() => new Response(said));
+"""
+
+
 def test_the_command_line(project, tmp_path):
     node = project.node
     run = ["functions"]
@@ -333,7 +345,7 @@ def test_the_command_line(project, tmp_path):
     )  # fmt: skip
     try:
         assert wait_until(lambda: project.call("greet")[1] == b"two", seconds=30)
-        source.write_text("console.log('at work'); Deno.serve(() => new Response('three'));\n")
+        source.write_text(SERVED)
         assert wait_until(lambda: project.call("greet")[1] == b"three", seconds=30)
         time.sleep(1.0)
     finally:
@@ -373,7 +385,7 @@ def test_a_call_from_inside_is_quick_and_meets_the_function(parts):
 
         class Limits:
             function_wall_ms, function_cpu_ms, function_memory = 5_000, 2_000, 134_217_728
-            function_concurrency, function_bundle, functions = 5, 1 << 20, 10
+            function_concurrency, function_bundle, functions, cpu_weight = 5, 1 << 20, 10, 100
 
         class Asking:
             limits = Limits

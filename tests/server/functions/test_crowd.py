@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.base.functions import Functions, socket_path
-from server.functions import running
+from server.functions import network, running
 from server.functions.manager import Manager
 from server.functions.rpc import Rpc
 from server.functions.running import Crowd, most_processes
@@ -90,14 +90,14 @@ class Parts:
 def eager(monkeypatch):
     """Any use of a processor counts as busy: the machine of the tests may have little to give."""
     monkeypatch.setattr(running, "FULL", 0.02)
-    monkeypatch.setattr(running, "SLACK", 0.01)
+    monkeypatch.setattr(running, "SLACK", 0.0)
     monkeypatch.setattr(running, "SOON", 0.3)
     monkeypatch.setattr(running, "LATER", 0.5)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_again():
+def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_again(monkeypatch):
     async def go():
         async with Parts() as parts:
             first = await parts.call()
@@ -108,6 +108,8 @@ def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_a
             assert first in ids
             assert len(parts.processes()) == 2  # 50 calls at once are two processes, not more
             assert {len(one.leases) for one in parts.processes()} == {1}
+            monkeypatch.setattr(running, "FULL", 1.5)
+            monkeypatch.setattr(running, "SLACK", 1.0)
             async with asyncio.timeout(10):
                 while len(parts.processes()) > 1:
                     await asyncio.sleep(0.05)
@@ -118,11 +120,12 @@ def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_a
 
 
 @pytest.mark.usefixtures("eager")
-def test_the_second_process_takes_over_when_the_first_ends():
+def test_the_second_process_takes_over_when_the_first_ends(monkeypatch):
     async def go():
         async with Parts() as parts:
             first = await parts.call()
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
+            monkeypatch.setattr(running, "FULL", 1.5)
             parts.manager.current["p", "burn"].cell.kill("memory")
             async with asyncio.timeout(10):
                 while len(parts.processes()) > 1:
@@ -136,12 +139,13 @@ def test_the_second_process_takes_over_when_the_first_ends():
 
 
 @pytest.mark.usefixtures("eager")
-def test_another_version_takes_the_place_of_all_processes():
+def test_another_version_takes_the_place_of_all_processes(monkeypatch):
     async def go():
         async with Parts() as parts:
             before = {await parts.call()}
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
             before |= set(await parts.busy(after(50)))
+            monkeypatch.setattr(running, "FULL", 1.5)
             parts.manager._secrets["p"] = {"A": "changed"}
             for lease in list(parts.worker.leases.values()):
                 parts.worker._drop(lease)
@@ -154,6 +158,25 @@ def test_another_version_takes_the_place_of_all_processes():
             parts.manager.retire_all("p", "burn")
             assert not parts.manager.current
             assert not parts.manager._crowds
+
+    asyncio.run(go())
+
+
+def test_processes_are_replaced_when_the_machine_has_another_address(monkeypatch):
+    async def go():
+        async with Parts() as parts:
+            first = await parts.call()
+            before = set(parts.manager.cells)
+            parts.manager._close_addresses()
+            assert await parts.call() == first
+            own = [*network.own_addresses(), "8.8.4.4"]
+            monkeypatch.setattr(network, "own_addresses", lambda: own)
+            parts.manager._close_addresses()
+            async with asyncio.timeout(10):
+                while before & set(parts.manager.cells) or await parts.call() == first:
+                    parts.manager._close_addresses()  # also those that were coming up before
+                    await asyncio.sleep(0.05)
+            assert all("8.8.4.4" in cell.closed for cell in parts.manager.cells.values())
 
     asyncio.run(go())
 

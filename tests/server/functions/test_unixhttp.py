@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.base.functions import Functions
 from server.base.unixhttp import HIGH_WATER, BadAnswer, PeerClosed, Pool
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -161,3 +163,38 @@ def test_a_reader_that_waits_holds_up_the_sender():
             await found.stream.aclose()
 
     asyncio.run(run())
+
+
+def test_a_free_connection_that_the_peer_closes_is_no_failure_of_the_next_call(tmp_path):
+    """Each connection answers one request, and ends when another comes."""
+    path = str(tmp_path / "s")
+    seen, ended = [], []
+
+    async def serve(reader, writer):
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await writer.drain()
+        await reader.read(1)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        ended.append(writer)
+
+    class OneLease:
+        pool = Pool(path)
+
+    async def go():
+        server = await asyncio.start_unix_server(serve, path)
+        functions = Functions(tmp_path)
+        try:
+            for number in range(3):
+                answer = await functions.send(OneLease, b"GET /%d HTTP/1.1\r\n\r\n" % number)
+                assert (answer.status, answer.body) == (200, b"ok")
+        finally:
+            OneLease.pool.close()
+            server.close()
+            while len(ended) < len(seen):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(go())
+    assert [head.split()[1] for head in seen] == [b"/0", b"/1", b"/2"]
