@@ -10,6 +10,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from server.mongo.address import read_server
+from tests.mongoprobe import wait_for
 from tests.process.running import RunningNode, wait_until
 from tests.process.test_realtime import post
 from tests.server.realtime.world import Talker
@@ -35,17 +36,10 @@ def node(module_folder):
 
 @pytest.fixture
 def orders(node):
-    deadline = time.monotonic() + 60
-    while True:
-        with MongoClient(node.project()["mongo_url"], serverSelectionTimeoutMS=1000) as client:
-            try:
-                client.get_default_database().command("ping")
-            except PyMongoError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-                continue
-            yield client.get_default_database()["orders"]
-            return
+    url = node.project()["mongo_url"]
+    wait_for(url)
+    with MongoClient(url, serverSelectionTimeoutMS=5000) as client:
+        yield client.get_default_database()["orders"]
 
 
 def test_writes_of_others_are_told_once_and_by_rule(node, orders):
