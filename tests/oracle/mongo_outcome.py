@@ -34,7 +34,8 @@ def outcome(module: Any, operation: str, body: bytes, caps: Caps) -> Any:
     for part in parsed.parts:
         documents = [bson.decode(document, OPTIONS) for document in part.documents]
         made = [document.pop("_id") for document in documents]
-        assert list(map(str, made)) == list(part.ids) or all(part.ids)
+        for value, text in zip(made, part.ids, strict=bool(part.ids)):
+            assert text == value if isinstance(value, str) else text
         part.documents = tuple(map(bson.encode, documents))
         part.ids = ()
         for name in ("filter", "projection", "sort", "update", "replacement"):
