@@ -285,14 +285,14 @@ def interpreter_for_all():
     pytest.skip("no account but root can run this interpreter and read these packages")
 
 
-def test_an_existing_server_is_used_instead(launch, pg_cluster):
-    with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
+def test_an_existing_server_is_used_instead(launch, postgres):
+    with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
         admin.execute("create role keeper login superuser password 'pass word'")
-    url = f"postgresql://keeper:pass%20word@127.0.0.1:{pg_cluster.port}/postgres"
+    url = f"postgresql://keeper:pass%20word@127.0.0.1:{postgres.port}/postgres"
     running = launch(environment={"DATABASE_URL": url})
     running.start()
     running.sql("create table kept (id int); insert into kept values (1); select 1")
-    assert f":{pg_cluster.port}/" in running.project()["database_url"]
+    assert f":{postgres.port}/" in running.project()["database_url"]
     assert not (running.data_dir / "postgres").exists()
     running.kill()
     running.start()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 import urllib.request
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import free_port
 from server.realtime.nodes import DEAD_SECONDS
 from tests.process.running import RunningNode, wait_until
 from tests.server.realtime.world import Talker
@@ -21,19 +18,6 @@ RULES = {
     "channels": {"room:*": {"subscribe": True, "send": True, "presence": True}},
     "tables": {"notes": {"rule": {"public": True}}},
 }
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    folder = Path(tempfile.mkdtemp(prefix="ichi-two-"))
-    folder.chmod(0o755)
-    cluster = EmbeddedPostgres(folder, free_port(), options={"fsync": "off"})
-    cluster.start()
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
