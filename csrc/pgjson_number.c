@@ -67,6 +67,14 @@ static int put_decimal(jb_buf *out, int negative, uint64_t digits, int exponent,
     char text[24];
     char *o;
     int n, point, i;
+    while (digits % 100000000 == 0) { /* most have many zeros or none */
+        digits /= 100000000;
+        exponent += 8;
+    }
+    if (digits % 10000 == 0) {
+        digits /= 10000;
+        exponent += 4;
+    }
     while (digits % 10 == 0) {
         digits /= 10;
         exponent++;
