@@ -43,6 +43,7 @@ class Processors:
         self.events = events
         self.heavy: set[str] = set()
         self.crowded = False
+        self.alone = False  # only one project has sessions
         self._wanted: dict[str, int] = {}  # weights by database
         self._weights: dict[int, int] = {}  # of processes that have been weighed
         self._busy: dict[str, int] = {}  # most processes at once, of the heavy ones
@@ -128,14 +129,14 @@ class Processors:
             name: max(1, self._busy.get(name, 1), self.census.busy.get(name, 1))
             for name in self.heavy
         }
-        alone = len(use.keys() | {name for name in self.census.databases.values() if name}) < 2
-        if (self.heavy and not alone) or (self._nice - nice) / seconds > MUCH:
+        self.alone = len(use.keys() | {name for name in self.census.databases.values() if name}) < 2
+        if (self.heavy and not self.alone) or (self._nice - nice) / seconds > MUCH:
             self._heavy_at = now
         self.crowded = now - self._heavy_at < CALM
 
     def _queue(self) -> None:
         told = {
-            process: (self.crowded and name not in self.heavy, name in self.heavy)
+            process: (self.crowded and (self.alone or name not in self.heavy), name in self.heavy)
             for process, name in self.census.databases.items()
         }
         if self.crowded != bool(self._workers) or (self.crowded and self._left == AGAIN):
