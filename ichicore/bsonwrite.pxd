@@ -3,16 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
-cdef extern from "jsonbuf.h" nogil:
-    ctypedef struct jb_buf:
-        char *data
-        size_t len
-        size_t cap
-    void jb_init(jb_buf *b)
-    void jb_free(jb_buf *b)
-    int jb_room(jb_buf *b, size_t more)
-    int jb_put(jb_buf *b, const void *p, size_t n)
-    int jb_byte(jb_buf *b, char c)
+from ichicore.buffer cimport jb_buf, jb_byte, jb_put, jb_room
 
 
 cdef inline int bw_raw(jb_buf *out, const void *p, size_t n) except -1:

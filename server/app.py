@@ -6,7 +6,6 @@ This is the only module that knows all rooms. `application` is what the HTTP ser
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import importlib.util
 import time
@@ -14,6 +13,7 @@ import traceback
 from typing import Any
 
 from ichicore.mongo.way import Letter
+from server.base import garbage
 from server.base.bus import PgBus
 from server.base.context import TOKEN_REVOKED, NodeConfig, WorkerContext
 from server.base.directory import ControlDirectory, Source
@@ -224,9 +224,7 @@ class Application:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self._start(loop))
-        gc.collect()
-        gc.freeze()  # what is there now stays; collections need not look at it again
-        gc.set_threshold(20_000, 20, 50)
+        garbage.settle()
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         if isinstance(loop, ServingLoop):

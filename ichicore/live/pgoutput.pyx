@@ -13,12 +13,11 @@ from libc.stdlib cimport calloc, free
 
 import orjson
 
+from ichicore.buffer cimport jb_buf, jb_byte, jb_free, jb_init, jb_put
 from ichicore.live.change cimport new_change, new_publish
 from ichicore.live.pgtypes cimport BUILT_IN, Shape, Types, json_key, pt_field, pt_type
 from ichicore.live.reader cimport Reader, name_of, need, u8, u16, u32, u64
-from ichicore.pg.libpq cimport (
-    PGconn, PQerrorMessage, jb_buf, jb_byte, jb_free, jb_init, jb_put,
-)
+from ichicore.pg.libpq cimport PGconn, PQerrorMessage
 
 
 cdef extern from "libpq-fe.h" nogil:

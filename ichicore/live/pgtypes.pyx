@@ -6,7 +6,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
-from ichicore.pg.libpq cimport jb_buf, jb_byte, jb_free, jb_init
+from ichicore.buffer cimport jb_buf, jb_byte, jb_free, jb_init
 
 
 cdef extern from "jsontext.h" nogil:

@@ -1,4 +1,4 @@
-from ichicore.bsonwrite cimport jb_buf, jb_byte, jb_free, jb_init, jb_put, jb_room
+from ichicore.buffer cimport jb_buf
 
 
 cdef extern from "bsonjson.h" nogil:

@@ -2,13 +2,13 @@
 what goes with every command."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t
 
 from ichicore.bsonwrite cimport (
-    bw_close, bw_head, bw_int32, bw_int64, bw_open, bw_raw, bw_text, bw_true, jb_buf, jb_free,
-    jb_init,
+    bw_close, bw_head, bw_int32, bw_int64, bw_open, bw_raw, bw_text, bw_true,
 )
+from ichicore.buffer cimport Buffer
 from ichicore.mongo.tape cimport number_text
 
 cdef extern from "Python.h":
@@ -16,16 +16,7 @@ cdef extern from "Python.h":
 
 
 @cython.final
-@cython.freelist(8)
-cdef class _Out:
-    cdef jb_buf buf
-
-    def __cinit__(self):
-        jb_init(&self.buf)
-
-    def __dealloc__(self):
-        jb_free(&self.buf)
-
+cdef class _Out(Buffer):
     cdef int text(self, bytes key, str value) except -1:
         cdef Py_ssize_t n
         cdef const char *p = PyUnicode_AsUTF8AndSize(value, &n)
@@ -51,9 +42,6 @@ cdef class _Out:
     cdef int flag(self, bytes key, bint value) except -1:
         bw_head(&self.buf, 0x08, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))
         return bw_raw(&self.buf, b"\1" if value else b"\0", 1)
-
-    cdef bytes done(self):
-        return PyBytes_FromStringAndSize(self.buf.data, self.buf.len)
 
 
 def find(str collection not None, bytes filter not None, int32_t limit, *, bytes projection=None,
@@ -103,28 +91,24 @@ def distinct(str collection not None, str field not None, bytes filter not None)
     return out.done()
 
 
-def insert(str collection not None, documents, bint ordered) -> bytes:
+cdef bytes _writes(bytes name, str collection, bytes key, items, bint ordered):
     cdef _Out out = _Out()
-    out.text(b"insert", collection)
-    out.documents(b"documents", documents)
+    out.text(name, collection)
+    out.documents(key, items)
     out.flag(b"ordered", ordered)
     return out.done()
+
+
+def insert(str collection not None, documents, bint ordered) -> bytes:
+    return _writes(b"insert", collection, b"documents", documents, ordered)
 
 
 def update(str collection not None, statements, bint ordered=True) -> bytes:
-    cdef _Out out = _Out()
-    out.text(b"update", collection)
-    out.documents(b"updates", statements)
-    out.flag(b"ordered", ordered)
-    return out.done()
+    return _writes(b"update", collection, b"updates", statements, ordered)
 
 
 def delete(str collection not None, statements, bint ordered=True) -> bytes:
-    cdef _Out out = _Out()
-    out.text(b"delete", collection)
-    out.documents(b"deletes", statements)
-    out.flag(b"ordered", ordered)
-    return out.done()
+    return _writes(b"delete", collection, b"deletes", statements, ordered)
 
 
 def update_statement(bytes filter not None, bytes change not None, bint multi=False,
@@ -182,11 +166,12 @@ def numbered(bytes elements not None, bytes session not None, long long number) 
     return out.done()
 
 
-def whole(bytes elements not None, bytes tail not None) -> bytes:
-    """The document that is sent, without a time: see sealed()."""
+cdef bytes _sent(bytes elements, int32_t milliseconds, bytes tail):
     cdef _Out out = _Out()
     cdef size_t at = bw_open(&out.buf)
     bw_raw(&out.buf, PyBytes_AS_STRING(elements), PyBytes_GET_SIZE(elements))
+    if milliseconds:
+        bw_int32(&out.buf, b"maxTimeMS", 9, milliseconds)
     bw_raw(&out.buf, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
     bw_close(&out.buf, at)
     return out.done()
@@ -195,10 +180,9 @@ def whole(bytes elements not None, bytes tail not None) -> bytes:
 def sealed(bytes elements not None, double seconds, bytes tail not None) -> bytes:
     """The document that is sent: a command's members, the time that it may take, and `tail`, the
     members that every command to the database has."""
-    cdef _Out out = _Out()
-    cdef size_t at = bw_open(&out.buf)
-    bw_raw(&out.buf, PyBytes_AS_STRING(elements), PyBytes_GET_SIZE(elements))
-    bw_int32(&out.buf, b"maxTimeMS", 9, max(1, <int32_t> (seconds * 1000)))
-    bw_raw(&out.buf, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
-    bw_close(&out.buf, at)
-    return out.done()
+    return _sent(elements, max(1, <int32_t> (seconds * 1000)), tail)
+
+
+def whole(bytes elements not None, bytes tail not None) -> bytes:
+    """The same without a time."""
+    return _sent(elements, 0, tail)

@@ -7,10 +7,10 @@ from libc.stdint cimport SIZE_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
+from ichicore.buffer cimport Buffer, jb_buf, jb_byte, jb_put, jb_room
 from ichicore.mongo.bson cimport (
     BJ_ALL, BJ_DEEP, BJ_DROP, BJ_KEEP, BJ_NO_MEMORY, PJ_POW10_MAX, PJ_POW10_MIN, bj_document,
-    bj_elements, bj_field, bj_iter, bj_mode, bj_next, bj_open, bj_value, jb_buf, jb_byte, jb_free,
-    jb_init, jb_put, jb_room, pj_set_pow10,
+    bj_elements, bj_field, bj_iter, bj_mode, bj_next, bj_open, bj_value, pj_set_pow10,
 )
 
 from ichicore import powers
@@ -94,23 +94,9 @@ cdef int _check(int found) except -1:
 
 
 @cython.final
-@cython.freelist(8)
-cdef class _Out:
-    """A buffer that ends with its owner."""
-
-    cdef jb_buf buf
-
-    def __cinit__(self):
-        jb_init(&self.buf)
-
-    def __dealloc__(self):
-        jb_free(&self.buf)
-
+cdef class _Out(Buffer):
     cdef int put(self, bytes text) except -1:
         return _check(jb_put(&self.buf, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)))
-
-    cdef bytes done(self):
-        return PyBytes_FromStringAndSize(self.buf.data, self.buf.len)
 
 
 cdef int _document(_Out out, const unsigned char *p, size_t n, Fields fields) except -1:

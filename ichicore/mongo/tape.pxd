@@ -1,7 +1,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcmp
 
-from ichicore.mongo.bson cimport jb_buf
+from ichicore.buffer cimport jb_buf
 
 cdef extern from "jsontape.h" nogil:
     enum:

@@ -9,8 +9,9 @@ from libc.math cimport floor
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memchr
 
+from ichicore.buffer cimport jb_free, jb_init
 from ichicore.bsonwrite cimport (
-    bw_close, bw_head, bw_int32, bw_open, bw_raw, bw_text, jb_free, jb_init,
+    bw_close, bw_head, bw_int32, bw_open, bw_raw, bw_text,
 )
 from ichicore.mongo.tape cimport (
     TJ_ARRAY, TJ_DEEP, TJ_DOUBLE, TJ_FALSE, TJ_INT, TJ_MANY, TJ_NO_MEMORY, TJ_NULL, TJ_NUMBER,

@@ -1,5 +1,6 @@
 """What the executor uses of bodies."""
-from ichicore.pg.libpq cimport PGresult, jb_buf
+from ichicore.buffer cimport jb_buf
+from ichicore.pg.libpq cimport PGresult
 from ichicore.rest.rows cimport RowFormat
 
 cdef object unwritable(object failure)

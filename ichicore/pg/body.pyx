@@ -3,9 +3,8 @@
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
-from ichicore.pg.libpq cimport (
-    PJ_NO_MEMORY, PGresult, PQntuples, jb_buf, jb_byte, jb_free, jb_init,
-)
+from ichicore.buffer cimport jb_byte, jb_free, jb_init
+from ichicore.pg.libpq cimport PJ_NO_MEMORY, PGresult, PQntuples
 from ichicore.rest.rows cimport RowFormat
 
 from ichicore.pg.errors import PgError

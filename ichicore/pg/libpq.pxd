@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from ichicore.buffer cimport jb_buf
+
 
 cdef extern from "libpq-fe.h" nogil:
     ctypedef struct PGconn:
@@ -93,17 +95,6 @@ cdef extern from "libpq_optional.h" nogil:
     int ichi_has_chunks()
     int ichi_sync(PGconn *conn)
     int ichi_incremental(PGconn *conn, int chunk)
-
-
-cdef extern from "jsonbuf.h" nogil:
-    ctypedef struct jb_buf:
-        char *data
-        size_t len
-        size_t cap
-    void jb_init(jb_buf *b)
-    void jb_free(jb_buf *b)
-    int jb_byte(jb_buf *b, char c)
-    int jb_put(jb_buf *b, const void *p, size_t n)
 
 
 cdef extern from "pgjson.h" nogil:

@@ -1,4 +1,5 @@
 """Filters and logic trees of a query string: operators, their values, and/or groups."""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_AsTuple
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memchr, memcmp
@@ -18,6 +19,10 @@ cdef tuple OPERATOR_NAMES = (
     "isdistinct", "fts", "plfts", "phfts", "wfts", "cs", "cd", "ov", "sl", "sr", "nxr", "nxl",
     "adj",
 )
+# What follows `is`: as it may be written, and as it is kept.
+cdef list TRUTHS = [(word.encode(), word) for word in (
+    "null", "not_null", "true", "false", "unknown",
+)]
 
 
 cdef class Conditions(Reader):
@@ -100,25 +105,17 @@ cdef class Conditions(Reader):
         cdef char low[8]
         cdef Py_ssize_t i
         cdef Py_ssize_t n = size if size < 8 else 8
+        cdef bytes name
+        cdef str word
         for i in range(n):
             low[i] = self.p[i]
             if c'A' <= low[i] <= c'Z':
                 low[i] = low[i] + 32
-        if n >= 4 and memcmp(low, b"null", 4) == 0:
-            self.p += 4
-            return "null"
-        if n >= 8 and memcmp(low, b"not_null", 8) == 0:
-            self.p += 8
-            return "not_null"
-        if n >= 4 and memcmp(low, b"true", 4) == 0:
-            self.p += 4
-            return "true"
-        if n >= 5 and memcmp(low, b"false", 5) == 0:
-            self.p += 5
-            return "false"
-        if n >= 7 and memcmp(low, b"unknown", 7) == 0:
-            self.p += 7
-            return "unknown"
+        for name, word in TRUTHS:
+            if n >= PyBytes_GET_SIZE(name) and memcmp(
+                    low, PyBytes_AS_STRING(name), <size_t>PyBytes_GET_SIZE(name)) == 0:
+                self.p += PyBytes_GET_SIZE(name)
+                return word
         raise Unusual
 
     cdef const char* quoted_end(self, const char* p) noexcept:

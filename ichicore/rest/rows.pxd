@@ -1,4 +1,5 @@
-from ichicore.pg.libpq cimport PGresult, jb_buf, pj_codec, pj_column
+from ichicore.buffer cimport jb_buf
+from ichicore.pg.libpq cimport PGresult, pj_codec, pj_column
 
 
 cdef class TypeTable:

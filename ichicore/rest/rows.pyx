@@ -11,9 +11,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport calloc, free
 from libc.string cimport strcmp
 
+from ichicore.buffer cimport jb_buf, jb_free, jb_init
 from ichicore.pg.libpq cimport (
     PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT, PJ_INTERVAL, PJ_MALFORMED, PJ_NO_MEMORY, PJ_POW10_MAX,
-    PJ_POW10_MIN, PJ_ZONE, PQfname, PQftype, PQnfields, jb_buf, jb_free, jb_init, pj_array_of,
+    PJ_POW10_MIN, PJ_ZONE, PQfname, PQftype, PQnfields, pj_array_of,
     pj_builtin, pj_row, pj_set_pow10, pj_string, pj_text,
 )
 

@@ -1,7 +1,7 @@
 """Python values as BSON: the small documents that rules make, without PyMongo's way round."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_CheckExact
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.list cimport PyList_CheckExact
@@ -11,8 +11,9 @@ from libc.stdio cimport snprintf
 from libc.string cimport strlen
 
 from ichicore.bsonwrite cimport (
-    bw_close, bw_head, bw_int32, bw_int64, bw_open, bw_raw, bw_text, bw_true, jb_buf, jb_free, jb_init,
+    bw_close, bw_head, bw_int32, bw_int64, bw_open, bw_raw, bw_text, bw_true,
 )
+from ichicore.buffer cimport Buffer, jb_buf
 
 from bson import encode as _slow
 from bson.objectid import ObjectId
@@ -26,16 +27,7 @@ cdef enum:
 
 
 @cython.final
-@cython.freelist(8)
-cdef class _Out:
-    cdef jb_buf buf
-
-    def __cinit__(self):
-        jb_init(&self.buf)
-
-    def __dealloc__(self):
-        jb_free(&self.buf)
-
+cdef class _Out(Buffer):
     cdef int document(self, dict document, int depth) except -1:
         cdef size_t at = self.open(depth)
         cdef Py_ssize_t n
@@ -103,7 +95,7 @@ cdef class _Out:
 cdef bytes encode_document(dict document):
     cdef _Out out = _Out()
     out.document(document, 0)
-    return PyBytes_FromStringAndSize(out.buf.data, out.buf.len)
+    return out.done()
 
 
 def encode(dict document not None) -> bytes:

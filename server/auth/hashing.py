@@ -6,9 +6,7 @@ One hash takes about 25 ms of a core and 19 MiB. What does not fit the queue is 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import platform
 import secrets
 import sys
 import threading
@@ -21,13 +19,13 @@ from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from server.auth.inputs import normalized_password
+from server.base import processor
 
 MEMORY_KIB = 19_456  # with two passes and one lane: the OWASP minimum for argon2id
 PASSES = 2
 LANES = 1
 NICENESS = 10  # a tenth of the weight of others: sign-ins go on while requests saturate
 LONG_TURN = 100_000_000  # nanoseconds, the longest that the kernel takes
-SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 QUEUE_PER_THREAD = 20  # about half a second of waiting
 MAX_ATTEMPT = 1_024  # imported passwords may be longer than what we take now
 
@@ -103,16 +101,6 @@ def processors() -> int:
     return max(1, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
 
 
-class _Attributes(ctypes.Structure):
-    """`struct sched_attr` of sched_setattr(2)."""
-
-    _fields_ = (
-        ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64),
-        ("nice", ctypes.c_int32), ("priority", ctypes.c_uint32), ("runtime", ctypes.c_uint64),
-        ("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64),
-    )  # fmt: skip
-
-
 def _give_way() -> None:
     """Lowers the priority of this thread alone; only Linux has a priority per thread. It also asks
     for long turns: from Linux 6.12 on, what wakes up interrupts a longer turn than its own at once
@@ -120,9 +108,4 @@ def _give_way() -> None:
     if sys.platform != "linux":
         return
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-    number = SCHED_SETATTR.get(platform.machine())
-    if number is not None:
-        wanted = _Attributes(
-            size=ctypes.sizeof(_Attributes), policy=os.SCHED_BATCH, nice=NICENESS, runtime=LONG_TURN
-        )
-        ctypes.CDLL(None).syscall(number, 0, ctypes.byref(wanted), 0)  # refused by older kernels
+    processor.turns(0, os.SCHED_BATCH, LONG_TURN)  # refused by older kernels

@@ -80,19 +80,25 @@ def queue(process: int, interrupts: bool, long: bool = False) -> None:
     the processor from another one, else it waits for the end of that one's turn. long: others may
     interrupt it. OSError."""
     policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
-    number = NUMBERS.get(platform.machine(), {}).get("sched_setattr")
 
     def change() -> None:
         for thread in _threads(process):
             with contextlib.suppress(ProcessLookupError):
-                wanted = Attributes(
-                    size=ctypes.sizeof(Attributes), policy=policy, runtime=TURN if long else 0,
-                    nice=os.getpriority(os.PRIO_PROCESS, thread),
-                )  # fmt: skip
-                if number is None or _call(number, thread, ctypes.byref(wanted), 0):
+                if not turns(thread, policy, TURN if long else 0):
                     os.sched_setscheduler(thread, policy, os.sched_param(0))
 
     _allowed(process, change)
+
+
+def turns(thread: int, policy: int, nanoseconds: int) -> bool:
+    """Gives a thread, 0 for the calling one, a policy and the length of its turns, 0 for the usual
+    one. False where the system refuses, as kernels before 6.12 may."""
+    number = NUMBERS.get(platform.machine(), {}).get("sched_setattr")
+    wanted = Attributes(
+        size=ctypes.sizeof(Attributes), policy=policy, runtime=nanoseconds,
+        nice=os.getpriority(os.PRIO_PROCESS, thread),
+    )  # fmt: skip
+    return number is not None and not _call(number, thread, ctypes.byref(wanted), 0)
 
 
 def _threads(process: int) -> list[int]:

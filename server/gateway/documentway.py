@@ -11,8 +11,6 @@ from ichicore.mongo.way import Lane, Way
 from server.base.http import error_response
 from server.gateway import reply
 from server.gateway.edge import Edge
-from server.gateway.request import EdgeRequest
-from server.gateway.routes import ROUTES
 from server.gateway.site import Site
 
 MOST_LANES = 4096
@@ -63,33 +61,21 @@ class DocumentWay:
         """A project has changed."""
         self.way.lanes.clear()
 
-    def _request(
-        self, scope: Any, protocol: Any, headers: dict[str, str], number: int
-    ) -> EdgeRequest:
-        request = EdgeRequest(scope, protocol, self.edge.body_limit)
-        request.headers = headers
-        request.route = ROUTES["mongo"]
-        request.id = f"{self.way.prefix}{number:08x}"
-        site = self.edge.site_of(headers["host"])
-        if site is not None:
-            request.slug = site.slug
-            request.cors = site.cors.headers(headers.get("origin"))
-        return request
+    def _id(self, number: int) -> str:
+        return f"{self.way.prefix}{number:08x}"
 
     def noted(
         self, scope: Any, headers: dict[str, str], number: int, status: int, seconds: float
     ) -> None:
         """A slow or failed request gets its line in the log."""
-        if self.edge.wants_line(status, seconds):
-            request = self._request(scope, None, headers, number)
-            self.edge.line(request, scope, status, seconds, "")
+        self.edge.short_line("mongo", self._id(number), scope, headers, status, seconds)
 
     def failed(
         self, scope: Any, protocol: Any, headers: dict[str, str], error: Exception, number: int,
         guide: Any,
     ) -> int:  # fmt: skip
         """Answers what was refused; the status."""
-        request = self._request(scope, protocol, headers, number)
+        request = self.edge.short_request("mongo", self._id(number), scope, protocol, headers)
         service: Any = self.edge.services["mongo"]
         known: ApiError | None = service.refusal(guide.project, error)
         if known is None:

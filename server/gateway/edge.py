@@ -288,6 +288,28 @@ class Edge:
         """What a Host header served before names."""
         return self._by_host.get(host)
 
+    def short_request(
+        self, route: str, id: str, scope: Any, protocol: Any, headers: dict[str, str]
+    ) -> EdgeRequest:
+        """What is told of a request that went a short way, and answered it where it failed."""
+        request = EdgeRequest(scope, protocol, self.body_limit)
+        request.headers = headers
+        request.route = ROUTES[route]
+        request.id = id
+        site = self.site_of(headers["host"])
+        if site is not None:
+            request.slug = site.slug
+            request.cors = site.cors.headers(headers.get("origin"))
+        return request
+
+    def short_line(
+        self, route: str, id: str, scope: Any, headers: dict[str, str], status: int, seconds: float
+    ) -> None:
+        """The line in the log of a request that went a short way and was slow or failed."""
+        if self.wants_line(status, seconds):
+            request = self.short_request(route, id, scope, None, headers)
+            self.line(request, scope, status, seconds, "")
+
     async def _mounted(self, route: Route) -> Service:
         """The service of a route, made once."""
         making = self._mounting.get(route.name)

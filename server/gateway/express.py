@@ -16,7 +16,6 @@ from server.base.http import Response
 from server.gateway import reply
 from server.gateway.edge import Edge
 from server.gateway.request import EdgeRequest
-from server.gateway.routes import ROUTES
 from server.gateway.site import Site
 from server.gateway.watch import Watch
 
@@ -182,22 +181,15 @@ class ExpressWay(ShortWay):
     def request(
         self, scope: Any, protocol: Any, headers: dict[str, str], number: int
     ) -> EdgeRequest:
-        request = EdgeRequest(scope, protocol, self.edge.body_limit)
-        request.headers = headers
-        request.route = ROUTES["postgres"]
-        request.id = f"{self.way.prefix}{number:08x}"
-        site = self.edge.site_of(headers["host"])
-        if site is not None:
-            request.slug = site.slug
-            request.cors = site.cors.silent
-        return request
+        return self.edge.short_request("postgres", self._id(number), scope, protocol, headers)
 
     def noted(
         self, scope: Any, headers: dict[str, str], number: int, status: int, seconds: float
     ) -> None:
-        if self.edge.wants_line(status, seconds):
-            request = self.request(scope, None, headers, number)
-            self.edge.line(request, scope, status, seconds, "")
+        self.edge.short_line("postgres", self._id(number), scope, headers, status, seconds)
+
+    def _id(self, number: int) -> str:
+        return f"{self.way.prefix}{number:08x}"
 
     def fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
         return self.edge._fault(error, request, protocol)

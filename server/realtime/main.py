@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
 
 import uvloop
 
-from server.base import unix
+from server.base import garbage, unix
 from server.base.bus import PgBus
 from server.base.changes import socket_path
 from server.base.context import TOKEN_REVOKED, NodeConfig
@@ -88,9 +87,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     except TimeoutError:
         events.emit(Noted("realtime starts without projects", "the control database is away"))
     process.listen(listening(host, port))
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)  # connections come in thousands and stay
+    garbage.settle()
     while not stop.is_set():
         try:
             await asyncio.wait_for(stop.wait(), METRICS_EVERY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ import psycopg
 
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
+from server.base import garbage
 from server.base.http import Response
 from server.base.listen import Listener
 from server.base.serving import ServingLoop
@@ -338,9 +338,7 @@ class Application:
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(self._start(loop))
-        gc.collect()
-        gc.freeze()  # what is there now stays; collections need not look at it again
-        gc.set_threshold(20_000, 20, 50)
+        garbage.settle()
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         config = read_config()
