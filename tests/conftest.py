@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from server.node.embedded_pg import EmbeddedPostgres, free_port
-from tests.servers import server
+from server.node.embedded_pg import EmbeddedPostgres
+from tests.servers import running_server
 
 
 @pytest.fixture(scope="session")
 def pg_cluster() -> Iterator[EmbeddedPostgres]:
     """A running embedded cluster (superuser DSN: pg_cluster.dsn())."""
-    folder = Path(tempfile.mkdtemp(prefix="ichi-pg-"))
-    folder.chmod(0o755)
-    cluster = server(folder, free_port(), options={"fsync": "off", "max_connections": "300"})
-    cluster.start()
-    try:
+    with running_server(max_connections="300") as cluster:
         yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ runs them with the programs of that folder (postgres, initdb), of PostgreSQL 14 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
-from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
+from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
 
 PROGRAMS = os.environ.get("ICHIBASE_TEST_POSTGRES", "")
 
@@ -40,3 +43,17 @@ class OtherPostgres(EmbeddedPostgres):
 def server(folder, port, **options):
     """A server that is not started yet."""
     return (OtherPostgres if PROGRAMS else EmbeddedPostgres)(folder, port, **options)
+
+
+@contextlib.contextmanager
+def running_server(**options):
+    """One in a folder of its own, which every account can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="ichi-pg-"))
+    folder.chmod(0o755)
+    cluster = server(folder, free_port(), options={"fsync": "off", **options})
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.node.embedded_pg import free_port
-from tests.servers import server
+from tests.servers import running_server
 
 
 def _folder():
@@ -35,12 +34,5 @@ def module_folder():
 def postgres():
     """A database server that nodes may call their own: they choose the password of the role that
     is common to all control databases on it."""
-    folder = Path(tempfile.mkdtemp(prefix="ichi-pg-"))
-    folder.chmod(0o755)
-    cluster = server(folder, free_port(), options={"fsync": "off"})
-    cluster.start()
-    try:
+    with running_server() as cluster:
         yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,6 @@ by curl."""
 import json
 import shutil
 import subprocess
-import urllib.request
 
 import pytest
 
@@ -47,23 +46,10 @@ def project(node):
     return made
 
 
-def token(project):
-    def post(path, body):
-        request = urllib.request.Request(
-            f"{project.node.url}/auth{path}", json.dumps(body).encode(),
-            {"apikey": project.anon, "content-type": "application/json"},
-        )  # fmt: skip
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.loads(answer.read())
-
-    person = {"email": "functions@example.com", "password": "tangerine lamp 41"}
-    post("/signup", person)
-    return post("/login", person)["access_token"]
-
-
 def test_every_call_gives_what_the_clients_expect(modules, project):
+    token = project.user_token("functions@example.com")
     done = subprocess.run(
-        ["node", "functions.mjs", f"{project.node.url}/functions", project.anon, token(project)],
+        ["node", "functions.mjs", f"{project.node.url}/functions", project.anon, token],
         cwd=modules, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, "ok"), done.stderr[-3000:]

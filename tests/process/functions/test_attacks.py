@@ -269,15 +269,21 @@ def test_a_syntax_error_is_refused_when_deployed_and_what_was_served_stays(evil)
     assert evil.call("typo")[1] == b"before"
 
 
-def test_bodies_that_trickle_in_hold_invocations_no_longer_than_they_may(evil, node):
+def begun(evil, node, count, path, rest):
+    """Clients that have begun a request and do not go on. rest: of its head, and of its body."""
     clients = []
-    for _ in range(10):
+    for _ in range(count):
         client = socket.create_connection(("127.0.0.1", node.port))
         client.sendall(
-            f"POST /functions/evil/swallow HTTP/1.1\r\nhost: {evil.host}\r\napikey: {evil.anon}\r\n"
-            "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n".encode()
+            f"POST /functions/evil/{path} HTTP/1.1\r\nhost: {evil.host}\r\n"
+            f"apikey: {evil.anon}\r\n{rest}".encode()
         )
         clients.append(client)
+    return clients
+
+
+def test_bodies_that_trickle_in_hold_invocations_no_longer_than_they_may(evil, node):
+    clients = begun(evil, node, 10, "swallow", "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
     began = time.monotonic()
     while evil.code("evil/ok") != (200, b"ok"):
         assert time.monotonic() - began < 2 * LIMITS["function_wall_ms"] / 1000
@@ -287,14 +293,7 @@ def test_bodies_that_trickle_in_hold_invocations_no_longer_than_they_may(evil, n
 
 
 def test_slow_clients_hold_no_invocation(evil, node):
-    clients = []
-    for _ in range(30):
-        client = socket.create_connection(("127.0.0.1", node.port))
-        client.sendall(
-            f"POST /functions/evil/ok HTTP/1.1\r\nhost: {evil.host}\r\napikey: {evil.anon}\r\n"
-            "content-length: 1000\r\n\r\nx".encode()
-        )
-        clients.append(client)
+    clients = begun(evil, node, 30, "ok", "content-length: 1000\r\n\r\nx")
     assert evil.call("evil/ok")[1] == b"ok"
     for client in clients:
         client.close()

@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import time
-import urllib.request
 
 import psutil
 import pytest
@@ -100,23 +99,9 @@ def test_every_shape_of_handler_passes_the_check_of_types(project):
     assert project.call("shapes")[:2] == (200, b"1")
 
 
-def user_token(project):
-    def post(path, body):
-        request = urllib.request.Request(
-            f"{project.node.url}/auth{path}", json.dumps(body).encode(),
-            {"apikey": project.anon, "content-type": "application/json"},
-        )  # fmt: skip
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.loads(answer.read())
-
-    person = {"email": "ann@example.com", "password": "tangerine lamp 41"}
-    post("/signup", person)
-    return post("/login", person)["access_token"]
-
-
 def test_the_auth_switch(project):
     text = PARTS.replace('"parts/', '"switch/')
-    bearer = {"authorization": f"Bearer {user_token(project)}"}
+    bearer = {"authorization": f"Bearer {project.user_token('ann@example.com')}"}
     broken = {"authorization": "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x"}
     project.deploy("switch", text, auth="user")
     assert project.code("switch") == (401, "missing_token")

@@ -20,13 +20,14 @@ from email.utils import formatdate
 from pathlib import Path
 
 from server.node.embedded_pg import free_port
+from tests.server.storage.ownserver import OwnServer
 
 ACCOUNT, CONTAINER = "tests", "files"
 KEY = base64.b64encode(hashlib.sha512(b"the account key of the tests").digest()).decode()
 VERSION = "2021-08-06"
 
 
-class AzureServer:
+class AzureServer(OwnServer):
     def __init__(self) -> None:
         program = os.environ.get("ICHIBASE_TEST_AZURITE") or shutil.which("azurite-blob")
         assert program, (
@@ -78,12 +79,3 @@ class AzureServer:
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": KEY,
             "AZURE_STORAGE_ENDPOINT": self.url,
         }  # fmt: skip
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)

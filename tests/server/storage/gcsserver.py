@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from server.node.embedded_pg import free_port
+from tests.server.storage.ownserver import OwnServer
 
 BUCKET = "files"
 SIGNED = "X-Goog-Algorithm=GOOG4-RSA-SHA256"  # with which it takes a bare PUT
@@ -106,7 +107,7 @@ class Front(BaseHTTPRequestHandler):
         pass
 
 
-class GcsServer:
+class GcsServer(OwnServer):
     def __init__(self) -> None:
         program = os.environ.get("ICHIBASE_TEST_GCS") or shutil.which("fake-gcs-server")
         assert program, "fake-gcs-server is missing: go install it, or name it: ICHIBASE_TEST_GCS"
@@ -152,6 +153,4 @@ class GcsServer:
     def stop(self) -> None:
         self.front.shutdown()
         self.front.server_close()
-        self.process.terminate()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().stop()

@@ -16,13 +16,14 @@ import obstore
 from obstore.store import S3Store
 
 from server.node.embedded_pg import free_port
+from tests.server.storage.ownserver import OwnServer
 
 ACCESS, SECRET, BUCKET = "tests-access", "tests-secret-key", "files"
 # The ports for gRPC follow the others by 10,000 unless they are told, and are then often taken.
 PORTS = ("master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc", "s3", "s3_grpc")
 
 
-class S3Server:
+class S3Server(OwnServer):
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-s3-"))
         weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
@@ -74,12 +75,3 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": self.url,
             "AWS_REGION": "us-east-1",
         }  # fmt: skip
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
