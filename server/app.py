@@ -71,6 +71,7 @@ class Worker:
             ready=self.ready,
             wants_line=self.logger.wants,
             wake=self.directory.wake,
+            look=self.directory.look,
         )
         self.usage = Usage(config.control_dsn, self.events)
         self.usage.sources.append(lambda: [(id, "requests", n) for id, n in self.edge.requests()])

@@ -15,6 +15,9 @@ from server.base.project import Project
 
 Change = Callable[[Project | None, str], None]
 RETRY_SECONDS = 1.0
+LOOK_PAUSE = 0.1  # seconds in which those who look for projects that are not known share a reading
+LOOK_AGAIN = 1.0  # seconds in which a project that was not found is not looked for again
+MOST_LOOKS = 64
 
 
 class Source(NamedTuple):
@@ -43,6 +46,9 @@ class ControlDirectory:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._waking: dict[str, asyncio.Task[Project | None]] = {}
+        self._looks: dict[str, asyncio.Future[None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._missing: set[str] = set()
         bus.subscribe(source.topic, self._told)
         bus.subscribe(RECONNECTED, lambda _: self._want(None))
 
@@ -71,6 +77,38 @@ class ControlDirectory:
             await self._read(connection, {slug})
         return self._projects.get(slug)
 
+    async def look(self, slug: str) -> Project | None:
+        """The project of a slug that `get` does not know: it may have been made a moment ago.
+        Whoever asks for what is not there costs no more than a few readings a second."""
+        found = self._looks.get(slug)
+        if found is None:
+            if slug in self._missing or len(self._looks) >= MOST_LOOKS:
+                return None
+            loop = asyncio.get_running_loop()
+            found = self._looks[slug] = loop.create_future()
+            if self._looking is None:
+                self._looking = loop.create_task(self._look(), name="look")
+        await asyncio.shield(found)
+        return self._projects.get(slug)
+
+    async def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._looks:
+            await asyncio.sleep(LOOK_PAUSE)
+            looks, self._looks = self._looks, {}
+            try:
+                async with await self._connect() as connection:
+                    await self._read(connection, set(looks))
+            except (psycopg.Error, OSError):
+                pass  # told by those who read what has changed
+            finally:
+                for found in looks.values():
+                    found.set_result(None)
+            missing = looks.keys() - self._projects.keys()
+            self._missing |= missing
+            loop.call_later(LOOK_AGAIN, self._missing.difference_update, missing)
+        self._looking = None
+
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(
             self.dsn, autocommit=True, application_name="ichibase directory",
@@ -83,9 +121,11 @@ class ControlDirectory:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="directory")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._looking) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _told(self, message: dict[str, Any]) -> None:
         slug = message.get("slug")

@@ -25,8 +25,16 @@ def malformed() -> ApiError:
     return ApiError(400, "bad_request", "The Host header is not a valid host.")
 
 
+class UnknownProject(ApiError):
+    """404 project_not_found. slug: of a project that is not known here."""
+
+    def __init__(self, slug: str = "") -> None:
+        super().__init__(404, "project_not_found", "There is no project at this host.")
+        self.slug = slug
+
+
 def unknown() -> ApiError:
-    return ApiError(404, "project_not_found", "There is no project at this host.")
+    return UnknownProject()
 
 
 def split(host: str) -> str:

@@ -16,7 +16,7 @@ from ichicore.http.express import Tally
 from ichicore.token.cache import GenerationCache
 from server.base.context import Directory
 from server.base.events import Events, Failed, Served
-from server.base.hosts import SLUG, HostRule, malformed, unknown
+from server.base.hosts import SLUG, HostRule, UnknownProject, malformed, unknown
 from server.base.http import JSON, Response, Service, error_response, json_response
 from server.base.keys import Denied, KeyRing, missing_key, revoke
 from server.base.metrics import Metrics
@@ -31,6 +31,7 @@ MAX_ID = 128
 GONE = 499  # what the log says of a request whose client left
 HOSTS = 4096  # Host headers remembered
 FORBIDDEN_ORIGIN = 403
+WAKINGS = 3  # times that one request wakes its project
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@")
 
 Mount = Callable[[Route], Awaitable[Service | None]]
@@ -56,7 +57,8 @@ class Edge:
 
     `mount` gives the service of a route, made on first use, or None when this build has none.
     `ready` tells whether the worker can serve projects. `wants_line` is asked before an event is
-    made for an answered request. `wake` wakes a sleeping project, by its slug.
+    made for an answered request. `wake` wakes a sleeping project, by its slug; `look` looks once
+    more for a project that the directory does not know.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Edge:
         ready: Callable[[], bool],
         wants_line: Callable[[int, float], bool],
         wake: states.Wake | None = None,
+        look: states.Wake | None = None,
     ) -> None:
         self.wake = wake
+        self.look = look
         self.directory = directory
         self.hosts = hosts
         self.mount = mount
@@ -156,7 +160,12 @@ class Edge:
         site = self._by_host.get(host)
         route = site.routes.get(path if end < 0 else path[:end]) if site is not None else None
         if route is None or site is None:
-            found = self._locate(request, host or scope.authority, path)
+            try:
+                found = self._locate(request, host or scope.authority, path)
+            except UnknownProject as error:
+                if not error.slug or self.look is None or not await self.look(error.slug):
+                    raise
+                found = self._locate(request, host or scope.authority, path)
             if isinstance(found, Response):
                 return found
             site, route, rest = found
@@ -207,9 +216,12 @@ class Edge:
         if site.project.state == "sleeping":
             if request.refusal is not None and route.name == "auth":
                 raise request.refusal  # nobody wakes a project without a key of its own
-            await states.awake(self.wake, site.slug)
-            site = self.site(site.slug)
-            request.project = site.project
+            for _ in range(WAKINGS):  # it may be put to sleep once more meanwhile
+                await states.awake(self.wake, site.slug)
+                site = self.site(site.slug)
+                request.project = site.project
+                if site.project.state != "sleeping":
+                    break
         states.check(site.project, route.name, request.method, request.path)
         return site
 
@@ -278,7 +290,7 @@ class Edge:
         if site is None:
             project = self.directory.get(slug)
             if project is None:
-                raise unknown()
+                raise UnknownProject(slug)
             denied = self.denied.setdefault(project.id, Denied())
             tally = self.tallies.setdefault(project.id, Tally())
             site = self._sites[slug] = Site(project, denied, tally)

@@ -28,14 +28,14 @@ def with_settings(dsn: str, settings: tuple[tuple[str, str], ...]) -> str:
 
 class ProjectPools:
     """Pools made on first use. A pool that has closed all its connections is forgotten; one whose
-    login has changed is closed and made anew."""
+    login has changed is given up and made anew: requests that have it finish with it."""
 
     def __init__(self, limit: int, directory: Directory, statement_timeout_ms: int) -> None:
         self.limit = limit
         self.statement_timeout_ms = statement_timeout_ms
         self.budget = ConnectionBudget(limit)
         self._pools: dict[tuple[str, str], tuple[str, Pool]] = {}  # (project id, kind) > dsn, pool
-        self._closing: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Pool, asyncio.Task[None]] = {}
         directory.on_change(self._changed)
         self._slugs: dict[str, str] = {}  # slug > project id
 
@@ -63,7 +63,7 @@ class ProjectPools:
         if found is not None:
             if found[0] == dsn:
                 return found[1]
-            self._close(found[1])
+            self._retire(found[1])
         pool = Pool(
             dsn,
             max_size=max(1, min(project.limits.connections, self.limit)),
@@ -87,18 +87,19 @@ class ProjectPools:
             )  # fmt: skip
             if not kept:  # the settings of data connections may have changed
                 del self._pools[key]
-                self._close(pool)
+                self._retire(pool)
 
-    def _close(self, pool: Pool) -> None:
-        task = asyncio.get_running_loop().create_task(pool.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+    def _retire(self, pool: Pool) -> None:
+        task = asyncio.get_running_loop().create_task(pool.retire())
+        self._retiring[pool] = task
+        task.add_done_callback(lambda done: self._retiring.pop(pool, None))
 
     async def close(self) -> None:
         """Closes all, letting requests in flight end."""
         pools = [pool for _, pool in self._pools.values()]
         self._pools.clear()
-        await asyncio.gather(*(pool.close() for pool in pools), *self._closing)
+        retiring = dict(self._retiring)
+        await asyncio.gather(*(pool.close() for pool in (*pools, *retiring)), *retiring.values())
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         """Connections and waiting requests, over all projects."""

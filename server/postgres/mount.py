@@ -247,6 +247,7 @@ class ProjectRest:
             asyncio.get_running_loop().create_task(self._reload_quietly())
 
     async def close(self) -> None:
+        self._began.set()  # who waits for the first notice need not
         if self._poller is not None:
             self._poller.cancel()
             self._poller = None

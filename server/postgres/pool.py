@@ -46,6 +46,8 @@ BUSY_TICK = 0.02  # how exactly deadlines are kept, in seconds
 IDLE_TICK = 1.0
 CANCEL_GRACE = 5.0  # a cancelled group that has not ended by then costs its connection
 MAX_BACKOFF = 5.0
+RETIRED_QUIET = 2.0  # seconds without use after which a pool that was given up is closed
+RETIRED_MOST = 30.0
 
 log = logging.getLogger("ichibase.postgres")
 _cancellers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="pg-cancel")
@@ -250,6 +252,20 @@ class Pool:
             self._timer = None
         if self._budget is not None:
             self._budget.leave(self)
+
+    async def retire(self) -> None:
+        """Closes the pool when those who still hold it have stopped using it: a request may need
+        several groups, and more may be waiting than are in flight."""
+        now = used = monotonic()
+        until, seen = now + RETIRED_MOST, -1
+        while not self._closed and now < min(until, used + RETIRED_QUIET):
+            stats = self.stats()
+            if stats["in_flight"] or stats["waiting"] or stats["groups"] != seen:
+                used, seen = now, stats["groups"]
+            await asyncio.sleep(RETIRED_QUIET / 10)
+            now = monotonic()
+        if not self._closed:
+            await self.close()
 
     # --- placing ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -86,6 +87,12 @@ def project(node):
     return made
 
 
+@pytest.fixture
+def pot(node, project):
+    """One row, whatever the tests before have left."""
+    sql(node, "truncate pots; insert into pots (id) values (1)")
+
+
 def get(node, project, path="/postgres/pots?id=eq.1", method="GET", body=None):
     request = urllib.request.Request(
         node.url + path, method=method, data=None if body is None else json.dumps(body).encode(),
@@ -150,7 +157,7 @@ def test_a_full_project_is_read_only_until_there_is_room(node, project):
     limits(node)
 
 
-def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project):
+def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project, pot):
     limits(node, sleep_days=0.00002)
     times = []
     for _ in range(3):
@@ -167,7 +174,28 @@ def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project):
     assert statistics.median(times) < 1.0  # what it takes on a machine with nothing else to do
 
 
-def test_backups_are_made_verified_and_restored_by_command(node, project):
+def test_requests_are_answered_while_their_project_sleeps_wakes_and_changes(node, project, pot):
+    until = time.monotonic() + 5
+    answers = Counter()
+
+    def ask(number):
+        while time.monotonic() < until:
+            answers[get(node, project)] += 1
+            time.sleep(0.02 * number)
+
+    with ThreadPoolExecutor(4) as many:
+        asking = [many.submit(ask, number) for number in range(4)]
+        while time.monotonic() < until:
+            limits(node, connections=5)
+            step(node, "sleep")
+            time.sleep(0.05)
+            limits(node)
+        for one in asking:
+            one.result()
+    assert set(answers) == {(200, b'[{"id":1,"filler":null}]')}, answers
+
+
+def test_backups_are_made_verified_and_restored_by_command(node, project, pot):
     made = cli(node, "backups", "create", "kitchen")
     listed = cli(node, "backups", "list", "kitchen")
     assert [(b["id"], b["state"], b["encrypted"]) for b in listed] == [

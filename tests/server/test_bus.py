@@ -137,6 +137,14 @@ def test_the_directory_follows_the_table(pg_database):
             await put("c", 1)
             await asyncio.to_thread(kill_others, pg_database, owner.info.backend_pid)
             await until(lambda: directory.get("c") is not None)
+            # who looks for one that nobody has told of yet finds it; many share one reading
+            assert await directory.look("d") is None
+            await put("d", 1)
+            assert await directory.look("d") is None  # not again so soon
+            await asyncio.sleep(1.1)
+            asked = [directory.look("d" if n % 2 else f"none-{n}") for n in range(200)]
+            found = await asyncio.wait_for(asyncio.gather(*asked), 1.0)
+            assert [one is not None for one in found] == [n % 2 == 1 for n in range(200)]
             await directory.stop()
             await bus.stop()
 

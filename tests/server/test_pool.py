@@ -455,3 +455,25 @@ def test_a_placement_is_refused_when_others_wait_or_nothing_is_open(pg_database)
         assert not pool.placing.put(group, loop.time())  # closed
 
     run(work())
+
+
+def test_a_pool_that_is_given_up_serves_those_who_have_it_and_then_closes(pg_database):
+    async def work():
+        pool = Pool(pg_database, max_size=1)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        waiting = [asyncio.create_task(pool.run(asleep(f"{n}", 0.2), slow=True)) for n in range(3)]
+        await asyncio.sleep(0)
+        retired = asyncio.create_task(pool.retire())
+        for one in waiting:
+            await one
+        await asyncio.sleep(0.5)
+        await pool.run(said("one step more"))
+        assert not retired.done()
+        await retired
+        assert 2.5 < loop.time() - began < 6
+        assert pool.stats()["connections"] == 0
+        with pytest.raises(PgUnavailable):
+            await pool.run(said("too late"))
+
+    run(work())
