@@ -85,7 +85,8 @@ def register(router: Router, api: AdminApi) -> None:
     add("GET", one + "/versions", routes.versions, "Versions that are kept, newest first")
     add("POST", one + "/rollback", routes.rollback, "Serve a kept version again", body=Rollback)
     add("GET", "/admin/v1/projects/{project}/function-logs", routes.logs,
-        "Log lines; ?function=, ?invocation=, ?after=, ?limit=, ?wait= seconds",
+        "Log lines, the newest or those after a number; ?function=, ?invocation=, ?after=, "
+        "?limit=, ?wait= seconds",
         result=Lines)  # fmt: skip
     add("GET", secrets, routes.secrets, "Names of the secrets", result=SecretNames)
     add("PUT", secrets, routes.set_secrets, "Set secrets", body=Secrets, result=SecretNames)
@@ -165,9 +166,10 @@ class _Routes:
 
     async def logs(self, request: AdminRequest) -> AdminResponse:
         query = request.query
+        after = _number(query, "after", 0, 2**53) if "after" in query else None
         found = await self._call(
             "logs", request, name=query.get("function"), invocation=query.get("invocation"),
-            after=_number(query, "after", 0, 2**53), limit=_number(query, "limit", 100, MAX_LINES),
+            after=after, limit=_number(query, "limit", 100, MAX_LINES),
             wait=_number(query, "wait", 0, 25),
         )  # fmt: skip
         return AdminResponse(value=found)

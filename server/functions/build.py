@@ -57,9 +57,9 @@ declare namespace Deno {
 }
 """
 PATH = re.compile(r"[\w@+.()\[\]-]+(?:/[\w@+.()\[\]-]+)*\Z")
-TYPE_ERROR = re.compile(
-    r"^(TS\d+) \[ERROR\]: (.*?)$.*?^\s+at (file://\S+?):(\d+):(\d+)$", re.MULTILINE | re.DOTALL
-)
+TYPE_ERROR = re.compile(r"^(TS\d+) \[ERROR\]: +", re.MULTILINE)
+MARKED = re.compile(r"^.*\n[ \t]*[~^]+[ \t]*$", re.MULTILINE)  # a line of source, underlined
+PLACE = re.compile(r"^    at (file://\S+?):(\d+):(\d+)$", re.MULTILINE)
 PARSE_ERROR = re.compile(r"could not be parsed: (.*?) at (file://\S+?):(\d+):(\d+)", re.DOTALL)
 PLAIN_ERROR = re.compile(
     r"^error: (?P<text>.*)(?:\n(?:  \||\d+ \|).*)*(?:\nCaused by:)?"
@@ -371,9 +371,15 @@ def failure(text: str, source: Path) -> ApiError:
                 "column": int(column)}  # fmt: skip
 
     found: list[dict[str, Any]] = []
-    for code, message, file, line, column in TYPE_ERROR.findall(text):
+    parts = TYPE_ERROR.split(text)  # text before the first, then code and text in turn
+    for code, told in zip(parts[1::2], parts[2::2], strict=True):
+        place = PLACE.search(told)
+        if place is None:  # a note to the one before, about a file that is not of the sources
+            continue
+        marked = MARKED.search(told)
+        message = told[: marked.start() if marked is not None else place.start()]
         message = message.replace(inside, "").strip()[:2000]
-        found.append({"code": code, "message": message, **at(file, line, column)})
+        found.append({"code": code, "message": message, **at(*place.groups())})
     if not found:
         for message, file, line, column in PARSE_ERROR.findall(text):
             found.append({"message": message.strip()[:2000], **at(file, line, column)})

@@ -44,6 +44,7 @@ class Journal:
         level, text, call = message.get("l"), message.get("x"), message.get("id")
         if not isinstance(text, str):
             return
+        text = text[:MAX_TEXT]
         if message.get("c"):
             text += " … (cut)"
         known = level if level in LEVELS else "info"

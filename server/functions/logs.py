@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import orjson
 
 FILE_BYTES = 1 << 20  # of each of two files
 MEMORY_LINES = 2_000
+MEMORY_BYTES = 512 << 10  # of lines that are in memory
 BURST = 2_000.0  # lines a project may write at once
 RATE = 100.0  # lines a second it may write for long
 MAX_ANSWER = 1_000
@@ -26,7 +28,9 @@ class ProjectLog:
     def __init__(self, folder: Path, limit: int = FILE_BYTES) -> None:
         self.folder = folder
         self.limit = limit
-        self.lines: deque[dict[str, Any]] = deque(maxlen=MEMORY_LINES)
+        self.lines: deque[tuple[int, dict[str, Any]]] = deque()  # each with its bytes
+        self._held = 0  # bytes of them
+        self._all = True  # whether there are no more than these
         self.seq = 0
         self.dropped = 0
         self._credit, self._at = BURST, time.monotonic()
@@ -36,6 +40,14 @@ class ProjectLog:
         self._read()
 
     def _read(self) -> None:
+        for size, line in self._stored():
+            self.seq = max(self.seq, line["seq"])
+            self._hold(size, line)
+        with contextlib.suppress(OSError):
+            self._size = (self.folder / "new.jsonl").stat().st_size
+
+    def _stored(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The lines of both files, oldest first."""
         for name in ("old.jsonl", "new.jsonl"):
             try:
                 raw = (self.folder / name).read_bytes()
@@ -44,9 +56,16 @@ class ProjectLog:
             for line in raw.splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     found = orjson.loads(line)
-                    self.seq = max(self.seq, int(found["seq"]))
-                    self.lines.append(found)
-            self._size = len(raw)
+                    found["seq"] = int(found["seq"])
+                    yield len(line), found
+
+    def _hold(self, size: int, line: dict[str, Any]) -> None:
+        """Keeps a line in memory, and of the others as many as there is room for."""
+        self.lines.append((size, line))
+        self._held += size
+        while len(self.lines) > MEMORY_LINES or (self._held > MEMORY_BYTES and len(self.lines) > 1):
+            self._held -= self.lines.popleft()[0]
+            self._all = False
 
     def add(self, line: dict[str, Any], *, always: bool = False) -> None:
         """Keeps a line; beyond the rate it is counted instead, unless `always`."""
@@ -73,8 +92,8 @@ class ProjectLog:
     def _keep(self, line: dict[str, Any]) -> None:
         self.seq += 1
         kept = {"seq": self.seq, "at": round(time.time(), 3), **line}
-        self.lines.append(kept)
         raw = orjson.dumps(kept) + b"\n"
+        self._hold(len(raw), kept)
         with contextlib.suppress(OSError):
             if self._file is None:
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,17 +110,27 @@ class ProjectLog:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def since(self, after: int, limit: int, function: str | None = None,
+    def since(self, after: int | None, limit: int, function: str | None = None,
               invocation: str | None = None) -> list[dict[str, Any]]:  # fmt: skip
-        """Lines with a higher seq, oldest first; of more than `limit` the newest."""
-        found = [
-            line
-            for line in self.lines
-            if line["seq"] > after
-            and (function is None or line["function"] == function)
-            and (invocation is None or line.get("invocation") == invocation)
-        ]
-        return found[-min(limit, MAX_ANSWER) :]
+        """Lines, oldest first, at most `limit`: those that follow the number `after`, or the
+        newest ones when it is None."""
+
+        def wanted(line: dict[str, Any]) -> bool:
+            return (
+                (after is None or line["seq"] > after)
+                and (function is None or line["function"] == function)
+                and (invocation is None or line.get("invocation") == invocation)
+            )
+
+        limit = min(limit, MAX_ANSWER)
+        found = [line for _, line in self.lines if wanted(line)]
+        if not self._all and (
+            len(found) < limit if after is None else after + 1 < self.lines[0][1]["seq"]
+        ):
+            first = self.lines[0][1]["seq"]
+            older = (line for _, line in self._stored() if line["seq"] < first)
+            found = [*filter(wanted, older), *found]
+        return found[:limit] if after is not None else found[max(0, len(found) - limit) :]
 
     async def wait(self, seconds: float) -> None:
         """Returns with the next line, or after that time."""

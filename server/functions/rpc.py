@@ -71,7 +71,6 @@ class Peer(asyncio.Protocol):
         except Exception as error:
             say(f"{message.get('op')} failed: {error!r}")
             detail = "The functions process failed; see its log."
-            detail = "The functions process failed; see its log."
             answer = {"error": {"status": 500, "code": "internal", "detail": detail}}
         self.send({**answer, "id": number})
 
@@ -269,7 +268,7 @@ class Rpc:
             while not found and (left := deadline - asyncio.get_running_loop().time()) > 0:
                 await log.wait(left)
                 found = log.since(after, limit, *select)
-        return {"lines": found, "last": found[-1]["seq"] if found else max(after, log.seq)}
+        return {"lines": found, "last": found[-1]["seq"] if found else max(after or 0, log.seq)}
 
     async def state(self, asked: Fields) -> Fields:
         return self.manager.state()

@@ -22,33 +22,34 @@ from server.functions.watch import Charge
 # Charges
 
 
-def look(charge, cpu, now=0.0, memory=0, **more):
+def look(charge, cpu, memory=0, **more):
     given = {"cpu_limit": 1.0, "memory_limit": 100, "background": False, "leased": True, **more}
-    return charge.look(cpu, memory, now=now, **given)
+    return charge.look(cpu, memory, **given)
 
 
 def test_one_slow_call_is_charged_with_what_the_process_uses():
     charge = Charge(0.0)
     for tick in range(1, 10):
-        charge.report("w", {"a"}, 0, tick / 10)
-        assert look(charge, tick * 0.1, tick / 10) is None
-    charge.report("w", {"a"}, 0, 1.2)
-    verdict = look(charge, 1.2, 1.2)
+        charge.report("w", {"a"}, 0)
+        assert look(charge, tick * 0.1) is None
+    verdict = look(charge, 1.2)  # a worker that is late with its next report changes nothing
     assert (verdict.reason, verdict.call) == ("cpu", "a")
 
 
 def test_many_quick_calls_charge_none_of_those_that_wait():
     charge = Charge(0.0)
     for tick in range(1, 100):
-        charge.report("w", {"waits"}, 1000, tick / 10)
-        assert look(charge, tick * 0.1, tick / 10) is None
+        charge.report("w", {"waits"}, 1000)
+        assert look(charge, tick * 0.1) is None
+    charge.report("w", set(), 0)
+    assert look(charge, 100.0) is None
 
 
 def test_calls_share_and_a_call_that_ended_is_forgotten():
     charge = Charge(0.0)
     for tick in range(1, 30):
-        charge.report("w", {"a", "b"} if tick < 8 else {"b"}, 0, tick / 10)
-        verdict = look(charge, tick * 0.1, tick / 10)
+        charge.report("w", {"a", "b"} if tick < 8 else {"b"}, 0)
+        verdict = look(charge, tick * 0.1)
         if verdict is not None:
             break
     assert verdict.call == "b"
@@ -57,8 +58,8 @@ def test_calls_share_and_a_call_that_ended_is_forgotten():
 
 def test_a_process_that_works_without_calls_is_charged_itself():
     charge = Charge(0.0)
-    assert look(charge, 0.9, 0.1, background=True) is None
-    assert look(charge, 1.1, 0.2, background=True).reason == "cpu"
+    assert look(charge, 0.9, background=True) is None
+    assert look(charge, 1.1, background=True).reason == "cpu"
     assert look(Charge(0.0), 5.0, leased=True) is None
     assert look(Charge(0.0), 5.0, leased=False).reason == "cpu"
     assert look(Charge(0.0), 0.0, memory=101).reason == "memory"
@@ -108,10 +109,27 @@ def test_a_log_is_bounded_in_memory_and_on_disk_and_survives(tmp_path):
     log.close()
     assert sum(path.stat().st_size for path in (tmp_path / "p").iterdir()) <= 40_000
     again = ProjectLog(tmp_path / "p", limit=20_000)
-    assert again.since(0, 1)[0]["text"] == "killed"
+    assert again.since(None, 1)[0]["text"] == "killed"
+    assert again.since(None, 0) == []
     assert again.since(0, 5, invocation="i")[0]["seq"] == again.seq
     assert again.since(again.seq, 5) == []
     assert again.since(0, 5, function="g") == []
+
+
+def test_a_reader_gets_every_line_that_is_kept_also_when_memory_has_fewer(tmp_path):
+    log = ProjectLog(tmp_path / "p")
+    for number in range(90):
+        log.add({**line(f"{number} " + "y" * 16_000), "invocation": f"{number}"})
+    assert sum(size for size, _ in log.lines) < 600_000
+    texts = [int(one["text"].partition(" ")[0]) for one in log.since(None, 60)]
+    assert texts == list(range(30, 90))
+    assert log.since(None, 10, invocation="3")[0]["seq"] == 4
+    seen, last = [], 0
+    while found := log.since(last, 25):
+        last = found[-1]["seq"]
+        seen += [one["seq"] for one in found]
+    assert seen == list(range(1, 91))
+    log.close()
 
 
 def test_a_reader_waits_for_the_next_line(tmp_path):
@@ -223,6 +241,20 @@ def test_messages_of_a_build():
     error = failure(text, Path("/build/src"))
     assert error.message.startswith("x.ts:3:7: Type 'a'")
     assert [e["file"] for e in error.details["errors"]] == ["x.ts", "y.ts"]
+    noted = (
+        "TS2769 [ERROR]: No overload matches this call.\n  The last overload gave this.\n"
+        "    'a' is no 'b'.\n    f(a);\n    ~\n    at file:///build/src/x.ts:1:2\n\n"
+        "TS2771 [ERROR]:     The last overload is declared here.\n      function f(\n"
+        "               ~\n        at asset:///lib.d.ts:6:7\n\n"
+        "TS2322 [ERROR]: Type 'a'.\nconst a\n      ^\n    at file:///build/src/y.ts:2:7\n\n"
+        "    From file:///build/src/y.ts.\n    const b\n          ^\n"
+        "        at file:///build/src/z.ts:3:9\n\nFound 3 errors.\n"
+    )
+    told = failure(noted, Path("/build/src")).details["errors"]
+    assert [(e["code"], e["file"], e["line"], e["message"]) for e in told] == [
+        ("TS2769", "x.ts", 1, "No overload matches this call.\n  The last overload gave this.\n"
+         "    'a' is no 'b'."), ("TS2322", "y.ts", 2, "Type 'a'."),
+    ]  # fmt: skip
     assert "Deno ended early" in failure("", Path("/build/src")).message
 
 

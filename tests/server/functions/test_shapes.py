@@ -80,7 +80,7 @@ def called(codes):
             lease = await manager.lease("worker", told, name)
         except ApiError as error:
             assert error.code == "function_load_failed"
-            return manager.logs.of("p").since(0, 100, name)[-1]["text"]
+            return manager.logs.of("p").since(None, 100, name)[-1]["text"]
         pool = Pool(lease["socket"])
         connection = await pool.connect()
         answer = await connection.request(b"GET /functions/x HTTP/1.1\r\nhost: p\r\n\r\n")
