@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -20,7 +21,7 @@ import orjson
 from ichicore.errors import ApiError
 from server.base import unix
 from server.base.project import Project
-from server.base.unixhttp import Answer, Connection, PeerClosed, Pool
+from server.base.unixhttp import Answer, BadAnswer, Connection, PeerClosed, Pool
 
 if TYPE_CHECKING:
     from server.base.context import WorkerContext
@@ -175,13 +176,14 @@ def unpacked(buffer: bytearray, data: bytes) -> list[dict[str, Any]]:
 class Call:
     """One invocation in flight. give_up: called with the refusal when its time is over."""
 
-    __slots__ = ("deadline", "failed", "give_up", "id", "lease", "refusal", "started")
+    __slots__ = ("deadline", "failed", "give_up", "id", "lease", "number", "refusal", "started")
 
     def __init__(
-        self, lease: Lease, id: str, seconds: float, give_up: Callable[[], object]
+        self, lease: Lease, id: str, number: int, seconds: float, give_up: Callable[[], object]
     ) -> None:
         self.lease = lease
-        self.id = id
+        self.id = id  # what the caller may have chosen, and others too
+        self.number = number
         self.started = monotonic()
         self.deadline = self.started + seconds
         self.give_up = give_up
@@ -196,7 +198,7 @@ class Lease:
 
     __slots__ = (
         "auth", "calls", "count", "done", "dropped", "last", "name", "others", "pool", "process",
-        "project", "project_id", "trusted", "version", "wall",
+        "project", "project_id", "told", "trusted", "version", "wall",
     )  # fmt: skip
 
     def __init__(self, project: Project, name: str, answer: dict[str, Any]) -> None:
@@ -209,7 +211,8 @@ class Lease:
         self.trusted: str = answer["trusted"]
         self.pool = Pool(answer["socket"])
         self.wall = project.limits.function_wall_ms / 1000
-        self.calls: dict[str, Call] = {}
+        self.calls: dict[int, Call] = {}  # by their number in this worker
+        self.told = False  # whether the functions process knows of slow calls
         self.count = [0, 0, 0.0]  # calls, those that failed, seconds since the last report
         self.done = 0  # calls since the last report
         self.last = monotonic()
@@ -256,6 +259,7 @@ class Functions:
         self._leasing: dict[tuple[str, str], asyncio.Task[Lease]] = {}
         self._draining: set[Lease] = set()
         self._numbers = itertools.count(1)
+        self._name = os.getpid()
         self._sweeper: asyncio.Task[None] | None = None
 
     def find(self, project: Project, name: str) -> Lease | None:
@@ -316,13 +320,13 @@ class Functions:
         project_id = lease.project_id
         count = flying.get(project_id, 0)
         flying[project_id] = count + 1
-        call = Call(lease, id, seconds, give_up)
-        lease.calls[id] = call
+        number = next(self._numbers)
+        call = lease.calls[number] = Call(lease, id, number, seconds, give_up)
         return call
 
     def end(self, call: Call) -> None:
         lease = call.lease
-        if lease.calls.pop(call.id, None) is None:
+        if lease.calls.pop(call.number, None) is None:
             return
         lease.done += 1
         lease.last = now = monotonic()
@@ -390,6 +394,8 @@ class Functions:
             found = answer.body if answer.body is not None else await _whole(answer)
         except PeerClosed:
             raise await self.why_ended(lease) from None
+        except BadAnswer:
+            raise ApiError(502, "function_error", f"The function {name} gave no answer.") from None
         except asyncio.CancelledError:
             if call.refusal is None:
                 raise
@@ -417,7 +423,7 @@ class Functions:
             now = monotonic()
             slow: dict[str, dict[str, Any]] = {}
             for lease in [*self._all(), *self._draining]:
-                if lease.calls:
+                if lease.calls or lease.told:
                     self._look(lease, now, slow)
                 elif now - lease.last > RELEASE_AFTER and not lease.dropped:
                     self._drop(lease)
@@ -436,7 +442,7 @@ class Functions:
         for call in list(lease.calls.values()):
             age = now - call.started
             if age > SLOW:
-                ages[call.id] = round(age, 3)
+                ages[f"{self._name}.{call.number}"] = round(age, 3)
             if now > call.deadline and call.refusal is None:
                 call.refusal = ApiError(
                     504, "function_timeout",
@@ -444,8 +450,9 @@ class Functions:
                 )  # fmt: skip
                 self.link.tell("expired", process=lease.process, call=call.id, seconds=age)
                 call.give_up()
-        if ages:
+        if ages or lease.told:  # also once when there are none any more
             slow[lease.process] = {"calls": ages, "done": lease.done}
+        lease.told = bool(ages)
         lease.done = 0
 
     def _drop(self, lease: Lease) -> None:

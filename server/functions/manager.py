@@ -363,6 +363,7 @@ class Manager:
         if running is None:
             return
         running.leases.discard(worker)
+        running.charge.report(worker, set(), 0)
         if not running.leases:
             running.idle_since = monotonic()
 
@@ -477,11 +478,10 @@ class Manager:
 
     def report(self, worker: Any, processes: dict[str, Any]) -> None:
         """Calls that a worker has had in flight for a while."""
-        now = monotonic()
         for name, told in processes.items():
             running = self.running.get(name)
             if running is not None:
-                running.charge.report(str(id(worker)), set(told["calls"]), told["done"], now)
+                running.charge.report(worker, set(told["calls"]), told["done"])
 
     async def _watch(self) -> None:
         while True:
@@ -518,10 +518,11 @@ class Manager:
             idle = not running.leases and not running.background
             if idle and self._ticks % 5 and not running.charge.spent:
                 continue
+            wall = running.project.wall_ms / 1000
             cpu, memory = cell.usage()
             self.journal.used(running, running.looked(cpu, memory, now))
             verdict = running.charge.look(
-                cpu, memory, now=now, cpu_limit=running.project.cpu_ms / 1000,
+                cpu, memory, cpu_limit=running.project.cpu_ms / 1000,
                 memory_limit=running.project.memory, background=running.background,
                 leased=bool(running.leases),
             )  # fmt: skip
@@ -531,9 +532,20 @@ class Manager:
                 self._drain(running, now)
             elif not running.loaded.done():
                 continue
+            elif running.background and not running.leases and now - running.idle_since > wall:
+                self._overdue(running, wall)
             elif cpu > RECYCLE_CPU or (idle and now - running.idle_since > running.keep):
                 self.retire(running)
         self._look_at_crowds(now)
+
+    def _overdue(self, running: Running, seconds: float) -> None:
+        """Work after the last answer has taken as long as an invocation may."""
+        self.journal.line(
+            running, "error",
+            f"stopped (wall): the work after the answer took longer than {seconds:g} s",
+        )  # fmt: skip
+        self.journal.ended(running, "wall")
+        running.cell.kill("wall")
 
     def _drain(self, running: Running, now: float) -> None:
         assert running.retired_at is not None

@@ -12,7 +12,7 @@ from ichicore.errors import ApiError
 from server.base.context import WorkerContext
 from server.base.functions import SCHEDULE, TRUSTED, Call, Functions, Lease, of
 from server.base.http import Headers, Request, Response
-from server.base.unixhttp import Answer, Body, Connection, PeerClosed
+from server.base.unixhttp import Answer, BadAnswer, Body, Connection, PeerClosed
 from server.functions.sockets import relay, upgrade_lines
 
 SMALL_BODY = 64 << 10  # bytes that are read before the function is called
@@ -35,6 +35,10 @@ NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 def not_found(name: str) -> ApiError:
     return ApiError(404, "function_not_found", f"There is no function {name[:63]}.")
+
+
+def not_passed_on() -> ApiError:
+    return ApiError(502, "function_error", "The function's answer cannot be passed on.")
 
 
 class FunctionsService:
@@ -86,6 +90,9 @@ class FunctionsService:
         except PeerClosed:
             call.failed = True
             raise await functions.why_ended(lease) from None
+        except BadAnswer:
+            call.failed = True
+            raise not_passed_on() from None
         except asyncio.CancelledError:
             call.failed = call.refusal is not None
             if connection is not None:
@@ -134,6 +141,8 @@ class FunctionsService:
             protocol.close(504)
         except PeerClosed:
             protocol.close((await self.functions.why_ended(lease)).status)
+        except BadAnswer:
+            protocol.close(502)
         finally:
             if connection is not None:
                 connection.close()
@@ -243,7 +252,7 @@ class FunctionsService:
         if stream is None:  # a 101 that nobody asked for
             if answer.connection is not None:
                 answer.connection.close()
-            raise ApiError(502, "function_error", "The function's answer cannot be passed on.")
+            raise not_passed_on()
         if stream.length is not None:
             headers.append(("content-length", str(stream.length)))
         flow = _Flow(self, call, stream)

@@ -6,7 +6,7 @@ calls that were running: those that workers report as slow, and those that came 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IDLE_CALL = ""  # what a process does while no call runs
 RECYCLE_CPU = 300.0  # seconds of processor time after which a process is replaced
@@ -23,25 +23,26 @@ class Verdict(NamedTuple):
 class Charge:
     """What one process has been charged for."""
 
-    __slots__ = ("cpu", "done", "last", "seen", "slow", "spent")
+    __slots__ = ("cpu", "done", "last", "slow", "spent")
 
     def __init__(self, cpu: float) -> None:
         self.last = cpu
         self.cpu = cpu
-        self.slow: dict[str, set[str]] = {}  # by worker: ids of its slow calls
-        self.seen: dict[str, float] = {}  # by worker: when it reported last
+        self.slow: dict[Any, set[str]] = {}  # by worker: its slow calls, until it says otherwise
         self.done = 0  # calls that ended since the last look
         self.spent: dict[str, float] = {}  # by call id: seconds
 
-    def report(self, worker: str, calls: set[str], done: int, now: float) -> None:
+    def report(self, worker: Any, calls: set[str], done: int) -> None:
         """What a worker tells of its calls of this process."""
-        self.slow[worker] = calls
-        self.seen[worker] = now
+        if calls:
+            self.slow[worker] = calls
+        else:
+            self.slow.pop(worker, None)
         self.done += done
 
     def look(
-        self, cpu: float, memory: int, *, now: float, cpu_limit: float, memory_limit: int,
-        background: bool, leased: bool,
+        self, cpu: float, memory: int, *, cpu_limit: float, memory_limit: int, background: bool,
+        leased: bool,
     ) -> Verdict | None:  # fmt: skip
         """Charges what was used since the last look; a verdict ends the process. cpu: seconds
         used in its life. background: work after an answer is under way. leased: a worker may be
@@ -52,9 +53,6 @@ class Charge:
             return Verdict(
                 "memory", "", f"it used {memory >> 20} MiB; {memory_limit >> 20} MiB are allowed"
             )
-        stale = [worker for worker, at in self.seen.items() if now - at > 0.5]
-        for worker in stale:  # a worker without slow calls says nothing
-            del self.slow[worker], self.seen[worker]
         running = {call for calls in self.slow.values() for call in calls}
         done, self.done = self.done, 0
         if not running and (background or not leased or self.spent.get(IDLE_CALL)):

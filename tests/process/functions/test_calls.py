@@ -55,6 +55,8 @@ Deno.serve(async (req: Request, info) => {
       req.signal.addEventListener("abort", () => console.log("the client has left"));
       await new Promise((r) => setTimeout(r, 20_000));
       return new Response("late");
+    case "heavy":
+      return new Response("x", { headers: { "x-heavy": "y".repeat(1_000_000) } });
     case "empty":
       return new Response(null, { status: 204 });
     case "socket": {
@@ -141,6 +143,7 @@ def test_the_request_arrives_as_it_was_sent(parts):
     assert headers["set-cookie"] == "a=b"
     assert headers["access-control-allow-origin"] is None
     assert parts.call("parts/empty")[:2] == (204, b"")
+    assert parts.code("parts/heavy") == (502, "function_error")
     assert parts.call("parts/large", method="HEAD")[:2] == (200, b"")
 
 

@@ -103,7 +103,7 @@ def test_the_limit_of_calls_at_once_holds_over_all_workers(project):
     seen = []
 
     def call():
-        seen.append(project.code("hold"))
+        seen.append(project.code("hold", headers={"x-request-id": "the-same-for-all"}))
 
     def running():
         status, body, _ = project.call("hold/count")

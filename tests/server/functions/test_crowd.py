@@ -26,6 +26,10 @@ Deno.serve((req) => {
   return new Response(id);
 });
 """
+LASTING = """
+EdgeRuntime.waitUntil(new Promise(() => {}));
+Deno.serve(() => new Response("done"));
+"""
 
 
 class Asking:
@@ -52,7 +56,7 @@ class Parts:
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-crowd-"))
         (self.folder / "run").mkdir()
-        self.codes = {"burn": BURN}
+        self.codes = {"burn": BURN, "lasting": LASTING}
         self.manager = Manager(self.folder, Codes(self.codes), ("127.0.0.1", 1))
         await self.manager.start()
         self.rpc = Rpc(self.manager, None)
@@ -66,8 +70,8 @@ class Parts:
         await self.manager.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    async def call(self):
-        return await self.worker.call_internal(Asking, "burn", b"{}")
+    async def call(self, name="burn"):
+        return await self.worker.call_internal(Asking, name, b"{}")
 
     async def busy(self, until, seconds=20):
         """Calls, eight at once, until something holds; gives the answers."""
@@ -177,6 +181,23 @@ def test_processes_are_replaced_when_the_machine_has_another_address(monkeypatch
                     parts.manager._close_addresses()  # also those that were coming up before
                     await asyncio.sleep(0.05)
             assert all("8.8.4.4" in cell.closed for cell in parts.manager.cells.values())
+
+    asyncio.run(go())
+
+
+def test_work_after_the_answer_ends_with_the_time_of_an_invocation(monkeypatch):
+    async def go():
+        monkeypatch.setattr("server.base.functions.RELEASE_AFTER", 0.1)
+        monkeypatch.setattr(Asking.limits, "function_wall_ms", 1_500)
+        async with Parts() as parts:
+            assert await parts.call("lasting") == b"done"
+            began = asyncio.get_running_loop().time()
+            async with asyncio.timeout(10):
+                while parts.manager.running:
+                    await asyncio.sleep(0.05)
+            assert asyncio.get_running_loop().time() - began > 1.4
+            last = parts.manager.logs.of("p").since(None, 1)[0]
+            assert "work after the answer took longer than 1.5 s" in last["text"]
 
     asyncio.run(go())
 
