@@ -30,7 +30,7 @@ from server.postgres.service import RestEngine, RestRequest, role_settings
 from server.standalone import conffile, database
 from server.standalone.admin import AdminServer
 from server.standalone.auth import Authenticator
-from server.standalone.config import Config, ConfigError, load
+from server.standalone.config import Config, ConfigError, load, read_file
 from server.standalone.cors import Cors
 from server.standalone.express import RestWay
 from server.standalone.log import AccessLog
@@ -46,10 +46,7 @@ def read_config(from_database: dict[str, str] | None = None) -> Config:
     path = os.environ.get(CONFIG_PATH)
     file = {}
     if path:
-        try:
-            file = conffile.parse(Path(path).read_text())
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        file = conffile.parse(read_file(Path(path)))
     return load(file, dict(os.environ), from_database)
 
 

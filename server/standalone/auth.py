@@ -167,7 +167,9 @@ def _keys(secret: bytes) -> list[tuple[str, str | None, Any]]:
     for one in listed if isinstance(listed, list) else []:
         try:
             keys.append((str(one.get("kty")), one.get("kid"), _key(one)))
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except KeyError as error:
+            raise ConfigError(f"jwt-secret has a key without {error}") from None
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"jwt-secret has a key that cannot be used: {error}") from None
     return keys
 

@@ -123,14 +123,18 @@ def load(
         letters = re.sub(r"[^A-Za-z]", "", value).lower()
         if letters in {"true", "false"}:
             return letters == "true"
-        return value.lstrip("-").isdigit() and int(value) > 0
+        if not re.fullmatch(r"-?[0-9]{1,9}", value):
+            raise ConfigError(f"{name} must be true or false, not {value!r}")
+        return int(value) > 0
 
-    def number(name: str) -> int | None:
+    def number(name: str, least: int = 0, most: int = 999_999_999) -> int | None:
         value = text(name)
         if value is None:
             return None
         if not re.fullmatch(r"-?[0-9]{1,9}", value):
             raise ConfigError(f"{name} must be a whole number, not {value!r}")
+        if not least <= int(value) <= most:
+            raise ConfigError(f"{name} must be between {least} and {most}, not {value}")
         return int(value)
 
     def one_of(name: str, allowed: tuple[str, ...], message: str) -> str:
@@ -155,8 +159,8 @@ def load(
         role_path = rolepath.parse(text("jwt-role-claim-key") or ".role")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    port = number("server-port") or 3000
-    admin_port = number("admin-server-port")
+    port = number("server-port", 1, 65535) or 3000
+    admin_port = number("admin-server-port", 1, 65535)
     if admin_port == port:
         raise ConfigError("admin-server-port cannot be the same as server-port")
     schemas = listed("db-schemas")
@@ -193,7 +197,7 @@ def load(
         ),
         app_settings=_app_settings(file, environment),
     )  # fmt: skip
-    uri = _from_file(text("db-uri") or "postgresql://")
+    uri = _text(_from_file(text("db-uri") or "postgresql://"), "db-uri").strip()
     try:
         psycopg.conninfo.conninfo_to_dict(uri)
     except psycopg.ProgrammingError as error:
@@ -206,13 +210,13 @@ def load(
         channel_enabled=flag("db-channel-enabled"),
         from_database=flag("db-config"),
         pre_config=text("db-pre-config"),
-        pool=max(1, number("db-pool") or 10),
-        pool_acquisition_timeout=number("db-pool-acquisition-timeout") or 10,
-        pool_max_idletime=number("db-pool-max-idletime") or 30,
+        pool=number("db-pool", 1) or 10,
+        pool_acquisition_timeout=number("db-pool-acquisition-timeout", 1) or 10,
+        pool_max_idletime=number("db-pool-max-idletime", 1) or 30,
         jwt_secret=_secret(text("jwt-secret"), flag("jwt-secret-is-base64")),
         jwt_aud=audience,
         role_path=role_path,
-        jwt_cache=max(0, number("jwt-cache-max-entries") or 0),
+        jwt_cache=number("jwt-cache-max-entries") or 0,
         cors_origins=tuple(o.strip() for o in origins.split(",")) if origins else None,
         trace_header=text("server-trace-header"),
         host=host,
@@ -250,23 +254,41 @@ def _app_settings(file: dict[str, Any], environment: dict[str, str]) -> tuple[tu
     return tuple(sorted(found.items()))
 
 
-def _from_file(value: str) -> str:
+def _from_file(value: str) -> bytes:
     """A value that begins with @ names a file that holds it."""
     if not value.startswith("@"):
-        return value
+        return value.encode()
+    return _read(Path(value[1:])).removesuffix(b"\n")
+
+
+def _read(path: Path) -> bytes:
     try:
-        return Path(value[1:]).read_text().removesuffix("\n")
+        return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read {value[1:]}: {error.strerror}") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _text(content: bytes, what: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what} is not UTF-8") from None
+
+
+def read_file(path: Path) -> str:
+    """The text of a file. ConfigError when there is none."""
+    return _text(_read(path), str(path))
 
 
 def _secret(value: str | None, is_base64: bool) -> bytes | None:
     if value is None:
         return None
-    value = _from_file(value)
+    found = _from_file(value)
     if not is_base64:
-        return value.encode()
-    standard = value.strip().replace("-", "+").replace("_", "/").replace(".", "=")
+        return found
+    standard = (
+        _text(found, "jwt-secret").strip().replace("-", "+").replace("_", "/").replace(".", "=")
+    )
     try:
         return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except (binascii.Error, ValueError):

@@ -79,13 +79,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in unknown(file, dict(os.environ)):
         print(f"unknown setting {name} is ignored", file=sys.stderr)
     if options.dump_config:
-        print(dump(config), end="")
-        return 0
+        return _dump_config(config)
     if options.ready:
         return _ready(config)
     if options.dump_schema:
         return _dump_schema(config)
     return _serve(config, options.workers)
+
+
+def _dump_config(config: Config) -> int:
+    """With what the database says, when it answers."""
+    try:
+        config = asyncio.run(effective(config))
+    except psycopg.Error as error:
+        print(f"the settings in the database are not shown: {str(error).strip()}", file=sys.stderr)
+    print(dump(config), end="")
+    return 0
 
 
 def _dump_schema(config: Config) -> int:

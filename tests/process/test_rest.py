@@ -220,6 +220,7 @@ def test_configuration_reload(program: Program, cluster: EmbeddedPostgres) -> No
         admin.execute("alter role rest_login set pgrst.db_max_rows = '3'")
         admin.execute("notify pgrst, 'reload config'")
         program.reaches(lambda: len(program.get("/items").json()) == 3)
+        assert "db-max-rows = 3\n" in run(str(program.file), "--dump-config").stdout
         admin.execute("alter role rest_login reset all")
         admin.execute("notify pgrst, 'reload config'")
     program.reaches(lambda: len(program.get("/items").json()) == 5)

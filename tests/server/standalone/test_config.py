@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.standalone import conffile, rolepath
-from server.standalone.config import ConfigError, dump, load, unknown
+from server.standalone.config import ConfigError, dump, load, read_file, unknown
 
 
 def test_a_file_has_strings_numbers_booleans_and_comments():
@@ -52,6 +52,14 @@ def test_old_names_are_understood():
         ("openapi-mode", "x", "openapi-mode"),
         ("log-level", "loud", "logging level"),
         ("server-port", "x", "whole number"),
+        ("server-port", "70000", "between 1 and 65535"),
+        ("server-port", 0, "between 1 and 65535"),
+        ("admin-server-port", -1, "between 1 and 65535"),
+        ("db-pool", "0", "between 1"),
+        ("db-max-rows", -5, "between 0"),
+        ("jwt-cache-max-entries", "-1", "between 0"),
+        ("db-config", "banana", "true or false"),
+        ("db-plan-enabled", "1e9", "true or false"),
         ("server-unix-socket-mode", "9", "octal"),
         ("server-unix-socket-mode", "077", "between 600 and 777"),
         ("openapi-server-proxy-uri", "ftp://x", "Malformed proxy uri"),
@@ -64,6 +72,16 @@ def test_old_names_are_understood():
 def test_bad_values_refuse_with_the_reason(name, value, said):
     with pytest.raises(ConfigError, match=said):
         load({name: value}, {})
+
+
+def test_files_that_are_not_text(tmp_path):
+    secret = bytes(range(128, 192))
+    (tmp_path / "secret").write_bytes(secret + b"\n")
+    assert load({"jwt-secret": f"@{tmp_path}/secret"}, {}).jwt_secret == secret
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load({"db-uri": f"@{tmp_path}/secret"}, {})
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_file(tmp_path / "secret")
 
 
 def test_unknown_settings_are_named():
