@@ -21,7 +21,9 @@ cdef class Table:
     cdef readonly bint deletable
     cdef readonly tuple primary_key # column names, () when none (views: from their base tables)
     cdef readonly dict columns      # name -> Column in attnum order
-    cdef readonly bint has_triggers # user triggers or rules, here or behind a view, partition or cascade
+    cdef readonly bint has_triggers # writing may run code (a trigger, rule, or a default or check
+                                    # that sets something), here or behind a view or cascade
+    cdef readonly bint sets_on_read # a policy may set something
     cdef readonly bint row_security
 
 cdef class Junction:

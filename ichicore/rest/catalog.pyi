@@ -40,6 +40,7 @@ class Table:
     primary_key: tuple[str, ...]
     columns: dict[str, Column]
     has_triggers: bool
+    sets_on_read: bool
     row_security: bool
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Table:
         deletable: bool = True,
         primary_key: tuple[str, ...] = (),
         has_triggers: bool = False,
+        sets_on_read: bool = False,
         row_security: bool = False,
     ) -> None: ...
 

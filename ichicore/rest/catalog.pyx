@@ -33,7 +33,8 @@ cdef class Table:
     def __init__(
         self, *, str schema not None, str name not None, dict columns not None, str kind="r",
         str description=None, bint insertable=True, bint updatable=True, bint deletable=True,
-        tuple primary_key=(), bint has_triggers=False, bint row_security=False,
+        tuple primary_key=(), bint has_triggers=False, bint sets_on_read=False,
+        bint row_security=False,
     ):
         self.schema = schema
         self.name = name
@@ -45,6 +46,7 @@ cdef class Table:
         self.primary_key = primary_key
         self.columns = columns
         self.has_triggers = has_triggers
+        self.sets_on_read = sets_on_read
         self.row_security = row_security
 
     def __repr__(self):

@@ -23,6 +23,8 @@ def returning_columns(tree: Tree) -> list[str]: ...
 class Mutation:
     table: Table
     kind: str
+    fields: list[PayloadField]
+    conditions: list[Filter | Logic]
     conflict: list[str] | None
     counted: bool
     def __init__(

@@ -1,4 +1,4 @@
-from ichicore.rest.ast import Query
+from ichicore.rest.ast import Filter, Logic, Query
 from ichicore.rest.catalog import Catalog, Relationship, Table
 
 class Item:
@@ -6,7 +6,12 @@ class Item:
     alias: str | None
     cast: str | None
     aggregate: str | None
+    aggregate_cast: str | None
     transform: str | None
+
+class Term:
+    name: str
+    qual: str | None
 
 class Node:
     target: tuple[str, str]
@@ -25,8 +30,9 @@ class Node:
     limited: bool
     limit_slot: int
     offset_slot: int
-    filters: list[object]
+    filters: list[Filter | Logic]
     order_terms: list[object]
+    order: list[Term]
     def grouped(self) -> bool: ...
     def plain_star(self) -> bool: ...
 

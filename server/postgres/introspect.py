@@ -151,24 +151,40 @@ def _views(rows: list[Row]) -> list[View]:
     return found
 
 
-def _triggered(rows: list[Row], keys: Iterable[Key]) -> set[int]:
-    """Oids of the relations a write to which runs a trigger or rule, there or further on."""
-    comes_from: dict[int, set[int]] = defaultdict(set)
-    pending = []
+class _Code(NamedTuple):
+    """Oids of the relations whose writing, and whose reading, runs code that may set something."""
+
+    writes: set[int]
+    reads: set[int]
+
+
+def _code(rows: list[Row], keys: Iterable[Key]) -> _Code:
+    """From rows of triggers.sql and code.sql, for a relation itself and what is behind it."""
+    writing: dict[int, set[int]] = defaultdict(set)  # from a relation to those that reach it
+    reading: dict[int, set[int]] = defaultdict(set)
+    code = _Code(set(), set())
     for what, oid, reached in rows:
-        if what == "has":
-            pending.append(int(oid or 0))
+        relation = int(oid or 0)
+        if what == "writes":
+            code.writes.add(relation)
+        elif what == "reads":
+            code.reads.add(relation)
         else:
-            comes_from[int(reached or 0)].add(int(oid or 0))
+            reading[int(reached or 0)].add(relation)
+            if what == "reaches":
+                writing[int(reached or 0)].add(relation)
     for key in keys:
         if key.cascades:
-            comes_from[key.oid].add(key.foreign_oid)
-    found: set[int] = set()
+            writing[key.oid].add(key.foreign_oid)
+    return _Code(_closure(code.writes, writing), _closure(code.reads, reading))
+
+
+def _closure(found: set[int], edges: dict[int, set[int]]) -> set[int]:
+    pending = list(found)
     while pending:
-        relation = pending.pop()
-        if relation not in found:
+        for relation in edges.get(pending.pop(), set()) - found:
             found.add(relation)
-            pending.extend(comes_from.get(relation, ()))
+            pending.append(relation)
     return found
 
 
@@ -269,7 +285,7 @@ def _handlers(rows: list[Row]) -> dict[tuple[Name | None, str], MediaHandler]:
 
 
 def _tables(
-    found: list[_Relation], resolver: relationships.Resolver, triggered: set[int]
+    found: list[_Relation], resolver: relationships.Resolver, code: _Code
 ) -> dict[Name, Table]:
     table_keys = resolver.table_primary_keys()
     view_keys = resolver.view_primary_keys()
@@ -284,7 +300,8 @@ def _tables(
             deletable=bool(rel.writes & DELETE),
             primary_key=(view_keys if rel.kind in "vm" else table_keys).get(rel.oid, ()),
             columns=rel.columns,
-            has_triggers=rel.oid in triggered,
+            has_triggers=rel.oid in code.writes,
+            sets_on_read=rel.oid in code.reads,
             row_security=rel.row_security,
         )
         for rel in found
@@ -313,7 +330,7 @@ async def load(
     found = _relations(await fetch(SQL["relations"], (exposed,)))
     keys = _keys(await fetch(SQL["keys"], ()))
     views = _views(await fetch(SQL["views"], (exposed, text_array(settings.extra_search_path))))
-    triggered = _triggered(await fetch(SQL["triggers"], ()), keys)
+    code = _code(await fetch(SQL["triggers"], ()) + await fetch(SQL["code"], ()), keys)
     functions = routines(await fetch(SQL["routines"], (exposed,)), settings.hoisted_tx_settings)
     computed = _computed(await fetch(SQL["computed"], (exposed,)))
     casts = await fetch(SQL["representations"], ())
@@ -328,7 +345,7 @@ async def load(
             known_timezones[server_version] = timezones
 
     resolver = relationships.Resolver(keys, views)
-    tables = _tables(found, resolver, triggered)
+    tables = _tables(found, resolver, code)
     to_one = list(resolver.to_one(settings.schemas))
     detected = [
         *to_one,

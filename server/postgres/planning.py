@@ -21,7 +21,7 @@ from ichicore.rest.select import count_sql, estimate_sql, head_sql, read_sql
 from ichicore.rest.sql import Layout
 from ichicore.rest.tree import Tree, read_tree
 from ichicore.rest.wrap import body_of, count_rows, explain, with_query, wrap
-from server.postgres import negotiate
+from server.postgres import effects, negotiate
 from server.postgres.negotiate import Chosen
 from server.postgres.settings import RestSettings
 
@@ -230,7 +230,9 @@ class Planner:
         plan.applied = applied(preferences)
         if media.explain is None:
             self._counts(plan, tree, preferences, ranged)
-        plan.needs_gucs = self.settings.pre_request is not None or not _is_plain(table, tree)
+        plan.needs_gucs = self.settings.pre_request is not None or effects.reading(
+            self.catalog, table, tree
+        )
         plan.quick = ranged or bool(query.filters)
         return plan
 
@@ -306,9 +308,8 @@ class Planner:
         plan.counted = preferences.count in ("exact", "estimated")
         plan.needs_gucs = (
             self.settings.pre_request is not None
-            or table.has_triggers
             or mutation.counted
-            or (full and not _is_plain(table, tree))
+            or effects.writing(self.catalog, table, tree, mutation, full=full)
         )
         plan.rollback = self._rolls_back(preferences)
         checks = ["put"] if action == "put" else []
@@ -559,22 +560,6 @@ def _explainable(
         return prefix, sql
     rows = f"ichi_rows AS ({sql})"
     return (rows if prefix is None else f"{prefix}, {rows}"), "SELECT * FROM ichi_rows"
-
-
-def _is_plain(table: Table, tree: Tree) -> bool:
-    """Whether reading runs no code but that of policies: a base table, its own columns."""
-    if table.kind not in ("r", "p"):
-        return False
-    for item in tree.root.items:
-        if item.transform is not None or (item.name != "*" and item.name not in table.columns):
-            return False
-    return all(
-        child.relationship is not None
-        and child.relationship.kind != "computed"
-        and child.table is not None
-        and child.table.kind in ("r", "p")
-        for child in tree.root.children
-    )
 
 
 def applied(

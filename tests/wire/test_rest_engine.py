@@ -283,6 +283,35 @@ def test_what_a_function_sets_for_its_session_ends_with_its_request(
     run(rest_dsn, test, tx_end=tx_end)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/diary"),
+        ("POST", "/checked"),
+        ("GET", "/watched"),
+        ("GET", "/asks?select=id,watched(id)"),
+        ("GET", "/indirect"),
+        ("GET", "/clients?shout=eq.ADA"),
+        ("GET", "/clients?or=(id.eq.9,and(id.eq.1,shout.eq.ADA))"),
+        ("GET", "/clients?order=shout"),
+        ("GET", "/projects?select=id,clients(id,projects(id,clients(shout)))"),
+        ("GET", "/projects?select=id,clients(id)&clients.shout=eq.ADA"),
+        ("PATCH", "/clients?shout=eq.ADA"),
+    ],
+)
+def test_code_behind_a_plain_table_leaves_nothing_in_the_session(
+    rest_dsn: str, method: str, path: str
+) -> None:
+    async def test(send: Send, engine: RestEngine) -> None:
+        before = (await send("GET", "/rpc/session_mark")).json
+        got = await send(method, path, {"id": 1} if method != "GET" else None)
+        assert got.status in (200, 201, 204), got
+        assert (await send("GET", "/rpc/session_mark")).json == before
+        assert engine.pool.stats()["connections"] == 1
+
+    run(rest_dsn, test)
+
+
 def test_errors_of_the_database(rest_dsn: str) -> None:
     async def test(send: Send, _: RestEngine) -> None:
         got = await send("POST", "/rpc/complain")

@@ -1,10 +1,10 @@
--- Which relations run code of their own when written to (kind 'has'), and which other relations a
+-- Which relations run code of their own when written to (kind 'writes'), and which other relations a
 -- write to one may reach (kind 'reaches'): behind a view, or down a partition or inheritance tree.
-select 'has', tgrelid::text, null
+select 'writes', tgrelid::text, null
 from pg_trigger
 where not tgisinternal
 union
-select 'has', ev_class::text, null
+select 'writes', ev_class::text, null
 from pg_rewrite
 where ev_type <> '1'
 union

@@ -43,6 +43,25 @@ create function api.mark_session(text) returns void language sql as
   $$ select set_config('app.mark', $1, false), set_config('timezone', 'Asia/Tokyo', false) $$;
 create function api.session_mark() returns text language sql stable as
   $$ select coalesce(current_setting('app.mark', true), '') || current_setting('timezone') $$;
+create function api.set_deep() returns text language plpgsql as $$
+begin perform set_config('app.mark', 'left behind', false); return 'deep'; end $$;
+create function api.set_it() returns text language sql as $$ select api.set_deep() $$;
+create table api.diary (id int, note text default api.set_it());
+create table api.checked (id int check (api.set_it() = 'deep'));
+create table api.watched (id int primary key);
+insert into api.watched values (1);
+alter table api.watched enable row level security;
+create policy watch on api.watched using (api.set_it() is not null);
+create table api.asks (id int references api.watched);
+insert into api.asks values (1);
+create table api.indirect (id int);
+insert into api.indirect values (1);
+alter table api.indirect enable row level security;
+create policy ask on api.indirect using (exists (select from api.watched w where w.id = indirect.id));
+create function api.shout(api.clients) returns text language plpgsql as $$
+begin perform set_config('app.mark', 'shouted', false); return upper($1.name); end $$;
+grant select, insert on api.diary, api.checked, api.watched, api.asks, api.indirect
+  to rest_anon, rest_user;
 create table api.late (id int);
 create function api.look_late() returns trigger language plpgsql as $$ begin
   if current_setting('request.jwt.claims') = '' then raise 'without claims'; end if; return new;
