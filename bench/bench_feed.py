@@ -92,8 +92,11 @@ class Sink:
     def publish(self, project_id: str, message: Publish) -> bool:
         return True
 
-    def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
-        raise LoadError(f"{source}: {detail}")
+    def truncated(self, project_id: str, source: str) -> bool:
+        return True
+
+    def notice(self, project_id: str, code: str, detail: str) -> None:
+        raise LoadError(detail)
 
 
 class Database:

@@ -37,7 +37,7 @@ def own_rows(subscribers: int, table: str, changes: int = 2_000) -> float:
         audience = rule.audience(identity)
         source.add(
             wire.peers[number % 16], (audience.key, number), bits, audience.rule, None, False,
-            audience.terms, audience.reads,
+            audience.terms,
         )  # fmt: skip
     spent = []
     for number in range(changes):

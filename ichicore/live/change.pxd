@@ -7,7 +7,7 @@ cdef class Change:
     cdef readonly str event
     cdef readonly bytes record_json
     cdef readonly bytes old_json
-    cdef readonly tuple unchanged         # columns of the record whose value is not known
+    cdef readonly bint partial            # what record and old lack may be there all the same
     cdef readonly uint64_t lsn            # where the transaction's commit is in the log
     cdef readonly uint32_t sequence       # which one of the transaction's changes, from 1
     cdef str _position
@@ -30,7 +30,7 @@ cdef class Publish:
 
 
 # A Change of the write-ahead log, made without the argument parsing of the constructor.
-cdef Change new_change(str source, str event, bytes record_json, bytes old_json, tuple unchanged,
+cdef Change new_change(str source, str event, bytes record_json, bytes old_json,
                        uint64_t lsn, uint32_t sequence)
 cdef Publish new_publish(str channel, str event, bytes payload_json, uint64_t lsn,
                          uint32_t sequence)

@@ -7,7 +7,7 @@ class Change:
     event: str
     record_json: bytes | None
     old_json: bytes | None
-    unchanged: tuple[str, ...]
+    partial: bool
     lsn: int
     sequence: int
     def __init__(
@@ -20,7 +20,7 @@ class Change:
         record_json: bytes | None = None,
         old_json: bytes | None = None,
         position: str = "",
-        unchanged: tuple[str, ...] = (),
+        partial: bool = False,
     ) -> None: ...
     @property
     def record(self) -> dict[str, Any] | None: ...

@@ -45,19 +45,20 @@ cdef class Change:
     values, None where there is none or where it cannot be read (then no rule may pass it).
     record_json, old_json: the same as the bytes that clients get; None where there is none, and
     for a source that gives only values. position: texts that sort as the changes were committed.
-    unchanged: names of columns that the record lacks because the log does not repeat their long
-    values; a rule that reads one of them cannot be decided.
+    partial: names that record or old lack may stand for values all the same, as is always so for
+    tables: the log does not repeat long values that did not change, and of old rows mostly has the
+    key alone.
     """
 
     def __init__(self, str kind not None, str source not None, str event not None,
                  dict record=None, dict old=None, bytes record_json=None, bytes old_json=None,
-                 str position not None="", tuple unchanged not None=()):
+                 str position not None="", bint partial=False):
         self.kind = kind
         self.source = source
         self.event = event
         self.record_json = record_json
         self.old_json = old_json
-        self.unchanged = unchanged
+        self.partial = partial or kind == "postgres"
         self._position = position
         self._record = record
         self._old = old
@@ -120,7 +121,7 @@ cdef class Publish:
         return f"<Publish {self.channel} {self.event} {self.position}>"
 
 
-cdef Change new_change(str source, str event, bytes record_json, bytes old_json, tuple unchanged,
+cdef Change new_change(str source, str event, bytes record_json, bytes old_json,
                        uint64_t lsn, uint32_t sequence):
     cdef Change made = Change.__new__(Change)
     made.kind = "postgres"
@@ -128,7 +129,7 @@ cdef Change new_change(str source, str event, bytes record_json, bytes old_json,
     made.event = event
     made.record_json = record_json
     made.old_json = old_json
-    made.unchanged = unchanged
+    made.partial = True
     made.lsn = lsn
     made.sequence = sequence
     made._parsed = record_json is None

@@ -24,7 +24,6 @@ cdef class Group:
     cdef readonly bint whole
     cdef readonly dict members            # Peer > number of subscriptions
     cdef tuple terms
-    cdef readonly object reads
     cdef Py_ssize_t slot
     cdef uint64_t stamp
 
@@ -59,6 +58,7 @@ cdef class Hub:
     cdef dict subject
     cdef object old
     cdef bint read, old_read
+    cdef int unknown                      # of the record, 1, and the old one, 2, may be more
     cdef list frames
     cdef readonly uint64_t delivered
 

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 from ichicore.live.wire import Peer
 
 class Decider(Protocol):
-    def test(self, document: dict[str, Any], old: dict[str, Any] | None) -> bool: ...
+    def test(self, document: dict[str, Any], old: dict[str, Any] | None, partial: int) -> bool: ...
 
 def event_bits(events: Iterable[str]) -> int: ...
 def broadcast_frame(
@@ -48,7 +48,6 @@ class Source:
         filter: Decider | None = None,
         whole: bool = False,
         terms: tuple[tuple[str, Any], ...] | None = None,
-        reads: frozenset[str] = ...,
     ) -> Group: ...
     def remove(self, peer: Peer, group: Group) -> None: ...
 

@@ -136,11 +136,11 @@ cdef class Channel:
 
 @cython.final
 cdef class Group:
-    """Subscriptions that one decision settles. events: mask. rule: has test(record, old), None for
-    no restriction. filter: the same, of the client. whole: gets all fields."""
+    """Subscriptions that one decision settles. events: mask. rule: has test(record, old,
+    partial), None for no restriction. filter: the same, of the client. whole: gets all fields."""
 
     def __init__(self, Source source not None, key, int events, rule, filter, bint whole,
-                 tuple terms, reads):
+                 tuple terms):
         self.source = source
         self.key = key
         self.events = events
@@ -148,7 +148,6 @@ cdef class Group:
         self.filter = filter
         self.whole = whole
         self.terms = terms
-        self.reads = reads
         self.members = {}
 
 
@@ -168,14 +167,13 @@ cdef class Source:
         self.head = member + orjson.dumps(name)
 
     def add(self, Peer peer not None, key, int events, rule=None, filter=None, bint whole=False,
-            tuple terms=None, reads=frozenset()):
+            tuple terms=None):
         """Subscribes a connection; gives the group, for remove(). key: equal for subscriptions that
         every change concerns alike. terms: ((path, value), ...) of which at least one is in every
-        document that rule and filter pass, None when unknown. reads: a set, names of the
-        top-level fields that rule and filter look at."""
+        document that rule and filter pass, None when unknown."""
         cdef Group group = self.groups.get(key)
         if group is None:
-            group = Group(self, key, events, rule, filter, whole, self._usable(terms), reads)
+            group = Group(self, key, events, rule, filter, whole, self._usable(terms))
             self.groups[key] = group
             if group.terms is None:
                 group.slot = len(self.scan)
@@ -275,8 +273,8 @@ cdef class Hub:
 
     @property
     def behind(self):
-        """How many changes wait."""
-        return len(self.waiting)
+        """How many changes have not been told to all their receivers."""
+        return len(self.waiting) + (self.groups is not None)
 
     # channels
 
@@ -424,6 +422,11 @@ cdef class Hub:
         self.change = change
         self.old = self.subject = None
         self.read = self.old_read = False
+        self.unknown = 0
+        if change.partial:
+            self.unknown = 1 if bit == 1 else 3
+        elif bit == 2 and change.old_json is None and change.old is None:
+            self.unknown = 2
         self.frames = [None, None, None, None]
         if self.about.index:
             self.look()
@@ -466,14 +469,14 @@ cdef class Hub:
                 self.look_back()
                 if self.subject is None:
                     return 0
-                if self.change.unchanged and not group.reads.isdisjoint(self.change.unchanged):
-                    return 0
                 if group.rule is not None:
-                    if not group.rule.test(self.subject, self.old):
+                    if not group.rule.test(self.subject, self.old, self.unknown):
                         return 0
                     if with_old and self.subject is not self.old:
-                        with_old = self.old is not None and group.rule.test(self.old, self.old)
-                if group.filter is not None and not group.filter.test(self.subject, self.old):
+                        with_old = self.old is not None and group.rule.test(
+                            self.old, self.old, self.unknown)
+                if group.filter is not None and not group.filter.test(
+                        self.subject, self.old, self.unknown):
                     return 0
             except Exception as error:  # what cannot be decided is not delivered
                 self.faults += 1

@@ -74,7 +74,6 @@ cdef class _Relation:
     cdef char *in_key                     # 1 for columns of the replica identity
     cdef bint has_key
     cdef char identity                    # d default, n nothing, f full, i index
-    cdef tuple names
     cdef list keep                        # owners of the columns' keys and types
     cdef bytes described                  # the message, where it names types of the database's own
     cdef bint stale                       # those types may have changed
@@ -309,7 +308,7 @@ cdef class Decoder:
         if made.columns is NULL or made.in_key is NULL:
             raise MemoryError
         made.keep = []
-        names, missing = [], []
+        missing = []
         for i in range(made.count):
             made.in_key[i] = u8(r) & 1
             if made.in_key[i]:
@@ -317,7 +316,6 @@ cdef class Decoder:
             name = name_of(r)
             column_type = u32(r)
             u32(r)
-            names.append(name)
             found = self.types.find(column_type)
             if found is None:
                 missing.append(column_type)
@@ -331,7 +329,6 @@ cdef class Decoder:
         if missing:
             self.missing = tuple(missing)
             return False
-        made.names = tuple(names)
         made.wanted = self.wanted is None or made.source in self.wanted
         if own:
             made.described = PyBytes_FromStringAndSize(<const char *> start, r.p - start)
@@ -410,17 +407,6 @@ cdef class Decoder:
             raise MemoryError
         return PyBytes_FromStringAndSize(out.data, out.len)
 
-    cdef tuple _unchanged(self, _Relation relation):
-        """Names of the new row's columns whose value is not known."""
-        cdef int i
-        cdef list names = None
-        for i in range(relation.count):
-            if self._new[i].kind == b"u":
-                if names is None:
-                    names = []
-                names.append(relation.names[i])
-        return () if names is None else tuple(names)
-
     cdef int _insert(self, Reader *r, const unsigned char *data, Py_ssize_t size) except -1:
         cdef _Relation relation = self._of(r, data, size)
         if relation is None or not self._next() or not relation.wanted:
@@ -430,7 +416,7 @@ cdef class Decoder:
         self._tuple(r, relation, self._new)
         self._items.append(new_change(relation.source, "INSERT",
                                       self._write(relation, self._new, False), None,
-                                      self._unchanged(relation), self._lsn, self._sequence))
+                                      self._lsn, self._sequence))
         self.rows += 1
         return 0
 
@@ -458,7 +444,7 @@ cdef class Decoder:
             old = self._write(relation, self._new, True)  # the key did not change
         self._items.append(new_change(relation.source, "UPDATE",
                                       self._write(relation, self._new, False), old,
-                                      self._unchanged(relation), self._lsn, self._sequence))
+                                      self._lsn, self._sequence))
         self.rows += 1
         return 0
 
@@ -472,7 +458,7 @@ cdef class Decoder:
             raise DecodeError("a delete without its old row")
         self._tuple(r, relation, self._old)
         self._items.append(new_change(relation.source, "DELETE", None,
-                                      self._write(relation, self._old, kind == b"K"), (),
+                                      self._write(relation, self._old, kind == b"K"),
                                       self._lsn, self._sequence))
         self.rows += 1
         return 0
@@ -487,7 +473,7 @@ cdef class Decoder:
                 raise DecodeError("a truncated relation was not described")
             if fresh and (<_Relation> relation).wanted:
                 self._items.append(new_change((<_Relation> relation).source, "TRUNCATE", None,
-                                              None, (), self._lsn, self._sequence))
+                                              None, self._lsn, self._sequence))
                 self.rows += 1
         return 0
 

@@ -15,3 +15,5 @@ cdef class Frame:
     cdef object old
     cdef Context identity
     cdef object request
+    cdef int partial                      # 1: of the document, 2: of the old one, names may lack
+    cdef bint inverted                    # below an odd number of negations

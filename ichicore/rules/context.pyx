@@ -83,4 +83,8 @@ cdef object _from_seconds(object seconds):
 @cython.final
 @cython.freelist(64)
 cdef class Frame:
-    """What one evaluation needs beside the document: values of the slots, the old document."""
+    """What one evaluation needs beside the document: values of the slots, the old document.
+
+    partial: names that the document (1) or the old one (2) lacks may stand for values that are not
+    known. Then a test of such a value gives what is against it, so that an expression holds only
+    when it does whatever those values are."""

@@ -17,8 +17,11 @@ class Match:
         identity: Context,
         old: dict[str, Any] | None = None,
         request: dict[str, str] | None = None,
+        partial: int = 0,
     ) -> bool:
-        """Whether it holds; False when a variable does not resolve."""
+        """Whether it holds; False when a variable does not resolve. partial: 1 when names that the
+        document lacks may stand for values that are not known, 2 the same of `old`, 3 both; then it
+        holds only when it does whatever those values are."""
 
     def bind(self, identity: Context, request: dict[str, str] | None = None) -> Bound | None:
         """The expression for one identity; None when a variable does not resolve: deny."""
@@ -42,7 +45,9 @@ class Bound:
     operators."""
     bson: bytes
     """The same as a BSON document."""
-    def test(self, document: dict[str, Any], old: dict[str, Any] | None = None) -> bool: ...
+    def test(
+        self, document: dict[str, Any], old: dict[str, Any] | None = None, partial: int = 0
+    ) -> bool: ...
     def test_raw(self, document: bytes) -> bool:
         """The same for the bytes of a BSON document."""
 

@@ -15,7 +15,7 @@ from ichicore.rules.patterns import PatternError, compile_pattern
 @cython.final
 cdef class Match:
 
-    def test(self, document, Context identity not None, old=None, request=None):
+    def test(self, document, Context identity not None, old=None, request=None, int partial=0):
         cdef Frame f = Frame()
         f.values = self.values_for(identity)
         if f.values is None:
@@ -23,6 +23,7 @@ cdef class Match:
         f.identity = identity
         f.old = old
         f.request = request
+        f.partial = partial
         return (<Node> self.root).test(document, f)
 
     def bind(self, Context identity not None, request=None):
@@ -77,14 +78,15 @@ cdef class Match:
 @cython.final
 cdef class Bound:
 
-    def test(self, document, old=None):
+    def test(self, document, old=None, int partial=0):
         cdef Frame f = self.frame
-        if old is not None:
+        if old is not None or partial:
             f = Frame()
             f.values = self.frame.values
             f.identity = self.frame.identity
             f.request = self.frame.request
             f.old = old
+            f.partial = partial
         return (<Node> self.match.root).test(document, f)
 
     def test_raw(self, bytes document not None):

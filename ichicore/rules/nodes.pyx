@@ -155,15 +155,20 @@ cdef class Element(Test):
     """$elemMatch. `plain`: the node tests the elements themselves, else objects."""
 
     cdef bint holds(self, object v, Frame f) except -1:
+        cdef int partial = f.partial
         if not PyList_CheckExact(v):
             return False
-        for item in <list> v:
-            if self.plain or PyDict_CheckExact(item):
-                if self.node.test(item, f):
+        f.partial = 0  # what is in it is known
+        try:
+            for item in <list> v:
+                if self.plain or PyDict_CheckExact(item):
+                    if self.node.test(item, f):
+                        return True
+                elif PyList_CheckExact(item) and self.node.test(_as_object(<list> item), f):
                     return True
-            elif PyList_CheckExact(item) and self.node.test(_as_object(<list> item), f):
-                return True
-        return False
+            return False
+        finally:
+            f.partial = partial
 
 
 cdef dict _as_object(list items):
@@ -207,7 +212,13 @@ cdef class Some(Node):
 @cython.final
 cdef class Not(Node):
     cdef bint test(self, object document, Frame f) except -1:
-        return not self.node.test(document, f)
+        cdef bint found
+        if not f.partial:
+            return not self.node.test(document, f)
+        f.inverted = not f.inverted
+        found = not self.node.test(document, f)
+        f.inverted = not f.inverted
+        return found
 
 
 @cython.final
@@ -219,6 +230,8 @@ cdef class AllOf(Node):
         cdef Equal one
         if operand is MISSING or not operand:
             return False
+        if f.partial and _unknown(self.path, document, f):
+            return f.inverted
         for item in <list> operand:
             one = Equal()
             one.constant = item
@@ -236,9 +249,25 @@ cdef class Field(Node):
             found = PyDict_GetItemWithError(
                 document, <object> PyTuple_GET_ITEM(self.path.parts, 0))
             if found == NULL:
+                if f.partial & 1:
+                    return f.inverted
                 return self.check.holds(MISSING, f) != self.negated
             return _leaf(<object> found, self.check, f) != self.negated
+        if f.partial and _unknown(self.path, document, f):
+            return f.inverted
         return _find(self.path, self.check, document, f) != self.negated
+
+
+cdef bint _unknown(Path path, object document, Frame f) except -1:
+    """Whether the path leads to what the frame says is not known."""
+    if path.root == ROOT_OLD:
+        document = f.old
+        if not f.partial & 2:
+            return False
+    elif path.root != ROOT_DOCUMENT or not f.partial & 1:
+        return False
+    return not PyDict_CheckExact(document) or PyDict_GetItemWithError(
+        document, <object> PyTuple_GET_ITEM(path.parts, 0)) == NULL
 
 
 cdef bint _find(Path path, Test test, object document, Frame f) except -1:

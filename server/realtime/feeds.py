@@ -24,7 +24,9 @@ from server.realtime.pg_feed import PgFeed
 from server.realtime.pg_slot import FeedUnavailable
 from server.realtime.pg_stream import connect
 from server.realtime.process import Process
+from server.realtime.session import Session, Subscription
 from server.realtime.settings import table_name
+from server.realtime.streams import tell
 from server.realtime.tenant import Tenant
 
 LINGER_SECONDS = 120.0  # a feed outlives the last socket by: making a slot anew may take long
@@ -41,6 +43,11 @@ UNAVAILABLE = "Changes cannot be told at present; `subscribed` follows when they
 INSERTS_ONLY = (
     "Only inserts are told: the table has neither a primary key nor another replica identity."
 )
+
+
+TRUNCATED = {
+    "type": "error", "code": "table_truncated", "detail": "All rows of the table were removed.",
+}  # fmt: skip
 
 
 def node_id(data_dir: Path) -> str:
@@ -131,24 +138,35 @@ class Feeds:
         else:
             feed.configure(tenant.project, _enabled(tenant))
 
-    def acknowledge(self, tenant: Tenant, peer: Peer, told: dict[str, Any]) -> None:
+    def acknowledge(
+        self, session: Session, subscription: Subscription, told: dict[str, Any]
+    ) -> None:
         """Answers a subscription to a table once all its changes are certain to come."""
-        feed = self.wanted(tenant)
+        feed = self.wanted(session.tenant)
         state = None if feed is None else feed.state(told["table"])
         if state is not None:
-            _answer(peer, told, state)
+            _answer(session.peer, told, state)
         else:
-            self._later(self._acknowledge(feed, peer, told))
+            self._later(self._acknowledge(feed, session, subscription, told))
 
-    async def _acknowledge(self, feed: PgFeed | None, peer: Peer, told: dict[str, Any]) -> None:
+    async def _acknowledge(
+        self,
+        feed: PgFeed | None,
+        session: Session,
+        subscription: Subscription,
+        told: dict[str, Any],
+    ) -> None:
         complained = False
-        while peer.open:
+        peer = session.peer
+        while session.has(told["ref"], subscription):
             try:
                 if feed is None:
                     raise FeedUnavailable("the project has no Postgres database in use")
                 state = await feed.ready(told["table"])
+                if not session.has(told["ref"], subscription):
+                    return  # it was taken back meanwhile
             except FeedUnavailable:  # why is for the log alone
-                if not complained:
+                if not complained and session.has(told["ref"], subscription):
                     peer.send(messages.error("feed_unavailable", UNAVAILABLE, told["ref"]))
                 complained = True
                 if feed is None:
@@ -163,28 +181,30 @@ class Feeds:
         return self.process.change(project_id, change) < MOST_WAITING
 
     def publish(self, project_id: str, message: Publish) -> bool:
-        tenant = self.process.tenants.get(project_id)
-        if tenant is not None and tenant.hub.behind:
-            return False  # changes of the same transaction go first
+        if self._behind(project_id):
+            return False
         self.process.publish(
             project_id, [message.channel], orjson.dumps(message.event), message.payload_json,
             orjson.dumps(message.position),
         )  # fmt: skip
         return True
 
-    def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
+    def truncated(self, project_id: str, source: str) -> bool:
+        if self._behind(project_id):
+            return False
         tenant = self.process.tenants.get(project_id)
-        if tenant is None:
-            return
-        told: set[Peer] = set()
-        for (kind, name), found in tenant.hub.sources.items():
-            if kind == "postgres" and source in (None, name):
-                told.update(peer for group in found.groups.values() for peer in group.members)
-        frame = messages.error(code, detail) if source is None else messages.frame(
-            {"type": "error", "code": code, "detail": detail, "table": source}
-        )  # fmt: skip
-        for peer in told:
-            peer.send(frame)
+        found = None if tenant is None else tenant.hub.sources.get(("postgres", source))
+        if found is not None:
+            tell([found], messages.frame({**TRUNCATED, "table": source}))
+        return True
+
+    def _behind(self, project_id: str) -> bool:
+        """Whether changes that came before have not been told to all."""
+        tenant = self.process.tenants.get(project_id)
+        return tenant is not None and tenant.hub.behind > 0
+
+    def notice(self, project_id: str, code: str, detail: str) -> None:
+        self.process.notice(project_id, "postgres", code, detail)
 
     # --- what ends by itself --------------------------------------------------------------------
 

@@ -13,11 +13,14 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from ichicore.live.change import Change
-from ichicore.live.wire import Peer
 from ichicore.mongo import reply
 from server.base.events import Events, Lost, Regained
 from server.base.listen import reason_of
+from server.realtime import messages
+from server.realtime.session import Session, Subscription
 from server.realtime.tenant import Tenant
+
+Told = dict[str, Any]  # the frame `subscribed`
 
 KINDS = {"insert": "insert", "update": "update", "replace": "update", "delete": "delete"}
 GONE = {136, 222, 280, 286}  # codes that say the stream cannot be resumed
@@ -72,7 +75,7 @@ class DocumentFeed:
         self.process = process
         self.events = events
         self.live = False
-        self._owed: list[tuple[Peer, bytes]] = []
+        self._owed: list[tuple[Session, Subscription, Told]] = []
         self.place = place or Place()
         self._count = 0
         self._moment: Timestamp | None = None  # of the event told last
@@ -87,12 +90,11 @@ class DocumentFeed:
             and frozenset(tenant.rules.collections) == self.names
         )
 
-    def acknowledge(self, peer: Peer, answer: bytes) -> None:
-        """Sends the answer to a subscription once changes are being read."""
+    def acknowledge(self, session: Session, subscription: Subscription, told: Told) -> None:
+        """Answers a subscription once changes are being read."""
+        self._owed.append((session, subscription, told))
         if self.live:
-            peer.send(answer)
-        else:
-            self._owed.append((peer, answer))
+            self._answer()
 
     def cancel(self) -> None:
         """Nothing is told any more."""
@@ -178,10 +180,14 @@ class DocumentFeed:
 
     def _begin(self) -> None:
         self.live = True
-        owed, self._owed = self._owed, []
-        for peer, answer in owed:
-            peer.send(answer)
+        self._answer()
         self.events.emit(Regained(f"the documents of project {self.project.slug}"))
+
+    def _answer(self) -> None:
+        owed, self._owed = self._owed, []
+        for session, subscription, told in owed:
+            if session.has(told["ref"], subscription):
+                session.peer.send(messages.frame(told))
 
     def _tell(self, event: Any) -> int:
         kind = KINDS.get(event["operationType"])
@@ -189,6 +195,7 @@ class DocumentFeed:
         if kind is None or name not in self.names:
             return 0
         record, old = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
+        known = old is not None
         if kind == "delete":
             record = event["documentKey"]
             old = record if old is None else old
@@ -200,6 +207,7 @@ class DocumentFeed:
                 "mongo", name, kind, record_json=reply.to_json(record.raw),
                 old_json=None if old is None else reply.to_json(old.raw),
                 position=self._position(event["clusterTime"]),
+                partial=kind == "delete" and not known,
             ),
         )  # fmt: skip
         return waiting

@@ -34,7 +34,6 @@ SETTLE_SECONDS = 0.05  # of quiet after DDL before the tables are looked at
 PUBLICATIONS = '"ichibase_realtime","ichibase_realtime_inserts"'
 GAP = "feed_gap"
 GAP_DETAIL = "Changes may have been missed: read again what you show."
-TRUNCATED = "table_truncated"
 # The server's words for what only a new slot can cure: the slot is gone or was given up, or the
 # publication did not exist yet where the slot stands.
 SLOT_STATES = frozenset({"42704", "55000", "XX000", "58P01"})
@@ -52,8 +51,12 @@ class Sink(Protocol):
         """False when the message was not taken: it is offered again."""
         ...
 
-    def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
-        """An `error` frame for the subscribers of a table, or of all tables when it is None."""
+    def truncated(self, project_id: str, source: str) -> bool:
+        """Tells the subscribers of a table that its rows are gone; False as for publish."""
+        ...
+
+    def notice(self, project_id: str, code: str, detail: str) -> None:
+        """An `error` frame for the subscribers of all tables."""
         ...
 
 
@@ -240,7 +243,7 @@ class PgFeed:
         )
         if slot.made and before is not None:
             self.gaps += 1
-            self.sink.notice(self.project.id, None, GAP, GAP_DETAIL)
+            self.sink.notice(self.project.id, GAP, GAP_DETAIL)
             self.events.emit(Noted(self._what, "its slot was lost: subscribers were told"))
         if slot.temporary and before is None:
             self.events.emit(
@@ -263,12 +266,10 @@ class PgFeed:
     def _hand_over(self, item: Change | Publish) -> Taken:
         try:
             if isinstance(item, Publish):
-                return Taken.YES if self.sink.publish(self.project.id, item) else Taken.NO
+                return _taken(self.sink.publish(self.project.id, item))
             if item.event == "TRUNCATE":
-                self.sink.notice(
-                    self.project.id, item.source, TRUNCATED, "All rows of the table were removed."
-                )
-            elif not self.sink.change(self.project.id, item):
+                return _taken(self.sink.truncated(self.project.id, item.source))
+            if not self.sink.change(self.project.id, item):
                 return Taken.PAUSE
         except Exception:  # one change that cannot be told must not stop those after it
             self.events.emit(Failed(self._what, traceback.format_exc()))
@@ -342,3 +343,7 @@ class PgFeed:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _taken(given: bool) -> Taken:
+    return Taken.YES if given else Taken.NO

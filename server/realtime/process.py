@@ -344,9 +344,9 @@ class Process:
         if subscription.given.kind == "mongo":
             stream = self._review_stream(session.tenant)
         if stream is not None:
-            stream.acknowledge(session.peer, messages.frame(told))
+            stream.acknowledge(session, subscription, told)
         elif self.feeds is not None and subscription.given.kind == "postgres":
-            self.feeds.acknowledge(session.tenant, session.peer, told)
+            self.feeds.acknowledge(session, subscription, told)
         else:
             session.peer.send(messages.frame(told))
 

@@ -67,24 +67,25 @@ class Timed:
         self.match = match
         self.identity = identity
 
-    def test(self, document: dict[str, Any], old: dict[str, Any] | None = None) -> bool:
+    def test(
+        self, document: dict[str, Any], old: dict[str, Any] | None = None, partial: int = 0
+    ) -> bool:
         base = context_of(self.identity)
         now = Context(base.role, base.uid, base.email, base.claims, time.time())
-        return self.match.test(document, now, old)
+        return self.match.test(document, now, old, None, partial)
 
 
 class Audience:
     """What one identity sees of a source. rule: None for no restriction. key: equal for audiences
     that are the same. terms: see ichicore.live.hub.Source.add."""
 
-    __slots__ = ("key", "never", "reads", "rule", "terms", "whole")
+    __slots__ = ("key", "never", "rule", "terms", "whole")
 
     def __init__(
         self,
         rule: Bound | Timed | None,
         key: object,
         terms: tuple[tuple[str, Any], ...] | None = None,
-        reads: frozenset[str] = frozenset(),
         *,
         never: bool = False,
         whole: bool = False,
@@ -92,7 +93,6 @@ class Audience:
         self.rule = rule
         self.key = key
         self.terms = terms
-        self.reads = reads
         self.never = never
         self.whole = whole
 
@@ -118,7 +118,6 @@ class SourceRule:
         self.asks_claims = b"claims" in source
         self.asks_time = "now" in self.match.variables
         self.constant = not self.match.paths and not self.match.uses_old and not self.asks_time
-        self.reads = top_level(self.match)
         self.mark = object()  # keys of a Bound mean something among those of one expression only
 
     def audience(self, identity: Identity) -> Audience:
@@ -127,13 +126,13 @@ class SourceRule:
             return WHOLE
         context = context_of(identity, claims=self.asks_claims)
         if self.asks_time:
-            return Audience(Timed(self.match, identity), object(), None, self.reads)
+            return Audience(Timed(self.match, identity), object(), None)
         bound = self.match.bind(context)
         if bound is None:
             return NOBODY
         if self.constant:
             return ALL if bound.test({}) else NOBODY
-        return Audience(bound, (self.mark, bound.key), self._terms(context), self.reads)
+        return Audience(bound, (self.mark, bound.key), self._terms(context))
 
     def _terms(self, context: Context) -> tuple[tuple[str, Any], ...] | None:
         found = self.match.index()
@@ -233,11 +232,6 @@ class ProjectRules:
 def client_filter(given: object, *, loose: bool) -> Match:
     """A filter that a client sent; RuleError."""
     return compile_match(given, "filter", interpolate=False, loose=loose)
-
-
-def top_level(match: Match) -> frozenset[str]:
-    """The fields of a document that an expression looks at."""
-    return frozenset(path.removeprefix("old.").partition(".")[0] for path in match.paths)
 
 
 def filter_terms(bound: Bound) -> tuple[tuple[str, Any], ...] | None:

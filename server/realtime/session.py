@@ -144,7 +144,6 @@ class Session:
         wanted: Any = None
         key: Any = None
         terms = audience.terms
-        reads = audience.reads
         if message.filter is not None and message.filter is not True and message.filter != {}:
             key = orjson.dumps(message.filter, option=orjson.OPT_SORT_KEYS)
             if len(key) > MAX_FILTER:
@@ -156,7 +155,6 @@ class Session:
             wanted = match.bind(rules.context_of(self.identity, claims=False))
             if wanted is None:
                 raise BadFrameError("invalid_filter", "The filter cannot be evaluated.", ref)
-            reads |= rules.top_level(match)
             terms = terms or rules.filter_terms(wanted)
             self._readable(rule, audience, match, ref)
         if audience.never or not events:
@@ -165,7 +163,7 @@ class Session:
         source = hub.source(kind, name, rule.fields)
         subscription.group = source.add(
             self.peer, (audience.key, key, events), events, audience.rule, wanted,
-            audience.whole, terms, reads,
+            audience.whole, terms,
         )  # fmt: skip
 
     @staticmethod
@@ -174,7 +172,8 @@ class Session:
         if rule.fields is None or audience.whole:
             return
         for path in match.paths:
-            if not rule.fields.allows(path.removeprefix("old.")):
+            named = (path, path.removeprefix("old."))  # a filter may mean a field called `old`
+            if not all(map(rule.fields.allows, named)):
                 raise BadFrameError(
                     "invalid_filter", f"The field {path[:100]!r} cannot be filtered by.", ref
                 )
@@ -245,6 +244,10 @@ class Session:
         if self.subs is None:
             self.subs = {}
         self.subs[ref] = subscription
+
+    def has(self, ref: Ref, subscription: Subscription) -> bool:
+        """Whether this subscription still stands."""
+        return self.peer.open and self.subs is not None and self.subs.get(ref) is subscription
 
     def _of_channel(self, name: str) -> list[Subscription]:
         return [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ichicore.live.hub import Source
 from ichicore.live.wire import Peer
 from server.base.events import Events
 from server.realtime import messages
@@ -65,9 +67,14 @@ class DocumentFeeds:
 
 def notice(tenant: Tenant, kind: str, code: str, detail: str) -> None:
     """An error frame to all that have subscribed to something of this kind."""
+    sources = [source for (its, _), source in tenant.hub.sources.items() if its == kind]
+    tell(sources, messages.error(code, detail))
+
+
+def tell(sources: Iterable[Source], frame: bytes) -> None:
+    """Queues a frame for all that have subscribed to these, once for each."""
     told: set[Peer] = set()
-    for (source_kind, _), source in tenant.hub.sources.items():
-        if source_kind == kind:
-            told.update(peer for group in source.groups.values() for peer in group.members)
+    for source in sources:
+        told.update(peer for group in source.groups.values() for peer in group.members)
     for peer in told:
-        peer.send(messages.error(code, detail))
+        peer.send(frame)

@@ -12,7 +12,7 @@ def test_values_given_as_they_are() -> None:
     assert change.old is None
     assert change.record_json is None
     assert change.position == "7"
-    assert change.unchanged == ()
+    assert not change.partial
 
 
 def test_values_read_from_their_json() -> None:

@@ -185,10 +185,7 @@ def plain(items: list[Any]) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = []
     for item in items:
         if isinstance(item, Change):
-            found.append(
-                (item.source, item.event, item.record_json, item.old_json, item.unchanged,
-                 item.position)
-            )  # fmt: skip
+            found.append((item.source, item.event, item.record_json, item.old_json, item.position))
         else:
             found.append((item.channel, item.event, item.payload_json, item.position))
     return found

@@ -58,3 +58,33 @@ def test_an_index_never_misses(expression, identity, document):
     assert any(
         compile_match({path: f"${{{name}}}"}).test(document, identity) for path, name in index
     )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(expressions(True), DOCUMENTS, IDENTITIES)
+def test_what_is_certain_agrees_with_its_twin(expression, document, identity):
+    bound = compile_match(expression).bind(identity)
+    expected = twin.certain(expression, document, identity)
+    assert compile_match(expression).test(document, identity, None, None, 1) == expected
+    assert (bound is not None and bound.test(document, None, 1)) == expected
+
+
+@settings(max_examples=1000, deadline=None)
+@given(expressions(True), DOCUMENTS, DOCUMENTS, IDENTITIES)
+def test_what_is_certain_holds_whatever_is_missing(expression, document, rest, identity):
+    match = compile_match(expression)
+    if match.test(document, identity, None, None, 1):
+        assert match.test({**rest, **document}, identity)
+        assert match.test(document, identity)
+
+
+def test_what_is_certain_of_the_old_document():
+    rule = {"$or": [{"a": 1}, {"old.b": {"$ne": 2}}]}
+    match = compile_match(rule, roots=("old",))
+    for document, old, expected in (
+        ({}, {}, (True, True, False, False)), ({"a": 1}, None, (True,) * 4),
+        ({"a": 2}, None, (True, True, False, False)), ({}, {"b": 3}, (True,) * 4),
+        ({}, {"b": 2}, (False,) * 4),
+    ):  # fmt: skip
+        found = tuple(match.test(document, NOBODY, old, None, partial) for partial in range(4))
+        assert found == expected, (document, old)

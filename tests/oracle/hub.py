@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 
-def receivers(subscriptions, event, record, old):
+def receivers(kind, subscriptions, event, record, old):
     """{connection: whether the old row goes along} for subscriptions of the form
-    (connection, rule, filter, events); rule and filter have test(document, old) or are None."""
+    (connection, rule, filter, events); rule and filter have test(document, old, partial) or are
+    None. Columns that a row lacks may have any value."""
     subject = old if event == "DELETE" else record
     found = {}
+    partial = 0
+    if kind == "postgres":
+        partial = 1 if event == "INSERT" else 3
+    elif event == "UPDATE" and old is None:
+        partial = 2
     for connection, rule, wanted, events in subscriptions:
         if event not in events:
             continue
-        if rule is not None and (subject is None or not rule.test(subject, old)):
+        if rule is not None and (subject is None or not rule.test(subject, old, partial)):
             continue
-        if wanted is not None and (subject is None or not wanted.test(subject, old)):
+        if wanted is not None and (subject is None or not wanted.test(subject, old, partial)):
             continue
-        shown = old is not None and (event == "DELETE" or rule is None or bool(rule.test(old, old)))
+        shown = old is not None and (
+            event == "DELETE" or rule is None or bool(rule.test(old, old, partial))
+        )
         found[connection] = shown
     return found
 

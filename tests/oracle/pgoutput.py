@@ -157,7 +157,7 @@ def record(kind: Record, text: str) -> str:
 
 
 class Decoder:
-    """Gives tuples (source, event, record, old, unchanged, position) and ("channel", ...)."""
+    """Gives tuples (source, event, record, old, position) and ("channel", ...)."""
 
     def __init__(self, kinds: dict[int, Any]) -> None:
         self.kinds = kinds
@@ -188,7 +188,7 @@ class Decoder:
             for _ in range(count):
                 source = self.relations[struct.unpack(">I", self.take(4))[0]][0]
                 if fresh:
-                    self.found.append((source, "TRUNCATE", None, None, (), self.position))
+                    self.found.append((source, "TRUNCATE", None, None, self.position))
         elif kind == b"M":
             flags, _ = struct.unpack(">BQ", self.take(9))
             prefix = self.name()
@@ -262,7 +262,6 @@ class Decoder:
         event = {b"I": "INSERT", b"U": "UPDATE", b"D": "DELETE"}[kind]
         old = new = None
         before: list[Any] | None = None
-        unchanged: tuple[str, ...] = ()
         marker = self.take(1)
         if marker in (b"K", b"O"):
             before = self.values()
@@ -275,6 +274,5 @@ class Decoder:
             if kind == b"U" and before is None and identity != b"f" and any(c[2] for c in columns):
                 old = self.write(columns, after, True)
             new = self.write(columns, after, False)
-            unchanged = tuple(c[0] for c, value in zip(columns, after, strict=True) if value is ...)
         if fresh:
-            self.found.append((source, event, new, old, unchanged, self.position))
+            self.found.append((source, event, new, old, self.position))

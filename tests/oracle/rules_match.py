@@ -269,3 +269,53 @@ def resolves(expression: Any, identity: Any) -> bool:
 
 def match(expression: Any, document: dict[str, Any], identity: Any) -> bool:
     return resolves(expression, identity) and holds(expression, document, identity)
+
+
+def certain(expression: Any, document: dict[str, Any], identity: Any) -> bool:
+    """Whether the expression holds whatever values the names have that the document lacks."""
+    return resolves(expression, identity) and _known(expression, document, identity) is True
+
+
+def _known(expression: Any, document: dict[str, Any], identity: Any) -> bool | None:
+    """True, False or None for what depends on values that are not known (Kleene's logic)."""
+    if isinstance(expression, bool):
+        return expression
+    results: list[bool | None] = []
+    for key, value in expression.items():
+        if key in ("$and", "$or", "$nor"):
+            parts = [_known(one, document, identity) for one in value]
+            if key == "$and":
+                results.append(_all(parts))
+            else:
+                some = _not(_all([_not(part) for part in parts]))
+                results.append(some if key == "$or" else _not(some))
+        elif key == "$not":
+            results.append(_not(_known(value, document, identity)))
+        elif key.split(".")[0] in document:
+            results.append(holds({key: value}, document, identity))
+        elif isinstance(value, dict) and any(name[0] == "$" for name in value):
+            results.append(_all([_unknown(name, one, identity) for name, one in value.items()]))
+        else:
+            results.append(None)
+    return _all(results)
+
+
+def _unknown(operator: str, operand: Any, identity: Any) -> bool | None:
+    """An operator upon a value that is not known. Some settle it all the same."""
+    if operator == "$not":
+        return _not(_all([_unknown(name, one, identity) for name, one in operand.items()]))
+    if operator == "$options":
+        return True
+    if operator == "$all" and not (
+        operand if isinstance(operand, list) else interpolate(operand, identity)
+    ):
+        return False
+    return None
+
+
+def _all(parts: list[bool | None]) -> bool | None:
+    return False if False in parts else None if None in parts else True
+
+
+def _not(part: bool | None) -> bool | None:
+    return None if part is None else not part

@@ -30,7 +30,8 @@ class Kept:
     def __init__(self) -> None:
         self.changes: list[Change] = []
         self.messages: list[Publish] = []
-        self.notices: list[tuple[str | None, str]] = []
+        self.notices: list[str] = []
+        self.truncations: list[tuple[int, str]] = []  # after how many changes, and which table
         self.all: list[Change | Publish] = []
         self.told = asyncio.Event()
 
@@ -46,8 +47,13 @@ class Kept:
         self.told.set()
         return True
 
-    def notice(self, project_id: str, source: str | None, code: str, detail: str) -> None:
-        self.notices.append((source, code))
+    def truncated(self, project_id: str, source: str) -> bool:
+        self.truncations.append((len(self.changes), source))
+        self.told.set()
+        return True
+
+    def notice(self, project_id: str, code: str, detail: str) -> None:
+        self.notices.append(code)
         self.told.set()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -27,6 +27,7 @@ RULES = {
             "fields": {"deny": ["secret"]},
         },
         "news": {"rule": True},
+        "nested": {"rule": True, "fields": {"deny": ["old"]}},  # a column of this name
         "paid": {"rule": {"auth.claims.plan": "pro"}},
         "off": {"enabled": False, "rule": True},
         "hidden": {},
@@ -161,13 +162,48 @@ def test_numbers_and_texts_meet_in_rules_of_tables(world):
     clients[0].silent()
 
 
-def test_values_the_log_does_not_repeat_cannot_decide(one):
+HIDING = [
+    {"secret": {"$ne": True}}, {"secret": None}, {"secret": {"$exists": False}},
+    {"secret": {"$nin": [True]}}, {"secret": {"$not": {"$eq": True}}}, {"$nor": [{"secret": True}]},
+    {"secret.a": {"$ne": 1}}, {"$and": [{"id": 1}, {"$nor": [{"id": 2}, {"secret": 1}]}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", HIDING)
+def test_columns_that_the_log_lacks_let_nobody_through(world, rule):
+    """The key alone of an old row, long values that did not change, generated columns."""
+    one = world(project(SECRET, {"tables": {"t": {"rule": rule}, "free": {"rule": True}}}))
+    client, server = one.connect(token("u1")), one.connect(key("service_role"))
+    filtered = one.connect(token("u1"))
+    watch(filtered, "free", filter=rule)
+    for each in (client, server):
+        watch(each, "t")
+    for table in ("public.t", "public.free"):
+        one.change(
+            row("INSERT", table, {"id": 1, "t": "generated column"}),
+            row("UPDATE", table, {"id": 1, "t": "long value"}, {"id": 1}),
+            row("DELETE", table, old={"id": 1}),
+            row("UPDATE", table, {"id": 1, "secret": False}, {"id": 1}),
+        )
+    assert [server.hear()["event"] for _ in range(4)] == ["INSERT", "UPDATE", "DELETE", "UPDATE"]
+    for each in (client, filtered):
+        if "$exists" not in str(rule) and "None" not in str(rule):
+            last = each.hear()
+            assert last["record"] == {"id": 1, "secret": False}
+            assert ("old" in last) == (each is filtered)
+        each.silent()
+
+
+def test_columns_that_the_log_lacks_do_not_matter_to_what_is_certain(one):
     client = one.connect(token("u1"))
     watch(client)
-    one.change(row("UPDATE", record={"id": 1, "recipient": "u1"}, unchanged=("sender",)))
+    one.change(
+        row("UPDATE", record={"id": 1, "recipient": "u1"}, old={"id": 1}),
+        row("UPDATE", record={"id": 2, "recipient": "u2"}, old={"id": 2}),
+        row("DELETE", old={"recipient": "u1"}),
+    )
+    assert [client.hear()["event"] for _ in range(2)] == ["UPDATE", "DELETE"]
     client.silent()
-    one.change(row("UPDATE", record={"id": 1, "recipient": "u1"}, unchanged=("body",)))
-    assert client.hear()["record"]["id"] == 1
 
 
 def test_rules_over_the_identity_alone(one):
@@ -221,6 +257,12 @@ def test_filters_read_no_hidden_fields_and_no_variables(one):
         type="subscribe", ref="s1", kind="postgres", table="messages", filter={"secret": 5}
     )
     assert answer["code"] == "invalid_filter"
+    client.ask(type="subscribe", ref="n", kind="postgres", table="nested", filter={"a": 5})
+    for hidden in ({"old": 5}, {"old.a": 5}, {"old": {"$elemMatch": {"a": 5}}}):
+        answer = client.ask(
+            type="subscribe", ref="s1", kind="postgres", table="nested", filter=hidden
+        )
+        assert answer["code"] == "invalid_filter", hidden
     watch(client, filter={"sender": "$auth.uid"})
     one.change(row(record={"sender": "u1"}))
     client.silent()

@@ -73,7 +73,7 @@ class Sockets:
             bits = event_bits(("insert", "update", "delete"))
             source.add(
                 self.wire.peers[0], (audience.key, bits), bits, audience.rule, None,
-                audience.whole, audience.terms, audience.reads,
+                audience.whole, audience.terms,
             )  # fmt: skip
         for event in events:
             hub.put(Change("mongo", name, event["event"], record=event["record"], old=event["old"]))
