@@ -13,6 +13,7 @@ from server.control.projects import audit
 from server.control.routes import AdminRequest, AdminResponse, Router
 
 MAX_LINES = 1_000
+LONGEST = 180.0  # seconds of an answer: a build waits for its turn
 
 
 class Base64(msgspec.Struct, forbid_unknown_fields=True):
@@ -101,7 +102,7 @@ class _Routes:
 
     async def _call(self, op: str, request: AdminRequest, **fields: Any) -> dict[str, Any]:
         _, project = await self.api.record(request)
-        found = await self._link.call(op, 120.0, project=project.id, **fields)
+        found = await self._link.call(op, LONGEST, project=project.id, **fields)
         found.pop("id", None)
         return found
 

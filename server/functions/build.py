@@ -18,15 +18,18 @@ import signal
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
 
 import orjson
 
 from ichicore.errors import ApiError
 from server.functions.confine import V8_RESERVED, Confinement, private_folder
+from server.functions.gate import Gate
 from server.functions.quota import Quota, taken
 from server.functions.store import Built
 
-SECONDS = 90.0
+SECONDS = 100.0  # of one build
+WAIT = 60.0  # seconds until it is a build's turn
 CPU_SECONDS = 120
 MAX_FILES = 500
 MAX_SOURCE = 12 << 20  # bytes of all sources
@@ -42,10 +45,11 @@ NICE = 10
 SHOWN = 10  # errors in the text of a refusal
 INSIDE = "/build"  # where a build in namespaces sees its folder
 ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
-PASSED = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-          "NPM_CONFIG_REGISTRY", "JSR_URL", "DENO_TLS_CA_STORE")  # fmt: skip
+PASSED = ("NPM_CONFIG_REGISTRY", "JSR_URL", "DENO_TLS_CA_STORE")
 CERTIFICATES = ("DENO_CERT", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")  # files, copied for a build
 IMPORT_HOSTS = ("jsr.io:443", "esm.sh:443", "deno.land:443", "cdn.jsdelivr.net:443")
+REGISTRIES = ("registry.npmjs.org:443", "npm.jsr.io:443")
+SHARED = "../_shared/"  # what begins the names of files that several functions have
 CONFIG_KEPT = ("imports", "scopes", "compilerOptions")
 GLOBALS = """declare namespace EdgeRuntime {
   /** Keeps the process until the promise has settled, also after the response has been sent. */
@@ -113,6 +117,7 @@ class Sources:
 
 
 def check_path(name: str) -> None:
+    name = name.removeprefix(SHARED)
     parts = name.split("/")
     if not PATH.match(name) or len(name) > 400 or ".." in parts or "." in parts:
         raise _refused(f"{name[:200]!r} is no plain relative path.")
@@ -141,8 +146,8 @@ def without_comments(raw: bytes) -> bytes:
 
 
 class Builder:
-    """One build at a time. folder: where each project's downloads are kept. quota: bytes that a
-    build may take on disk."""
+    """One build at a time; those of a project take turns first. folder: where each project's
+    downloads are kept. quota: bytes that a build may take on disk."""
 
     def __init__(self, confinement: Confinement, folder: Path, quota: int = QUOTA) -> None:
         self.confinement = confinement
@@ -150,15 +155,35 @@ class Builder:
         self.place = confinement.build_folder(folder.parent)
         self.quota = Quota(self.place, quota, MAX_ENTRIES)
         self._turn = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by project
+        self._deadline = 0.0
+        self._sound = False  # whether what was downloaded is whole
 
     async def build(self, project_id: str, sources: Sources, lock: str | None, limit: int) -> Built:
         """ApiError 400 build_failed names files, lines and reasons; 413 when the module is larger
         than `limit` bytes, or its dependencies than the quota. lock: exact versions to keep to."""
-        async with self._turn:
-            uid = self.confinement.take_uid()
-            self.quota.exceeded = False
+        own = self._turns.setdefault(project_id, asyncio.Lock())
+        async with contextlib.AsyncExitStack() as held:
             try:
-                return await self._build(self.place, uid, project_id, sources, lock, limit)
+                async with asyncio.timeout(WAIT):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._turn)
+            except TimeoutError:
+                raise ApiError(
+                    503, "unavailable", "Other functions are being built; try again.",
+                    headers=(("retry-after", "10"),),
+                ) from None  # fmt: skip
+            uid = self.confinement.take_uid()
+            self.quota.exceeded = self._sound = False
+            self._deadline = asyncio.get_running_loop().time() + SECONDS
+            gate = Gate(trusted_hosts())
+            try:
+                async with gate:
+                    return await self._build(gate, uid, project_id, sources, lock, limit)
+            except ApiError as error:
+                if error.code == "build_failed" and gate.notes:
+                    raise _explained(error, gate.notes) from None
+                raise
             finally:
                 await asyncio.to_thread(shutil.rmtree, self.place, True)
                 self.confinement.give_back(uid)
@@ -172,22 +197,23 @@ class Builder:
         await asyncio.to_thread(shutil.rmtree, self.folder / project_id, True)
 
     async def _build(
-        self, place: Path, uid: int | None, project_id: str, sources: Sources, lock: str | None,
+        self, gate: Gate, uid: int | None, project_id: str, sources: Sources, lock: str | None,
         limit: int,
     ) -> Built:  # fmt: skip
+        place = self.place
         await asyncio.to_thread(shutil.rmtree, place, True)
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         private_folder(place, 0o711 if uid is not None else 0o700)
-        source, out, cache = place / "src", place / "out", place / "cache"
+        out, cache = place / "out", place / "cache"
         config = sources.config()
         given = sources.files.pop("deno.lock", None)
         names = sorted(sources.files)
-        _write(source, sources.files, config)
+        _write(place, sources.files, config)
         out.mkdir()
         kept = self.folder / project_id
         tools = self.folder / "tools"
         if kept.exists():
-            await asyncio.to_thread(shutil.copytree, kept, cache, symlinks=True)
+            await asyncio.to_thread(shutil.move, kept, cache)
         else:
             cache.mkdir()
         if tools.exists():
@@ -203,16 +229,20 @@ class Builder:
         shared = ["--config", f"{seen}/src/deno.json", "--lock", f"{seen}/out/deno.lock",
                   f"--frozen={'true' if frozen else 'false'}", allowed, "--quiet"]  # fmt: skip
         entry = f"{seen}/src/{sources.entrypoint}"
-        graph = await self._deno(place, uid, ["info", "--json", *shared[:4], allowed, entry])
-        wrong = _check_graph(graph, seen / "src")
-        await self._deno(place, uid, ["check", *shared, entry])
-        if wrong is not None:
-            raise wrong
-        await self._deno(
-            place, uid,
-            ["bundle", *shared, "--sourcemap=inline", "--platform=deno", "--format=esm",
-             "-o", f"{seen}/out/index.js", entry],
-        )  # fmt: skip
+        try:
+            graph = await self._deno(gate, uid, ["info", "--json", *shared[:4], allowed, entry])
+            wrong = _check_graph(graph, seen)
+            await self._deno(gate, uid, ["check", *shared, entry])
+            if wrong is not None:
+                raise wrong
+            await self._deno(
+                gate, uid,
+                ["bundle", *shared, "--sourcemap=inline", "--platform=deno", "--format=esm",
+                 "-o", f"{seen}/out/index.js", entry],
+            )  # fmt: skip
+        finally:
+            if self._sound:
+                await asyncio.to_thread(_keep, cache, kept, tools)
         code = compacted((out / "index.js").read_bytes(), seen / "out", seen / "src")
         if len(code) > limit:
             raise ApiError(
@@ -221,12 +251,12 @@ class Builder:
             )  # fmt: skip
         locked = out / "deno.lock"
         found = locked.read_text("utf-8", "replace") if locked.is_file() else None
-        await asyncio.to_thread(_keep, cache, kept, tools)
         return Built(code, found, names, sources.entrypoint)
 
-    async def _deno(self, place: Path, uid: int | None, arguments: list[str]) -> bytes:
+    async def _deno(self, gate: Gate, uid: int | None, arguments: list[str]) -> bytes:
         """Standard output of a Deno command; its errors become an ApiError."""
-        confinement = self.confinement
+        confinement, place = self.confinement, self.place
+        self._sound = False
         seen = confinement.seen(place, place, INSIDE)
         command = [confinement.program, *arguments]
         account: dict[str, Any] = {}
@@ -240,6 +270,7 @@ class Builder:
             "DENO_NO_PACKAGE_JSON": "1", "PATH": "/usr/bin:/bin", "HOME": str(seen / "out"),
             "DENO_TLS_CA_STORE": "mozilla,system", "DENO_V8_FLAGS": f"--max-heap-size={HEAP}",
             **{name: os.environ[name] for name in PASSED if name in os.environ},
+            **gate.environment,
             **_certificates(place / "src" / ".ichibase", seen / "src" / ".ichibase"),
         }  # fmt: skip
         process = await asyncio.create_subprocess_exec(
@@ -254,7 +285,7 @@ class Builder:
 
         watching = asyncio.ensure_future(self.quota.watch(LOOK, end))
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout_at(self._deadline):
                 output, errors = await process.communicate()
         except TimeoutError:
             raise _refused(f"The build took longer than {SECONDS:.0f} s.") from None
@@ -267,6 +298,7 @@ class Builder:
                 f"The function's dependencies take more than {self.quota.most_bytes >> 20} MiB or "
                 f"{self.quota.most_entries:,} files; use fewer or smaller ones.",
             )  # fmt: skip
+        self._sound = True
         if process.returncode != 0:
             raise failure(errors[:OUTPUT].decode("utf-8", "replace"), seen / "src")
         return output
@@ -284,7 +316,7 @@ def _keep(cache: Path, kept: Path, tools: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     if size <= MAX_KEPT:
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.copytree(cache, kept, symlinks=True)
+        shutil.move(cache, kept)
 
 
 def _limited() -> None:
@@ -293,6 +325,16 @@ def _limited() -> None:
                         (resource.RLIMIT_FSIZE, FILE_SIZE),
                         (resource.RLIMIT_DATA, V8_RESERVED + MEMORY)):  # fmt: skip
         resource.setrlimit(kind, (value, value))
+
+
+def trusted_hosts() -> frozenset[str]:
+    """The hosts that a build asks by the node's own choice, each with its port."""
+    found = {*REGISTRIES, *import_hosts()}
+    for name in ("NPM_CONFIG_REGISTRY", "JSR_URL"):
+        own = urlsplit(os.environ.get(name, ""))
+        if own.hostname is not None:
+            found.add(f"{own.hostname}:{own.port or (443 if own.scheme == 'https' else 80)}")
+    return frozenset(found)
 
 
 def import_hosts() -> tuple[str, ...]:
@@ -315,10 +357,13 @@ def _certificates(folder: Path, seen: Path) -> dict[str, str]:
     return found
 
 
-def _write(source: Path, files: dict[str, bytes], config: dict[str, Any]) -> None:
+def _write(place: Path, files: dict[str, bytes], config: dict[str, Any]) -> None:
+    source, shared = place / "src", place / "_shared"
     source.mkdir()
+    shared.mkdir()
     for name, raw in files.items():
-        path = source / name
+        common = name.startswith(SHARED)
+        path = shared / name.removeprefix(SHARED) if common else source / name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             path.write_bytes(raw)
@@ -332,7 +377,7 @@ def _write(source: Path, files: dict[str, bytes], config: dict[str, Any]) -> Non
     types = [kind for kind in types if isinstance(kind, str)] if isinstance(types, list) else []
     options["types"] = [*types, "./.ichibase/globals.d.ts"]
     (source / "deno.json").write_bytes(orjson.dumps({**config, "compilerOptions": options}))
-    for path in [source, *source.rglob("*")]:
+    for path in [source, *source.rglob("*"), shared, *shared.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
@@ -342,14 +387,21 @@ def _give(folders: tuple[Path, ...], uid: int) -> None:
             os.chown(path, uid, uid, follow_symlinks=False)
 
 
-def _check_graph(raw: bytes, source: Path) -> ApiError | None:
+def _explained(error: ApiError, notes: dict[str, str]) -> ApiError:
+    """The same with what kept the build from the hosts that it asked for."""
+    told: Any = error.details
+    errors = told["errors"] if told else [{"message": error.message}]
+    return _failed([*errors, *({"message": f"{name}: {why}"} for name, why in notes.items())][:50])
+
+
+def _check_graph(raw: bytes, seen: Path) -> ApiError | None:
     """Refuses a module that is a file outside of the sources, whatever Deno would read. Gives what
     is wrong with a module otherwise: the check says it better, where it finds it too."""
     try:
         graph = orjson.loads(raw)
     except ValueError:
         raise _refused("The imports could not be resolved.") from None
-    inside = f"file://{source}/"
+    inside = (f"file://{seen}/src/", f"file://{seen}/_shared/")
     wrong = None
     for module in graph.get("modules", ()):
         specifier = str(module.get("specifier", ""))
@@ -357,17 +409,16 @@ def _check_graph(raw: bytes, source: Path) -> ApiError | None:
             where = unquote(urlsplit(specifier).path)
             raise _refused(f"An import leads out of the function's folder: {where[:200]}")
         if "error" in module and wrong is None:
-            message = str(module["error"]).replace(inside, "")[:2000]
+            message = _without(str(module["error"]), seen / "src")[:2000]
             wrong = _failed([{"message": message}])
     return wrong
 
 
 def failure(text: str, source: Path) -> ApiError:
     """Deno's messages as file, line, column and reason."""
-    inside = f"file://{source}/"
 
     def at(file: str, line: str, column: str) -> dict[str, Any]:
-        return {"file": unquote(file.removeprefix(inside)), "line": int(line),
+        return {"file": unquote(_without(file, source)), "line": int(line),
                 "column": int(column)}  # fmt: skip
 
     found: list[dict[str, Any]] = []
@@ -378,14 +429,14 @@ def failure(text: str, source: Path) -> ApiError:
             continue
         marked = MARKED.search(told)
         message = told[: marked.start() if marked is not None else place.start()]
-        message = message.replace(inside, "").strip()[:2000]
+        message = _without(message, source).strip()[:2000]
         found.append({"code": code, "message": message, **at(*place.groups())})
     if not found:
         for message, file, line, column in PARSE_ERROR.findall(text):
             found.append({"message": message.strip()[:2000], **at(file, line, column)})
     if not found:
         for match in PLAIN_ERROR.finditer(text):
-            message = NOT_ALLOWED.sub(_not_allowed, match["text"].replace(inside, "").strip())
+            message = NOT_ALLOWED.sub(_not_allowed, _without(match["text"], source).strip())
             causes = [CAUSE.sub("", line) for line in match["causes"].splitlines() if line]
             if causes and causes[-1] not in message:
                 message = f"{message} {causes[-1]}"
@@ -396,8 +447,13 @@ def failure(text: str, source: Path) -> ApiError:
     if "out of memory" in text.lower():
         found = [{"message": "The build used more memory than it may."}]
     if not found:
-        found = [{"message": text.strip().replace(inside, "")[-2000:] or "Deno ended early."}]
+        found = [{"message": _without(text.strip(), source)[-2000:] or "Deno ended early."}]
     return _failed(found[:50])
+
+
+def _without(text: str, source: Path) -> str:
+    """Names of files as they were uploaded."""
+    return text.replace(f"file://{source}/", "").replace(f"file://{source.parent}/", "../")
 
 
 def _not_allowed(found: re.Match[str]) -> str:
@@ -436,6 +492,8 @@ def _source(name: str, out: Path, source: Path) -> str:
     path = os.path.normpath(out / name.removeprefix("file://"))
     if path.startswith(f"{source}/"):
         return path.removeprefix(f"{source}/")
+    if path.startswith(f"{source.parent}/_shared/"):
+        return "../" + path.removeprefix(f"{source.parent}/")
     return path.rpartition("/npm/")[2] or path
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import socket
 
+import orjson
 import pytest
 
 from ichicore.errors import ApiError
-from server.functions.build import Builder, Sources
+from server.functions.build import MAP, Builder, Sources
 from server.functions.confine import Confinement
 from tests.registry import Registry, usual
 
@@ -48,12 +51,78 @@ def refusal(builder, text, **more):
 def test_a_giant_tree_of_dependencies_is_refused_and_leaves_nothing_on_disk(builder):
     built = build(builder, "import x from 'npm:small@1'; Deno.serve(() => new Response(`${x}`));")
     assert b"module.exports = 1" in built.code
-    before = sorted(str(path) for path in builder.folder.rglob("*"))
+    assert kept(builder, "small")
     error = refusal(builder, "import x from 'npm:giant@1'; console.log(x);")
     assert (error.status, error.code) == (413, "payload_too_large")
     assert "more than 24 MiB" in error.message
     assert not builder.place.exists()
-    assert sorted(str(path) for path in builder.folder.rglob("*")) == before
+    assert not kept(builder, "giant")
+    assert build(builder, "Deno.serve(() => new Response('still'));").code
+
+
+def kept(builder, package):
+    """What the next build of the project finds of a package."""
+    return [path for path in builder.folder.rglob("*") if package in path.name]
+
+
+def test_what_was_downloaded_is_kept_also_for_sources_that_were_refused(builder, registry):
+    text = "import x from 'npm:small@1';\nconst wrong: string = 1; console.log(x, wrong);"
+    assert "TS2322" in str(refusal(builder, text).details)
+    assert kept(builder, "small")
+    registry.asked.clear()
+    build(builder, "import x from 'npm:small@1'; Deno.serve(() => new Response(`${x}`));")
+    assert not [path for path in registry.asked if path.endswith(".tgz")]
+
+
+def test_a_package_leads_a_build_to_no_other_service(builder, registry):
+    """Its tarball may be anywhere that a public address is, and nowhere else."""
+    with socket.create_server(("127.0.0.1", 0)) as inside:
+        inside.settimeout(0.1)
+        port = inside.getsockname()[1]
+        for address in (f"http://127.0.0.1:{port}", f"http://localhost:{port}", "https://127.1",
+                        "http://169.254.169.254/latest", "http://0x7f000001"):  # fmt: skip
+            name = f"inward{abs(hash(address))}"
+            registry.npm(name, "1.0.0", {"index.js": b""}, main="index.js")
+            told = registry.files[f"/npm/{name}"].decode()
+            registry.files[f"/npm/{name}"] = told.replace(registry.url, address).encode()
+            error = refusal(builder, f"import 'npm:{name}@1';")
+            assert (error.status, error.code) == (400, "build_failed")
+            assert "has no public address" in error.message or "The ports of other" in error.message
+        with pytest.raises(TimeoutError):
+            inside.accept()
+
+
+def test_several_functions_share_a_folder(builder):
+    files = {
+        "lib/deep.ts": "export { shout } from '../../_shared/words/shout.ts';",
+        "index.ts": "import { shout } from './lib/deep.ts';\n"
+        "Deno.serve(() => new Response(shout('hi')));",
+        "../_shared/words/shout.ts": "export const shout = (a: string) => a.toUpperCase();",
+    }
+    built = build(builder, files)
+    assert b"toUpperCase" in built.code
+    assert "../_shared/words/shout.ts" in built.files
+    sources = orjson.loads(base64.b64decode(built.code.partition(MAP)[2]))["sources"]
+    assert "../_shared/words/shout.ts" in sources
+    files["../_shared/words/shout.ts"] = "export const shout = (a: string): number => a;"
+    told = refusal(builder, files).details["errors"][0]
+    assert (told["file"], told["line"]) == ("../_shared/words/shout.ts", 1)
+    for name in ("../_shared/../x.ts", "../other/x.ts", "../_shared/", "a/../_shared/x.ts"):
+        with pytest.raises(ApiError):
+            Sources({"index.ts": "", name: ""}, None)
+
+
+def test_a_build_that_does_not_get_its_turn_is_refused(builder, monkeypatch):
+    monkeypatch.setattr("server.functions.build.WAIT", 0.05)
+
+    async def go():
+        async with builder._turn:
+            with pytest.raises(ApiError) as caught:
+                await builder.build("p", Sources({"index.ts": "1"}, None), None, 1000)
+        return caught.value
+
+    error = asyncio.run(go())
+    assert (error.status, error.code) == (503, "unavailable")
     assert build(builder, "Deno.serve(() => new Response('still'));").code
 
 
