@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import json
 import re
 import sys
 import time
+import unicodedata
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,10 +18,10 @@ from urllib.parse import quote, urlencode
 
 from server.cli.client import CommandError
 from server.cli.output import note, print_json, print_table
-from server.functions.build import MAX_FILES, MAX_SOURCE, PATH, without_comments
+from server.functions.build import MAX_FILES, MAX_SOURCE, PATH, SHARED, without_comments
 
 FOLDER = "functions"
-NAME = re.compile(r"_?[a-z0-9][a-z0-9_-]{0,62}\Z")
+NAME = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,62}|_mongo_policy)\Z")
 LEFT_OUT = {".git", "node_modules", ".env", ".npmrc", "package.json", "package-lock.json",
             ".DS_Store", ".vscode", ".idea"}  # fmt: skip
 POLL = 0.5  # seconds between looks at the files that `serve` watches
@@ -113,7 +115,7 @@ class _Admin:
         self.client = client(options)
         self.base = f"/admin/v1/projects/{quote(options.project, safe='')}"
 
-    def call(self, method: str, path: str, body: object = None, seconds: float = 150) -> Any:
+    def call(self, method: str, path: str, body: object = None, seconds: float = 200) -> Any:
         return self.client.call(method, f"{self.base}/{path}", body, seconds)
 
 
@@ -148,28 +150,56 @@ def _folders(options: argparse.Namespace) -> list[Path]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """What is uploaded of a folder."""
+    """What is uploaded of a function's folder, and of what it shares with others where it names
+    that."""
+    found = _within(folder, "")
+    shared = folder.parent / SHARED.strip("./")
+    if shared.is_dir() and any(_names_shared(path) for path in found.values()):
+        found |= _within(shared, SHARED)
+    if len(found) > MAX_FILES:
+        raise CommandError(f"{folder} has more than {MAX_FILES} files")
+    if sum(_told(path)[0] for path in found.values()) > MAX_SOURCE:
+        raise CommandError(f"{folder} has more than {MAX_SOURCE >> 20} MiB")
+    return found
+
+
+def _within(folder: Path, before: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if not path.is_file() or LEFT_OUT & set(parts) or any(p.startswith(".") for p in parts):
             continue
-        name = "/".join(parts)
+        if path.name.endswith("~") or path.name.startswith("#"):  # an editor's copy
+            continue
+        name = unicodedata.normalize("NFC", "/".join(parts))
         if not PATH.match(name):
             raise CommandError(f"{path}: a file's name has letters, digits and . _ - only")
-        found[name] = path
-    if len(found) > MAX_FILES:
-        raise CommandError(f"{folder} has more than {MAX_FILES} files")
-    if sum(path.stat().st_size for path in found.values()) > MAX_SOURCE:
-        raise CommandError(f"{folder} has more than {MAX_SOURCE >> 20} MiB")
+        found[before + name] = path
     return found
+
+
+def _names_shared(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # gone meanwhile
+        return SHARED.encode() in path.read_bytes()
+    return False
+
+
+def _told(path: Path) -> tuple[int, int]:
+    """(bytes, nanoseconds of the last change)."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+    return 0, 0
 
 
 def _upload(options: argparse.Namespace, admin: _Admin, folder: Path) -> Any:
     files: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for name, path in _files(folder).items():
-        raw = path.read_bytes()
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise CommandError(f"cannot read {path}: {error.strerror}") from None
         try:
             files[name] = raw.decode()
         except UnicodeDecodeError:
@@ -224,7 +254,10 @@ def serve(options: argparse.Namespace) -> int:
     note("deploying on every change; Ctrl-C ends it, what is deployed stays")
     while True:
         for folder in _folders(options):
-            stamp = [(name, path.stat().st_mtime_ns) for name, path in _files(folder).items()]
+            try:
+                stamp: Any = [(name, *_told(path)) for name, path in _files(folder).items()]
+            except CommandError as error:
+                stamp = str(error)
             if seen.get(folder) == stamp:
                 continue
             seen[folder] = stamp

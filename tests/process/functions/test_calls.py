@@ -329,7 +329,13 @@ def test_the_command_line(project, tmp_path):
     refused = node.cli(*run, "deploy", "greet", *there, ok=False)
     assert refused.returncode == 1
     assert "greet: index.ts:1:7: Type 'string' is not assignable to type 'number'" in refused.stderr
-    source.write_text("console.log('at work'); Deno.serve(() => new Response('two'));\n")
+    (folder / "_shared").mkdir()
+    (folder / "_shared" / "two.ts").write_text("export const two = 'two';")
+    source.write_text("import { two } from '../_shared/two.ts';\nconsole.log('at work'); "
+                      "Deno.serve(() => new Response(two));\n")  # fmt: skip
+    (folder / "greet" / "index.ts~").write_text("an editor's copy")
+    refused = node.cli(*run, "new", "_shared2", *there, ok=False)
+    assert "a name has" in refused.stderr
     watching = subprocess.Popen(
         **node.command(*run, "serve", *there), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
