@@ -64,7 +64,7 @@ class Express:
 class Handover:
     way: Express | None
     other: Callable[[Any, Any], Any] | None
-    documents: Callable[[Any, Any], bool] | None
+    documents: Callable[[Any, Any, str], bool] | None
     here: set[type]
     def __init__(self, soon: Callable[..., Any], kind: str) -> None: ...
     def __call__(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any: ...

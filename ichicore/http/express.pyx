@@ -21,6 +21,7 @@ PECULIAR = frozenset((
     "origin", "range", "apikey", "cookie", "accept-profile", "content-profile", "x-request-id",
     "transfer-encoding", "upgrade", "content-encoding", "expect",
 ))
+cdef str DOCUMENTS = "/mongo/v1/"
 cdef frozenset OF_WRITES = frozenset(("prefer", "content-length"))
 cdef dict ACTIONS = {"POST": "insert", "PATCH": "update", "DELETE": "delete"}
 cdef enum:
@@ -281,7 +282,7 @@ cdef class Express:
         cdef Ticket ticket
         if scope.method != "GET":
             return None
-        ticket = self.ticket(scope, protocol, "GET")
+        ticket = self.ticket(scope, protocol, "GET", scope.path)
         if ticket is None or not self.fits(ticket, None) or not self.enter(ticket):
             return None
         try:
@@ -290,17 +291,17 @@ cdef class Express:
             ticket.set_exception(error)
         return ticket
 
-    cdef bint direct(self, scope, protocol) except -1:
+    cdef bint direct(self, scope, protocol, str path) except -1:
         """Serves a request from another thread than the loop's; false when it has to come to the
         loop, with nothing done."""
         cdef Ticket ticket
         cdef str method = scope.method
         if method == "GET":
-            ticket = self.ticket(scope, protocol, method)
+            ticket = self.ticket(scope, protocol, method, path)
             return ticket is not None and self.fits(ticket, None) and self.send(ticket)
         if method not in ACTIONS:
             return False
-        ticket = self.ticket(scope, protocol, method)
+        ticket = self.ticket(scope, protocol, method, path)
         if ticket is None or not ticket.lane.writes:
             return False
         if method == "DELETE":
@@ -353,15 +354,14 @@ cdef class Express:
         ticket.lane.rest.used = ticket.started
         return True
 
-    cdef Ticket ticket(self, scope, protocol, str method):
+    cdef Ticket ticket(self, scope, protocol, str method, str path):
         """Who asks where, or None when the request is not for the short way."""
         cdef Lane lane
         cdef Ticket ticket
-        cdef str path, query
+        cdef str query
         cdef dict headers
         cdef object known
         cdef bint reads = method == "GET"
-        path = scope.path
         if not path.startswith(self.mount):
             return None
         headers = plain_headers(scope.headers, MAX_HEADERS)
@@ -370,9 +370,8 @@ cdef class Express:
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.engine.generation is not lane.generation:
             return None
-        for name in headers:
-            if name in self.peculiar or (reads and name in OF_WRITES):
-                return None
+        if not self.peculiar.isdisjoint(headers) or (reads and not OF_WRITES.isdisjoint(headers)):
+            return None
         authorization = headers.get("authorization")
         if authorization is None:
             known = lane.nobody
@@ -474,7 +473,8 @@ cdef class Handover:
 
     soon: the loop's own. way: None until the application serves. other: another short way, called
     with scope and protocol of what the first does not take; None when it does not take it either.
-    documents: the one of requests with a body that are not the first's; whether it takes one.
+    documents: the one of requests below DOCUMENTS, called with their path as well; whether it
+    takes one.
     here: types of callbacks for what the HTTP server gives, which are called in the thread that
     tells the loop of it, without waking the loop; they must not raise. kind: name of the type of
     the HTTP server's object with a request's scope and proto.
@@ -511,8 +511,9 @@ cdef class Handover:
         return self.soon(callback, *args, context=context)
 
     cdef bint taken(self, scope, protocol) except -1:
-        if self.way.direct(scope, protocol):
-            return True
-        if self.documents is not None and self.documents(scope, protocol):
+        cdef str path = scope.path
+        if self.documents is not None and path.startswith(DOCUMENTS):
+            return self.documents(scope, protocol, path)
+        if self.way.direct(scope, protocol, path):
             return True
         return self.other is not None and self.other(scope, protocol) is not None

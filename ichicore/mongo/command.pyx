@@ -11,12 +11,12 @@ from libc.stdint cimport int64_t, uint32_t
 from ichicore.mongo.updates cimport Updates
 from ichicore.mongo.tape cimport (
     INT32_MAX, TJ_ARRAY, TJ_DOUBLE, TJ_FALSE, TJ_INT, TJ_NULL, TJ_OBJECT, TJ_STRING, TJ_TRUE,
-    is_hex_id, tj_node,
+    is_hex_id, same, tj_node,
 )
 
 from ichicore.errors import ApiError
 from ichicore.mongo import grammar
-from ichicore.mongo.parts import Command, Part
+from ichicore.mongo.parts import EMPTY, Command, Part
 from ichicore.mongo.reply import id_text
 from ichicore.mongo.stages import check_collection
 
@@ -42,6 +42,21 @@ def parse(str operation not None, bytes body not None, caps):
         return Command(operation, reader.batch(members), caps, body, spans, ordered)
     ordered = reader.flag(members, "ordered", True)
     return Command(operation, (reader.part(operation, members, 0),), caps, body, spans, ordered)
+
+
+cpdef bytes plain_filter(bytes body, object caps):
+    cdef _Reader reader = _Reader(body, caps)
+    cdef uint32_t end = reader.tape.nodes[0].next
+    if end == 1:
+        return EMPTY
+    if reader.tape.nodes[1].next != end or not same(
+            reader.tape.nodes[1].key, reader.tape.nodes[1].key_len, b"filter", 6):
+        return None
+    if reader.tape.nodes[1].type == TJ_NULL:
+        return EMPTY
+    reader.reads = []
+    reader.filter(1, 0, True, "")
+    return reader.taken(0)
 
 
 @cython.final

@@ -35,5 +35,8 @@ cdef class Dock:
     cdef public int open
     cdef readonly int busy
     cdef public double used
+    cdef public tuple crowds
+    cdef public bint closed
 
+    cdef bint take_back(self, Link link) except -1
     cdef object pop_or_queue(self, Waiter waiter)

@@ -1,6 +1,6 @@
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 class Waiter: ...
@@ -24,6 +24,8 @@ class Dock:
     open: int
     busy: int
     used: float
+    crowds: tuple[Collection[object], ...]
+    closed: bool
     def __init__(self, limit: int) -> None: ...
     def __len__(self) -> int: ...
     @property

@@ -255,13 +255,15 @@ cdef class Dock:
     another thread than the loop's.
 
     limit: connections at most. open: that are open or being opened. used: when last, by the
-    monotonic clock.
+    monotonic clock. crowds: queues of those who wait in the loop's thread. closed: what comes back
+    is not used again.
     """
 
     def __init__(self, int limit):
         self.limit = limit
         self.idle = []
         self.queue = deque()
+        self.crowds = ()
 
     def __len__(self):
         """Idle connections."""
@@ -301,6 +303,16 @@ cdef class Dock:
                 return False
         self.busy -= 1
         self.idle.append(connection)
+        return True
+
+    cdef bint take_back(self, Link link) except -1:
+        """As put(), where nobody waits in the loop's thread. False when nothing has been done."""
+        if self.closed or link.closed or link.waiter is not None:
+            return False
+        for crowd in self.crowds:
+            if crowd:
+                return False
+        self.put(link)
         return True
 
     cdef object pop_or_queue(self, Waiter waiter):

@@ -177,7 +177,7 @@ def find_reply(replies, Py_ssize_t limit, read=None) -> bytes:
     return out.done()
 
 
-def doc_reply(bytes reply not None, read=None) -> bytes:
+cpdef bytes doc_reply(bytes reply, object read=None):
     cdef bj_iter it
     cdef bj_iter inner
     cdef int step
@@ -273,7 +273,7 @@ cdef long long _whole(bj_iter *it) noexcept:
     return -1
 
 
-def succeeded(bytes reply not None) -> bool:
+cpdef bint succeeded(bytes reply) except -1:
     cdef bj_iter it
     return (_find(_start(reply), PyBytes_GET_SIZE(reply), b"ok", 2, &it) != 0
             and _whole(&it) == 1)

@@ -4,10 +4,13 @@ from typing import Any
 
 from ichicore.mongo.link import Dock
 
+MAX_BODY: int  # bytes that take this way
+
 class Lane:
     known: Any
     denied: Any
     cors: Callable[[str | None], tuple[tuple[str, str], ...]]
+    silent: tuple[tuple[str, str], ...]
     tally: Any
     guide: Any
     dock: Dock
@@ -31,4 +34,4 @@ class Way:
     loop: asyncio.AbstractEventLoop
     prefix: str
     def __init__(self, prefix: str) -> None: ...
-    def handle(self, scope: Any, protocol: Any) -> bool: ...
+    def handle(self, scope: Any, protocol: Any, path: str) -> bool: ...

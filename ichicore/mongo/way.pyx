@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 
 from ichicore.http.plain cimport body_length, plain_headers, verified
 from ichicore.mongo.link cimport Dock, Link, Waiter
+from ichicore.mongo.plain cimport Place, Ready
 
 # Headers with which a request takes the general way.
 cdef frozenset PECULIAR = frozenset((
@@ -18,9 +19,10 @@ cdef frozenset PECULIAR = frozenset((
 cdef enum:
     MAX_PATH = 160
     MAX_HEADERS = 24
-    MAX_BODY = 65536
+    LONGEST = 65536     # bytes of a body
     MOST_PATHS = 1024   # of one lane that are remembered
     SLOW = 1            # seconds from which a request may be worth a line in the log
+MAX_BODY = LONGEST
 cdef double GRACE = 2.0     # seconds beyond the time that the server itself was given
 cdef double TURN = 3.0      # seconds that a request waits for a connection on this way
 
@@ -30,17 +32,19 @@ cdef class Lane:
     """What the way needs to know of one host. Replaced when the project changes.
 
     known: verified credentials, by the pair of headers, to objects with identity and until. denied:
-    true when some tokens are refused before they expire. cors: (origin) -> headers of the answer.
+    true when some tokens are refused before they expire. cors: (origin) -> headers of the answer;
+    silent: those without an origin.
     tally: take(now) admits a request. guide: see server.mongo.short. dock: of the project's store.
     """
 
     cdef public object known
     cdef public object denied
     cdef public object cors
+    cdef public tuple silent
     cdef public object tally
     cdef public object guide
     cdef public Dock dock
-    cdef dict paths     # to (operation, collection)
+    cdef dict paths     # to a Place
 
     def __init__(self):
         self.paths = {}
@@ -56,9 +60,9 @@ cdef class Letter(Waiter):
     cdef object scope
     cdef dict headers
     cdef object identity
-    cdef tuple path
+    cdef Place place
     cdef bytes body
-    cdef object ready       # what the guide made of the request
+    cdef Ready ready        # what became of the request
     cdef Link link
     cdef double started
     cdef unsigned long long number
@@ -86,7 +90,9 @@ cdef class Letter(Waiter):
         if not lane.tally.take(self.started):
             return False
         try:
-            self.ready = lane.guide.prepare(self.path, self.body, self.identity)
+            self.ready = self.place.ready(self.identity, self.body)
+            if self.ready is None:
+                self.ready = lane.guide.prepare(self.place, self.body, self.identity)
         except Exception:
             self.ready = None  # the general way says what is wrong with it
         if self.ready is None:
@@ -111,7 +117,7 @@ cdef class Letter(Waiter):
         return False
 
     cdef int forget(self) except -1:
-        ready = self.ready
+        cdef Ready ready = self.ready
         self.ready = None
         if ready is not None and ready.session is not None:
             self.lane.guide.kept(ready.session)
@@ -150,11 +156,14 @@ cdef class Letter(Waiter):
     cdef int answered(self, Link link, bytes answer) except -1:
         cdef object made
         self.link = None
-        self.lane.guide.give_back(link)
+        if not self.lane.dock.take_back(link):
+            self.lane.guide.give_back(link)
         if self.finished:
             return 0
         try:
-            made = self.lane.guide.answer(self.ready, answer)
+            made = None if self.ready.read is None else self.ready.read.answer(answer)
+            if made is None:
+                made = self.lane.guide.answer(self.ready, answer)
         except Exception as error:
             return self.fail(error)
         if made is not None:
@@ -188,12 +197,13 @@ cdef class Letter(Waiter):
             self.fail(error)
 
     cdef int send(self, bytes body) except -1:
+        cdef object origin = self.headers.get("origin")
         cdef list headers
         try:
             headers = [
                 ("content-type", "application/json"),
                 ("x-request-id", self.way.prefix + "%08x" % self.number),
-                *self.lane.cors(self.headers.get("origin")),
+                *(self.lane.silent if origin is None else self.lane.cors(origin)),
             ]
             self.protocol.response_bytes(200, headers, body)
         except Exception as error:
@@ -249,15 +259,14 @@ cdef class Way:
         self.prefix = prefix
         self.lanes = {}
 
-    def handle(self, scope, protocol) -> bool:
-        """Whether the request goes this way; if not, nothing has been done."""
+    def handle(self, scope, protocol, str path not None) -> bool:
+        """Whether a request below /mongo/v1/ goes this way; if not, nothing has been done."""
         cdef Letter letter
         cdef Lane lane
         cdef dict headers
         cdef object known
-        cdef tuple place
-        cdef str path = scope.path
-        if not path.startswith("/mongo/v1/") or scope.method != "POST" or len(path) > MAX_PATH:
+        cdef Place place
+        if scope.method != "POST" or len(path) > MAX_PATH:
             return False
         headers = plain_headers(scope.headers, MAX_HEADERS)
         if headers is None:
@@ -265,11 +274,10 @@ cdef class Way:
         lane = self.lanes.get(headers.get("host"))
         if lane is None or scope.query_string:
             return False
-        for name in headers:
-            if name in PECULIAR:
-                return False
+        if not PECULIAR.isdisjoint(headers):
+            return False
         apikey = headers.get("apikey")
-        if apikey is None or body_length(headers, MAX_BODY) < 0:
+        if apikey is None or body_length(headers, LONGEST) < 0:
             return False
         known = verified(
             lane.known, lane.denied, (headers.get("authorization"), apikey), self.now())
@@ -290,6 +298,6 @@ cdef class Way:
         letter.scope = scope
         letter.headers = headers
         letter.identity = known.identity
-        letter.path = place
+        letter.place = place
         protocol().add_done_callback(letter)
         return True

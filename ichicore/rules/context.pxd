@@ -3,6 +3,7 @@ cdef class Context:
     cdef readonly str uid
     cdef readonly str email
     cdef readonly dict claims
+    cdef readonly bint timed
     cdef object _now
     cdef dict _auth
 

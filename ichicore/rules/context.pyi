@@ -3,13 +3,15 @@ from typing import Any
 
 class Context:
     """Who asks. uid, email: None or "" when there is none. claims: of the verified token. now: an
-    aware datetime, epoch seconds, or None when no rule may use it."""
+    aware datetime, epoch seconds, or None when no rule may use it. timed: something has looked at
+    it."""
 
     role: str
     uid: str | None
     email: str | None
     claims: dict[str, Any]
     now: datetime | None
+    timed: bool
     def __init__(
         self,
         role: str = "anon",

@@ -27,6 +27,7 @@ cdef class Context:
 
     @property
     def now(self):
+        self.timed = True
         if self._now is None or PyDateTime_Check(self._now):
             return self._now
         self._now = _from_seconds(self._now)

@@ -52,6 +52,7 @@ class DocumentWay:
         lane.known = site.ring.known
         lane.denied = site.ring.denied
         lane.cors = site.cors.headers
+        lane.silent = site.cors.silent
         lane.tally = site.tally
         lane.guide = guide
         lane.dock = guide.store.dock

@@ -20,18 +20,22 @@ def role_of(identity: Identity) -> str:
     return identity.role
 
 
+def asking(role: str, identity: Identity) -> Context:
+    """Who asks, as rules see it."""
+    claims = identity.claims
+    email = claims.get("email")
+    return Context(
+        role, identity.uid, email if isinstance(email, str) else None, claims, time.time()
+    )
+
+
 def decide(
-    book: Book, command: Command, collection: str, role: str, identity: Identity
+    book: Book, command: Command, collection: str, who: Context
 ) -> Decision | dict[tuple[str, bool], Decision]:
     """What the rules say, not for a project whose function decides. ApiError 403 for a batch of
     which a part is refused."""
-    if role == SERVICE and not book.enforce_service_role:
+    if who.role == SERVICE and not book.enforce_service_role:
         return ALLOW
-    claims = identity.claims
-    email = claims.get("email")
-    who = Context(
-        role, identity.uid, email if isinstance(email, str) else None, claims, time.time()
-    )
     if command.operation == "bulkWrite":
         found = book.policy.decide_bulk(command.pairs, collection, who)
         if isinstance(found, Decision) and not found.allow:

@@ -13,7 +13,7 @@ from server.base.context import WorkerContext
 from server.base.http import JSON, Request, Response, error_response
 from server.base.project import Project
 from server.mongo import bulk, faults, single
-from server.mongo.access import SERVICE, decide, role_of
+from server.mongo.access import SERVICE, asking, decide, role_of
 from server.mongo.execute import Event, Executor
 from server.mongo.faults import DriverError
 from server.mongo.policy import ask_function
@@ -78,7 +78,7 @@ class MongoService:
                 room.context, project, command, collection, role, identity
             )
         else:
-            decision = decide(book, command, collection, role, identity)
+            decision = decide(book, command, collection, asking(role, identity))
         plans = apply(command, decision)
         if operation in GROWING:
             await room.quota.check(project, store)

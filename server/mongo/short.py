@@ -7,38 +7,27 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from ichicore.errors import ApiError
-from ichicore.mongo import Caps, Command, Plan, apply, check_collection, message, parse, reply
+from ichicore.mongo import Caps, Plan, apply, check_collection, message, parse, reply
 from ichicore.mongo.grammar import INSERTS, READS
+from ichicore.mongo.parts import EMPTY
+from ichicore.mongo.plain import Place, PlainRead, Ready
+from ichicore.mongo.way import MAX_BODY
+from ichicore.rules import Decision
 from server.base.project import Identity, Project
 from server.mongo import single
-from server.mongo.access import SERVICE, decide, role_of
+from server.mongo.access import SERVICE, asking, decide, role_of
 from server.mongo.execute import Event, Executor, written
 from server.mongo.room import Room
 from server.mongo.rulebook import Book
-from server.mongo.store import Session, Store, Unanswered
+from server.mongo.store import Store, Unanswered
 from server.mongo.transaction import MAJORITY
 
+PLAIN = frozenset({"find", "findOne", "count"})
+FILTER = frozenset({"filter"})
 OPERATIONS = frozenset((*READS, *INSERTS, *single.CHANGES, *single.DELETES))
-
-
-class Ready:
-    """A request that is one command. seconds: that it may take. session: what numbers a write.
-    told: whether what it changed is."""
-
-    __slots__ = (
-        "collection", "command", "parsed", "plan", "seconds", "session", "told", "writes",
-    )  # fmt: skip
-
-    def __init__(self, parsed: Command, plan: Plan, collection: str, seconds: float) -> None:
-        self.parsed = parsed
-        self.plan = plan
-        self.collection = collection
-        self.seconds = seconds
-        self.command = b""
-        self.writes = False
-        self.told = False
-        self.session: Session | None = None
 
 
 class Guide:
@@ -60,8 +49,8 @@ class Guide:
     def _disk(self) -> bool:
         return self.project.tier != "free"
 
-    def place(self, path: str) -> tuple[str, str] | None:
-        """(operation, collection) of a path, if it may go the short way."""
+    def place(self, path: str) -> Place | None:
+        """Where a path leads, if it may go the short way."""
         parts = path.split("/")
         if len(parts) != 5 or parts[3] not in OPERATIONS:
             return None
@@ -69,21 +58,27 @@ class Guide:
             check_collection(parts[4])
         except ApiError:
             return None
-        return parts[3], parts[4]
+        return Place(parts[3], parts[4])
 
-    def prepare(self, place: tuple[str, str], body: bytes, identity: Identity) -> Ready | None:
+    def prepare(self, place: Place, body: bytes, identity: Identity) -> Ready | None:
         """None for what takes the general way; so does what this refuses."""
-        operation, collection = place
+        operation, collection = place.operation, place.collection
         if len(body) > self.project.limits.document_body:
             return None
         role = role_of(identity)
-        command = parse(operation, body, self._caps[role == SERVICE])
-        (plan,) = apply(command, decide(self.book, command, collection, role, identity))
-        ready = Ready(command, plan, collection, self._seconds)
+        caps = self._caps[role == SERVICE]
+        command = parse(operation, body, caps)
+        who = asking(role, identity)
+        decision = decide(self.book, command, collection, who)
+        (plan,) = apply(command, decision)
+        ready = Ready(plan, collection, self._seconds)
         store = self.store
         if operation in READS:
             elements = single.reading(plan, collection, self._disk)
+            if operation in PLAIN and command.spans.keys() <= FILTER and not who.timed:
+                self._keep(place, identity, caps, plan, decision)
         else:
+            ready.parsed = command
             told = collection in self.book.realtime
             growing = operation not in single.DELETES
             if store.known is None or not single.is_single(plan, told):
@@ -98,6 +93,22 @@ class Guide:
                 elements = ready.session.stamp(elements)
         ready.command = message.sealed(elements, self._seconds, store.tail)
         return ready
+
+    def _keep(
+        self, place: Place, identity: Identity, caps: Caps, plan: Plan,
+        decision: Decision | dict[tuple[str, bool], Decision],
+    ) -> None:  # fmt: skip
+        """What follows for this identity's reads that have nothing but a filter."""
+        if isinstance(decision, dict) or decision.read is not None:
+            return
+        if self.project.limits.document_body < MAX_BODY:
+            return
+        plan = msgspec.structs.replace(plan, filter=EMPTY)
+        elements = single.reading(plan, place.collection, self._disk)
+        rule = EMPTY if decision.filter is None else decision.filter.bson
+        place.keep(PlainRead(
+            identity, caps, plan, place.collection, elements, rule, self._seconds, self.store.tail
+        ))  # fmt: skip
 
     def answer(self, ready: Ready, found: bytes) -> bytes | None:
         """The answer that a reply becomes; None when it is not so simple."""
@@ -151,6 +162,7 @@ class Guide:
             found = await self.store.repeat(ready.command, session, end, found)
         elif not found:
             raise Unanswered()
+        assert ready.parsed is not None
         made = single.written(ready.parsed, ready.plan, written(found, self.store))
         self._done(ready)
         return made

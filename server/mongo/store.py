@@ -183,12 +183,12 @@ class Store:
         self.tail = bson.encode({"$db": self.database})[4:-1]  # of every command
         self.dock = Dock(limit)
         self.dock.used = time.monotonic()
-        self.closed = False
         self._client: AsyncMongoClient[Any] | None = None
         self.known: Profile | None = None
         self._links: set[Link] = set()
         self._sweeping = False
         self._waiting: deque[Turn] = deque()
+        self.dock.crowds = (self._waiting, self.budget.waiting)
         self._waiting_first = False
         self._server: tuple[str, int] | None = None
         self._sessions: list[Session] = []
@@ -211,6 +211,10 @@ class Store:
     @limit.setter
     def limit(self, limit: int) -> None:
         self.dock.limit = limit
+
+    @property
+    def closed(self) -> bool:
+        return self.dock.closed
 
     @property
     def used(self) -> float:
@@ -468,7 +472,7 @@ class Store:
         return self.dock.open
 
     async def close(self) -> None:
-        self.closed = True
+        self.dock.closed = True
         self.budget.stores.discard(self)
         self.forget_server()
         client, self._client = self._client, None

@@ -1,0 +1,1 @@
+cpdef bytes plain_filter(bytes body, object caps)

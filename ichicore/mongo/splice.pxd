@@ -1,0 +1,1 @@
+cpdef bytes both(bytes first, bytes second)
