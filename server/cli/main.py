@@ -195,6 +195,8 @@ def migrate(options: argparse.Namespace) -> int:
 def settings(options: argparse.Namespace) -> int:
     admin = client(options)
     base = f"{_project_path(options.project)}/settings"
+    if options.action != "set" and options.value is not None:
+        raise CommandError(f"{options.action} takes no value")
     if options.action == "get":
         from server.control.sections import SECTIONS
 
@@ -291,11 +293,12 @@ def parser() -> argparse.ArgumentParser:
 
     made = command("sql", sql, "Run SQL as the owner of a project's database.")
     made.add_argument("project")
-    made.add_argument("-c", "--command", help="the statements")
-    made.add_argument("-f", "--file", help="a file with the statements")
+    source = made.add_mutually_exclusive_group()
+    source.add_argument("-c", "--command", help="the statements")
+    source.add_argument("-f", "--file", help="a file with the statements")
+    source.add_argument("stdin", nargs="?", choices=["-"], help="read them from standard input")
     made.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS",
                       help="time for all of the statements (60)")  # fmt: skip
-    made.add_argument("stdin", nargs="?", choices=["-"], help="read them from standard input")
 
     made = command("migrate", migrate, "Apply a folder of .sql files, each once, in name order.")
     made.add_argument("project")
@@ -329,13 +332,48 @@ def version(options: argparse.Namespace) -> int:
     return 0
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments of a command. Ends the program when they are wrong.
+
+    argparse gives up on an optional word once it has met an option behind the words before it; the
+    word is then one too many, and is put where it belongs.
+    """
+    made = parser()
+    _name_optional_words(made)
+    options, more = made.parse_known_args(arguments)
+    for action in getattr(options, "optional_words", ()):
+        is_word = more and (more[0] == "-" or not more[0].startswith("-"))
+        if is_word and getattr(options, action.dest) == action.default:
+            if action.dest == "stdin" and (more[0] != "-" or _has_sql(options)):
+                break
+            setattr(options, action.dest, more.pop(0))
+    if more:
+        made.error("unrecognized arguments: " + " ".join(more))
+    return options
+
+
+def _name_optional_words(made: argparse.ArgumentParser) -> None:
+    """Has the options of each command tell which words may be left out."""
+    for action in made._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _name_optional_words(each)
+    words = [a for a in made._actions if not a.option_strings and a.nargs == "?"]
+    if words:
+        made.set_defaults(optional_words=words)
+
+
+def _has_sql(options: argparse.Namespace) -> bool:
+    return options.command is not None or options.file is not None
+
+
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["rest"]:
         from server.standalone.main import main as rest
 
         return rest(arguments[1:])
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return int(options.run(options))
     except CommandError as error:

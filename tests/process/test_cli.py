@@ -51,6 +51,10 @@ def test_sql_shows_tables_and_says_where_an_error_is(node, tmp_path):
     assert node.sql("select '{\"a\":1}'::json") == [[{"a": 1}]]
     done = node.cli("sql", "default", "-", input="select 2 as two")
     assert "two" in done.stdout
+    done = node.cli("sql", "default", "--timeout", "5", "-", input="select 2 as two")
+    assert "two" in done.stdout
+    for words in (["-c", "select 1", "-f", "x"], ["-c", "select 1", "-"], ["--nope"], ["x"]):
+        assert node.cli("sql", "default", *words, ok=False).returncode == 2
     file = tmp_path / "bad.sql"
     file.write_text("select 1;\nselect  nope;\n")
     done = node.cli("sql", "default", "-f", str(file), ok=False)
@@ -79,7 +83,7 @@ def test_migrations_are_applied_once_and_in_order(node, tmp_path):
 
 def test_settings_are_read_set_and_imported(node, tmp_path):
     node.cli("settings", "default", "set", "cors", '{"origins": ["https://a.example"]}')
-    found = json.loads(node.cli("settings", "default", "get", "cors", "--json").stdout)
+    found = json.loads(node.cli("settings", "default", "get", "--json", "cors").stdout)
     assert found == {"origins": ["https://a.example"]}
     assert "https://a.example" in node.cli("settings", "default", "get").stdout
     file = tmp_path / "all.json"
@@ -88,7 +92,8 @@ def test_settings_are_read_set_and_imported(node, tmp_path):
     found = json.loads(node.cli("settings", "default", "get", "--json").stdout)
     assert found["postgres"]["max_rows"] == 7
     for words in (["set", "cors", '{"orgins": []}'], ["set", "nowhere", "{}"], ["set", "cors"],
-                  ["set", "cors", "[]"], ["import", "/nowhere"], ["get", "x/../y"]):  # fmt: skip
+                  ["set", "cors", "[]"], ["import", "/nowhere"], ["get", "x/../y"],
+                  ["get", "cors", "{}"]):  # fmt: skip
         done = node.cli("settings", "default", *words, ok=False)
         assert (done.returncode, done.stderr.startswith("ichibase: ")) == (1, True), words
 
