@@ -12,8 +12,8 @@ from ichicore.rest.tree cimport Item, Node, Term, Tree
 
 from ichicore.rest.mutate import PayloadField
 
-SCALAR = "ichi_scalar"  # column name of a result that has no columns of its own
-CALLED = '"ichi_call"'  # FROM item of the result, for read_tree
+SCALAR = "pgrst_scalar"  # column name of a result that has no columns of its own
+CALLED = '"pgrst_call"'  # FROM item of the result, for read_tree
 
 cdef str ARGUMENTS = '"ichi_arguments"'
 cdef dict SINGLE_TYPES = {

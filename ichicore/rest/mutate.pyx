@@ -10,8 +10,8 @@ from ichicore.rest.select cimport write_item, write_select
 from ichicore.rest.sql cimport BODY, Writer
 from ichicore.rest.tree cimport Item, Node, Term, Tree
 
-cdef str PAYLOAD = '"ichi_body"'
-CHANGED = '"ichi_source"'  # FROM item of the changed rows, for read_tree
+cdef str PAYLOAD = '"pgrst_body"'
+CHANGED = '"pgrst_source"'  # FROM item of the changed rows, for read_tree
 
 # Rows inserted by an upsert: up by one for each row of the payload, down by one for each conflict.
 # Kept in a setting of the transaction, since it must not need the right to read the table.

@@ -40,6 +40,7 @@ EXPLAIN = "explain"  # lines of a plan
 
 BYTEA = "17"  # pg_type oid
 
+PATH_SAFE = "-._~!$&'()*+,;=:@"  # what a segment of a path may hold as it is
 PROVEN_RUNS = 20
 QUICK_SECONDS = 0.005
 
@@ -222,7 +223,7 @@ class Planner:
             statement, result = Statement(wrap(None, sql, body, "null", False), result=VALUES), BODY
         plan = Plan("read", schema, name, statement, layout, result, media, preferences)
         plan.read_only = True
-        plan.path = "/" + percent_encode(name, safe="-._~")
+        plan.path = "/" + percent_encode(name, safe=PATH_SAFE)
         plan.head = head
         plan.ranged = ranged or self.settings.max_rows is not None
         plan.limit_slot, plan.offset_slot = tree.root.limit_slot, tree.root.offset_slot
@@ -303,7 +304,7 @@ class Planner:
             statement, result = Statement(sql, result=NONE), AFFECTED
         plan = Plan(action, schema, name, statement, layout, result, media, preferences)
         plan.keys = keys
-        plan.path = "/" + percent_encode(name, safe="-._~")
+        plan.path = "/" + percent_encode(name, safe=PATH_SAFE)
         plan.inserted = mutation.counted
         plan.counted = preferences.count in ("exact", "estimated")
         plan.needs_gucs = (

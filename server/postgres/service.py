@@ -229,6 +229,7 @@ class RestEngine:
             return root.options()
         if method not in ("GET", "HEAD"):
             raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {method}")
+        self._parse(generation, request)
         schema, negotiated = self._schema(generation, request, "accept-profile")
         return await generation.document.answer(
             request,
@@ -252,6 +253,7 @@ class RestEngine:
             prepared = self._write(generation, request, name, WRITES[method])
         elif method == "OPTIONS":
             schema, _ = self._schema(generation, request, "accept-profile")
+            self._parse(generation, request)
             return root.table_options(generation.catalog, schema, name)
         else:
             raise ApiError(405, "PGRST117", f"Unsupported HTTP method: {method}")
@@ -304,7 +306,7 @@ class RestEngine:
             if action == "delete":
                 given = payloads.NOTHING
             elif b"columns=" not in request.query:
-                given = payloads.read(request.body, content_type, None, rpc=False)
+                given = self._payload(generation, request, content_type, rpc=False)
             if given is not None:
                 key = (
                     action,
@@ -374,7 +376,7 @@ class RestEngine:
         given = payloads.NOTHING
         key: object = None
         if is_post and (scanned is None or b"columns=" not in request.query):
-            given = payloads.read(request.body, content_type, None, rpc=True)
+            given = self._payload(generation, request, content_type, rpc=True)
         if scanned is not None and given.arguments is None:
             key = (
                 method,
@@ -454,6 +456,16 @@ class RestEngine:
             mutation=mutation,
             concatenate_order=generation.settings.concatenate_order,
         )
+
+    def _payload(
+        self, generation: Generation, request: RestRequest, content_type: str | None, *, rpc: bool
+    ) -> payloads.Given:
+        """The body of a request; a query string that is wrong too is told of first."""
+        try:
+            return payloads.read(request.body, content_type, None, rpc=rpc)
+        except ApiError:
+            self._parse(generation, request, mutation=not rpc)
+            raise
 
     def _schema(
         self, generation: Generation, request: RestRequest, header: str

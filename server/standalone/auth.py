@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,8 @@ from server.standalone.config import Config, ConfigError
 SKEW = 30
 ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512",
               "PS256", "PS384", "PS512", "EdDSA")  # fmt: skip
+PART = r"(?:[\w-]{4})*(?:[\w-]{2,3}=*)?"  # base64url
+PARTS = re.compile(rf"{PART}\.{PART}\.{PART}", re.ASCII)
 KINDS = {"H": "oct", "R": "RSA", "P": "RSA", "E": "EC"}
 
 
@@ -183,6 +186,8 @@ def _key(jwk: dict[str, Any]) -> Any:
 
 
 def _decode(token: str, keys: list[tuple[str, str | None, Any]]) -> dict[str, Any]:
+    if not PARTS.fullmatch(token):
+        raise refused("PGRST301", "JWT cryptographic operation failed")
     try:
         header = orjson.loads(base64url_decode(token.split(".", 1)[0]))
         algorithm, kid = header["alg"], header.get("kid")

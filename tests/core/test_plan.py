@@ -217,8 +217,8 @@ def test_inserts_from_one_parameter() -> None:
     fields = payload_fields(CATALOG, table, ("id", "name"))
     sql, layout = Mutation(CATALOG, table, "insert", fields=fields, is_object=True).silent()
     assert sql == (
-        'INSERT INTO "api"."directors"("id", "name") SELECT "ichi_body"."id", "ichi_body"."name" '
-        'FROM json_to_record($1::json) AS "ichi_body"("id" integer, "name" text)'
+        'INSERT INTO "api"."directors"("id", "name") SELECT "pgrst_body"."id", "pgrst_body"."name" '
+        'FROM json_to_record($1::json) AS "pgrst_body"("id" integer, "name" text)'
     )
     assert list(layout) == [-1]
     assert "RETURNING" not in sql  # which would need the right to read
@@ -242,8 +242,8 @@ def test_updates_and_returns_what_was_selected() -> None:
     prefix, sql, layout = mutation.rows(tree)
     assert prefix is None
     assert sql == (
-        'UPDATE "api"."directors" SET "name" = "ichi_body"."name" '
-        'FROM json_to_record($1::json) AS "ichi_body"("name" text) '
+        'UPDATE "api"."directors" SET "name" = "pgrst_body"."name" '
+        'FROM json_to_record($1::json) AS "pgrst_body"("name" text) '
         'WHERE "api"."directors"."id" = $2 RETURNING "api"."directors"."name"'
     )
     assert list(layout) == [-1, 0]
@@ -257,10 +257,10 @@ def test_returned_embeds_read_from_the_changed_rows() -> None:
     )  # fmt: skip
     prefix, sql, _ = Mutation(CATALOG, table, "delete").rows(tree)
     assert prefix == (
-        '"ichi_source" AS (DELETE FROM "api"."films" '
+        '"pgrst_source" AS (DELETE FROM "api"."films" '
         'RETURNING "api"."films"."director_id", "api"."films"."title")'
     )
-    assert 'FROM "ichi_source" AS "films"' in sql
+    assert 'FROM "pgrst_source" AS "films"' in sql
     assert '"directors_1"."id" = "films"."director_id"' in sql
 
 
@@ -289,7 +289,7 @@ def test_calls_with_arguments_of_the_payload() -> None:
     tree = read_tree(parse("select=x"), CATALOG, "api", "add", source=(CALLED, "add"))
     prefix, sql, total, layout = Call(CATALOG, routine, names={"a", "b"}).rows(tree)
     assert "LATERAL" in prefix
-    assert sql == 'SELECT "add"."x" FROM "ichi_call" AS "add"'
+    assert sql == 'SELECT "add"."x" FROM "pgrst_call" AS "add"'
     assert total == "null"
     assert list(layout) == [-1]
 
