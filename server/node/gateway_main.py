@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ichicore.http import lenient
 from server.base.context import NodeConfig
 from server.base.serving import register
 from server.node.lifeline import bind_to_parent, name_process, take_turns
@@ -84,6 +85,7 @@ def _load(target: str, main: int) -> Any:
     bind_to_parent(main)
     take_turns()
     name_process(PROCESS_NAMES.get(target, "ichibase-admin"))
+    lenient.install("_granian")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -126,3 +126,9 @@ def test_the_admin_listener_describes_itself_and_counts(node):
     assert (status, b"ichibase_requests_total" in metrics) == (200, True)
     assert get("/readyz", "wrong")[0] == 200
     assert get("/admin/v1/projects", "wrong")[0] == 401
+
+
+def test_targets_that_clients_do_not_encode_reach_a_project(node):
+    key = node.project()["anon_key"]
+    got = node.get('/postgres/nothing?a->>b=eq."x"', {"authorization": f"Bearer {key}"})
+    assert (got[0], json.loads(got[1])["code"]) == (404, "PGRST205")

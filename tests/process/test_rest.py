@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jwt
@@ -139,6 +141,21 @@ def test_requests(program: Program) -> None:
     author = {"authorization": bearer(role="rest_author")}
     assert httpx.post(url, json=body, headers=author).status_code == 201
     assert httpx.delete(url + "?id=eq.100", headers=author).status_code == 204
+
+
+def test_targets_that_clients_do_not_encode(program: Program) -> None:
+    connection = http.client.HTTPConnection(program.base.removeprefix("http://"), timeout=20)
+    wanted: list[tuple[str, Any]] = [
+        ('/items?name=in.("item 2")&select=id'.replace(" ", "%20"), [{"id": 2}]),
+        ("/items?name=eq.<a>", []),
+        ("/items?id=eq.2&select=a:name->>b", [{"a": None}]),
+        ("/`items`", "PGRST205"),
+    ]
+    with contextlib.closing(connection):
+        for target, found in wanted:
+            connection.request("GET", target)
+            got = json.loads(connection.getresponse().read())
+            assert (got["code"] if isinstance(found, str) else got) == found
 
 
 def test_a_streamed_answer_keeps_its_headers(program: Program) -> None:

@@ -1,0 +1,223 @@
+#define _GNU_SOURCE
+#include "reqtarget.h"
+
+#include <string.h>
+#include <strings.h>
+
+/* The end of the request's headers, or NULL. *body becomes the length that they announce, -1 when
+ * it is not certain where the body ends. *line_end: the CR of the first line. */
+static char *read_head(char *p, char *end, char **line_end, int64_t *body)
+{
+    int lengths = 0;
+    *line_end = NULL;
+    *body = 0;
+    while (p < end) {
+        char *lf = memchr(p, '\n', (size_t)(end - p));
+        if (lf == NULL || lf == p || lf[-1] != '\r')
+            return NULL;
+        char *cr = lf - 1;
+        size_t size = (size_t)(cr - p);
+        if (*line_end == NULL) {
+            *line_end = cr;
+        } else if (size == 0) {
+            return lf + 1;
+        } else if (*p == ' ' || *p == '\t') {
+            *body = -1;
+        } else if ((*p | 32) == 'c' && size >= 14 && strncasecmp(p, "content-length", 14) == 0) {
+            char *q = p + 14;
+            int digits = 0;
+            int64_t value = 0;
+            if (*q != ':' || lengths++)
+                *body = -1;
+            for (q++; q < cr && (*q == ' ' || *q == '\t'); q++) {
+            }
+            for (; q < cr && *q >= '0' && *q <= '9' && digits < 18; q++, digits++)
+                value = value * 10 + (*q - '0');
+            for (; q < cr && (*q == ' ' || *q == '\t'); q++) {
+            }
+            if (q < cr || digits == 0)
+                *body = -1;
+            if (*body >= 0)
+                *body = value;
+        } else if (((*p | 32) == 't' && size >= 17 && strncasecmp(p, "transfer-encoding", 17) == 0)
+                   || ((*p | 32) == 'u' && size >= 7 && strncasecmp(p, "upgrade", 7) == 0)) {
+            *body = -1;
+        }
+        p = lf + 1;
+    }
+    return NULL;
+}
+
+static int refused(unsigned char c)
+{
+    return c == '"' || c == '<' || c == '>' || c == '`' || c >= 0x7f;
+}
+
+/* Percent-encodes what would be refused between start and stop; n bytes from buf on are there.
+ * Gives how many there are then. */
+static ssize_t escape(char *buf, ssize_t n, size_t room, char *start, char *stop)
+{
+    static const char HEX[] = "0123456789ABCDEF";
+    ssize_t more = 0;
+    char *p;
+    for (p = start; p < stop; p++)
+        more += refused((unsigned char)*p) ? 2 : 0;
+    if (more == 0 || (size_t)(n + more) > room)
+        return n;
+    memmove(stop + more, stop, (size_t)(buf + n - stop));
+    char *out = stop + more;
+    for (p = stop; p > start;) {
+        unsigned char c = (unsigned char)*--p;
+        if (refused(c)) {
+            *--out = HEX[c & 15];
+            *--out = HEX[c >> 4];
+            *--out = '%';
+        } else {
+            *--out = (char)c;
+        }
+    }
+    return n + more;
+}
+
+ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
+{
+    char *line_end, *after, *start, *stop;
+    int64_t body;
+    if (n <= 0 || stream->mode == ICHI_BLIND)
+        return n;
+    if (stream->mode == ICHI_BODY) {
+        stream->body -= n;
+        if (stream->body <= 0)
+            stream->mode = stream->body == 0 ? ICHI_HEAD : ICHI_BLIND;
+        return n;
+    }
+    stream->mode = ICHI_BLIND;
+    after = read_head(buf, buf + n, &line_end, &body);
+    if (after == NULL || body < 0 || buf[0] < 'A' || buf[0] > 'Z')
+        return n;
+    start = memchr(buf, ' ', (size_t)(line_end - buf));
+    stop = line_end - 9; /* " HTTP/1.1" */
+    if (start == NULL || start >= stop || memcmp(stop, " HTTP/1.", 8) != 0)
+        return n;
+    body -= buf + n - after;
+    if (body >= 0) {
+        stream->mode = body == 0 ? ICHI_HEAD : ICHI_BODY;
+        stream->body = body;
+    }
+    return escape(buf, n, room, start + 1, stop);
+}
+
+#if defined(__linux__) && defined(__LP64__)
+
+#include <link.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define CONNECTIONS 65536
+
+static ichi_stream streams[CONNECTIONS]; /* by descriptor; used by one thread at a time */
+
+static ssize_t receive(int fd, void *buf, size_t size, int flags)
+{
+    ssize_t n = recv(fd, buf, size, flags);
+    if (n > 0 && flags == 0 && fd >= 0 && fd < CONNECTIONS)
+        return ichi_stream_feed(&streams[fd], buf, n, size);
+    return n;
+}
+
+static int accept_one(int listener, struct sockaddr *address, socklen_t *size, int flags)
+{
+    int fd = accept4(listener, address, size, flags);
+    if (fd >= 0 && fd < CONNECTIONS) {
+        streams[fd].body = 0;
+        streams[fd].mode = ICHI_HEAD;
+    }
+    return fd;
+}
+
+typedef struct {
+    const char *name;
+    int accepts, receives;
+} Search;
+
+/* Lets an entry of a library's table of imported functions lead elsewhere. */
+static int redirect(ElfW(Addr) place, void *function)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *start = (char *)(place & ~(ElfW(Addr))(page - 1));
+    if (mprotect(start, page, PROT_READ | PROT_WRITE) != 0)
+        return 0;
+    *(void **)place = function;
+    mprotect(start, page, PROT_READ);
+    return 1;
+}
+
+static void search(Search *search, ElfW(Addr) base, const ElfW(Rela) *relocation, size_t count,
+                   const ElfW(Sym) *symbols, const char *names)
+{
+    for (; count > 0; count--, relocation++) {
+        unsigned long type = ELF64_R_TYPE(relocation->r_info);
+        /* GLOB_DAT and JUMP_SLOT of x86-64 and of aarch64 */
+        if (type != 6 && type != 7 && type != 1025 && type != 1026)
+            continue;
+        const char *name = names + symbols[ELF64_R_SYM(relocation->r_info)].st_name;
+        if (strcmp(name, "recv") == 0)
+            search->receives += redirect(base + relocation->r_offset, (void *)receive);
+        else if (strcmp(name, "accept4") == 0)
+            search->accepts += redirect(base + relocation->r_offset, (void *)accept_one);
+    }
+}
+
+static int visit(struct dl_phdr_info *info, size_t size, void *data)
+{
+    Search *wanted = data;
+    ElfW(Addr) base = info->dlpi_addr;
+    const ElfW(Dyn) *entry = NULL;
+    const ElfW(Rela) *relocations[2] = {NULL, NULL};
+    size_t bytes[2] = {0, 0};
+    const ElfW(Sym) *symbols = NULL;
+    const char *names = NULL;
+    (void)size;
+    if (info->dlpi_name == NULL || strstr(info->dlpi_name, wanted->name) == NULL)
+        return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)
+            entry = (const ElfW(Dyn) *)(base + info->dlpi_phdr[i].p_vaddr);
+    for (; entry != NULL && entry->d_tag != DT_NULL; entry++) {
+        /* the loader of glibc has made these addresses absolute, others have not */
+        ElfW(Addr) at = entry->d_un.d_ptr < base ? base + entry->d_un.d_ptr : entry->d_un.d_ptr;
+        switch (entry->d_tag) {
+        case DT_RELA: relocations[0] = (const ElfW(Rela) *)at; break;
+        case DT_RELASZ: bytes[0] = entry->d_un.d_val; break;
+        case DT_JMPREL: relocations[1] = (const ElfW(Rela) *)at; break;
+        case DT_PLTRELSZ: bytes[1] = entry->d_un.d_val; break;
+        case DT_SYMTAB: symbols = (const ElfW(Sym) *)at; break;
+        case DT_STRTAB: names = (const char *)at; break;
+        default: break;
+        }
+    }
+    if (symbols != NULL && names != NULL)
+        for (int i = 0; i < 2; i++)
+            if (relocations[i] != NULL)
+                search(wanted, base, relocations[i], bytes[i] / sizeof(ElfW(Rela)), symbols,
+                       names);
+    return 1;
+}
+
+int ichi_stream_install(const char *name)
+{
+    Search wanted = {name, 0, 0};
+    dl_iterate_phdr(visit, &wanted);
+    return wanted.accepts > 0 && wanted.receives > 0;
+}
+
+#else
+
+int ichi_stream_install(const char *name)
+{
+    (void)name;
+    return 0;
+}
+
+#endif

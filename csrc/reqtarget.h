@@ -1,0 +1,31 @@
+/* Request targets with bytes that clients send as they are (`->>`, quotes) and that the HTTP server
+ * refuses before anybody sees the request: percent-encoded on their way in. */
+#ifndef ICHI_REQTARGET_H
+#define ICHI_REQTARGET_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+enum {
+    ICHI_BLIND = 0, /* where requests begin is not known: nothing is touched any more */
+    ICHI_HEAD = 1,  /* the next byte is the first of a request */
+    ICHI_BODY = 2   /* `body` bytes of a request are still to come */
+};
+
+typedef struct {
+    int64_t body;
+    int mode;
+} ichi_stream;
+
+/* n bytes have come into buf, which has room for `room`. Gives the number of bytes that are there
+ * now. Only a request that begins with these bytes and whose line and headers are all there is
+ * touched, and only its target; whatever leaves a doubt about where the next one begins makes the
+ * stream blind. */
+ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room);
+
+/* Has what the library whose path holds `name` receives from the connections that it accepts pass
+ * through the above. 1 when that is so now, 0 where it cannot be done. */
+int ichi_stream_install(const char *name);
+
+#endif

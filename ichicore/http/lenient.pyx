@@ -1,0 +1,47 @@
+# distutils: sources = csrc/reqtarget.c
+"""Requests whose target holds quotes, angle brackets and other bytes that have to be encoded.
+
+Clients such as curl send them as they are (`?select=data->>name`), and the HTTP server refuses such
+a request with an empty 400. `install` has them encoded between the socket and that server.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.string cimport memcpy
+
+cdef extern from "<sys/types.h>":
+    ctypedef long ssize_t
+
+cdef extern from "reqtarget.h":
+    enum: ICHI_HEAD
+    ctypedef struct ichi_stream:
+        long long body
+        int mode
+    ssize_t ichi_stream_feed(ichi_stream* stream, char* buf, ssize_t n, size_t room) noexcept
+    int ichi_stream_install(const char* name) noexcept
+
+
+cdef class Stream:
+    """What has been received on one connection, for tests."""
+
+    cdef ichi_stream state
+
+    def __init__(self):
+        self.state.mode = ICHI_HEAD
+        self.state.body = 0
+
+    def feed(self, bytes received not None, Py_ssize_t room=-1):
+        """The bytes that the HTTP server sees instead. room: size of the buffer they are in."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(received)
+        cdef bytes buffer
+        cdef ssize_t size
+        if room < n:
+            room = n if room >= 0 else 3 * n
+        buffer = PyBytes_FromStringAndSize(NULL, room)
+        memcpy(PyBytes_AS_STRING(buffer), PyBytes_AS_STRING(received), <size_t>n)
+        size = ichi_stream_feed(&self.state, PyBytes_AS_STRING(buffer), n, <size_t>room)
+        return buffer[:size]
+
+
+def install(str library not None):
+    """Whether the loaded library whose path holds the text `library` is given encoded targets now,
+    on connections that it accepts from here on."""
+    return ichi_stream_install(library.encode()) == 1

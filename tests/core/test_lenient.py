@@ -1,0 +1,82 @@
+"""Targets with bytes that have to be encoded, and streams of which nothing may be touched."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ichicore.http.lenient import Stream
+from tests.oracle import lenient as oracle
+
+GET = b"GET /a?b->>c HTTP/1.1\r\nHost: x\r\n\r\n"
+ENCODED = b"GET /a?b-%3E%3Ec HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def post(head: bytes, body: bytes) -> bytes:
+    return b"POST / HTTP/1.1\r\n" + head + b"\r\n\r\n" + body
+
+
+def test_bytes_that_have_to_be_encoded_are():
+    stream = Stream()
+    assert stream.feed(GET) == ENCODED
+    assert stream.feed(GET) == ENCODED
+    raw = 'GET /é?a=in.("x",`y`)&b=<1> HTTP/1.0\r\n\r\n'.encode()
+    assert stream.feed(raw) == (b"GET /%C3%A9?a=in.(%22x%22,%60y%60)&b=%3C1%3E HTTP/1.0\r\n\r\n")
+    assert Stream().feed(GET + GET) == ENCODED + GET
+
+
+def test_a_buffer_without_room_stays_as_it_is():
+    stream = Stream()
+    assert stream.feed(GET, len(GET) + 3) == GET
+    assert stream.feed(GET, len(GET) + 4) == ENCODED
+
+
+def test_bodies_are_not_touched():
+    stream = Stream()
+    head = b"content-LENGTH:  %d " % (2 * len(GET))
+    assert stream.feed(post(head, GET)) == post(head, GET)
+    assert stream.feed(GET) == GET
+    assert stream.feed(GET) == ENCODED
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        GET[:9],
+        GET[:-1],
+        GET.replace(b"\r\n", b"\n"),
+        b"\r\n" + GET,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        GET + b"x",
+        post(b"Content-Length: 5", b"123456"),
+        post(b"Content-Length: 5\r\nContent-Length: 5", b"12345"),
+        post(b"Content-Length: 5, 5", b"12345"),
+        post(b"Content-Length : 5", b"12345"),
+        post(b"Content-Length: +5", b"12345"),
+        post(b"Content-Length:", b""),
+        post(b"Content-Length: 9999999999999999999", b""),
+        post(b"A: b\r\n Content-Length: 5", b"12345"),
+        post(b"Transfer-Encoding: chunked", b"0\r\n\r\n"),
+        post(b"Upgrade: websocket", b""),
+    ],
+)
+def test_nothing_is_touched_when_the_next_request_is_not_certain(first):
+    stream = Stream()
+    stream.feed(first)
+    assert stream.feed(GET) == GET
+
+
+PIECES = st.sampled_from(
+    [GET, b"GET ", b"/x?y", b'"', b">", b"\xc3\xa9", b" HTTP/1.1", b"\r\n", b"\r\n\r\n", b"\n",
+     b"Host: x\r\n", b"Content-Length: ", b"content-length:3\r\n", b"3", b"12", b"abc",
+     b"Transfer-Encoding: chunked\r\n", b"X: y\r\n", b" ", b"POST / HTTP/1.1\r\n"]
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.lists(PIECES, max_size=12).map(b"".join), st.integers(0, 40))))
+def test_any_bytes_are_treated_as_the_twin_does(received):
+    ours, twin = Stream(), oracle.Stream()
+    for chunk, more in received:
+        if chunk:
+            room = len(chunk) + more
+            assert ours.feed(chunk, room) == twin.feed(chunk, room)
