@@ -15,6 +15,7 @@ import re
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,7 @@ import orjson
 from ichicore.errors import ApiError
 from server.functions.confine import V8_RESERVED, Confinement, private_folder
 from server.functions.gate import Gate
+from server.functions.landlock import View
 from server.functions.quota import Quota, taken
 from server.functions.store import Built
 
@@ -73,6 +75,7 @@ PLAIN_ERROR = re.compile(
 )
 CAUSE = re.compile(r"^\s+(?:\d+: )?")
 NOT_ALLOWED = re.compile(r'Requires import access to "([^"]+)".*')
+NAMED = re.compile(rb"^// ((?:\.\./|/).*)$", re.MULTILINE)
 MAP = b"//# sourceMappingURL=data:application/json;base64,"
 
 
@@ -243,7 +246,10 @@ class Builder:
         finally:
             if self._sound:
                 await asyncio.to_thread(_keep, cache, kept, tools)
-        code = compacted((out / "index.js").read_bytes(), seen / "out", seen / "src")
+        raw = (out / "index.js").read_bytes()
+        if leads_out(raw, seen):
+            raise _refused("An import leads out of the function's folder.")
+        code = compacted(raw, seen / "out", seen / "src")
         if len(code) > limit:
             raise ApiError(
                 413, "payload_too_large",
@@ -276,7 +282,7 @@ class Builder:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, cwd=place / "src", env=environment,
-            start_new_session=True, preexec_fn=_limited, **account,
+            start_new_session=True, preexec_fn=_limiter(confinement.view([], place)), **account,
         )  # fmt: skip
 
         def end() -> None:
@@ -319,12 +325,19 @@ def _keep(cache: Path, kept: Path, tools: Path) -> None:
         shutil.move(cache, kept)
 
 
-def _limited() -> None:
-    os.nice(NICE)
-    for kind, value in ((resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_CORE, 0),
-                        (resource.RLIMIT_FSIZE, FILE_SIZE),
-                        (resource.RLIMIT_DATA, V8_RESERVED + MEMORY)):  # fmt: skip
-        resource.setrlimit(kind, (value, value))
+def _limiter(view: View | None) -> Callable[[], None]:
+    """What a command of a build does between fork and exec."""
+
+    def limit() -> None:
+        os.nice(NICE)
+        for kind, value in ((resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_CORE, 0),
+                            (resource.RLIMIT_FSIZE, FILE_SIZE),
+                            (resource.RLIMIT_DATA, V8_RESERVED + MEMORY)):  # fmt: skip
+            resource.setrlimit(kind, (value, value))
+        if view is not None and not view.install():
+            os._exit(1)
+
+    return limit
 
 
 def trusted_hosts() -> frozenset[str]:
@@ -414,6 +427,21 @@ def _check_graph(raw: bytes, seen: Path) -> ApiError | None:
     return wrong
 
 
+def leads_out(code: bytes, seen: Path) -> bool:
+    """Whether a bundle has a file from outside the build's folder: the bundler works out names that
+    no graph of the imports has. Each file is in the map, or named by a comment above its code."""
+    body, mark, encoded = code.rpartition(MAP)
+    names = [found.decode("utf-8", "replace") for found in NAMED.findall(body)]
+    names = [name for name in names if os.path.exists(seen / "src" / name)]
+    if mark:
+        with contextlib.suppress(ValueError, binascii.Error):
+            sources = orjson.loads(base64.b64decode(encoded.strip())).get("sources", ())
+            names += [str(seen / "out" / str(name).removeprefix("file://")) for name in sources
+                      if "://" not in name or name.startswith("file://")]  # fmt: skip
+    places = (os.path.normpath(seen / "src" / name) for name in names)
+    return not all(place.startswith(f"{seen}/") for place in places)
+
+
 def failure(text: str, source: Path) -> ApiError:
     """Deno's messages as file, line, column and reason."""
 
@@ -444,6 +472,10 @@ def failure(text: str, source: Path) -> ApiError:
             if match["file"]:
                 one |= at(match["file"], match["line"], match["column"])
             found.append(one)
+    if any(one.get("file", "").startswith("file:") for one in found):  # it may show what is there
+        return _refused("An import leads out of the function's folder.")
+    if len(found) > 1:
+        found = [one for one in found if one["message"] != "bundling failed"]
     if "out of memory" in text.lower():
         found = [{"message": "The build used more memory than it may."}]
     if not found:

@@ -128,6 +128,8 @@ class Cell:
             command = confinement.wrapped(command, self.folder, INSIDE, self.uid, extra)
         elif self.uid is not None:
             account = {"user": self.uid, "group": self.uid, "extra_groups": []}
+        base = confinement.base
+        view = confinement.view([base / "boot.js", base / "deno-dir"], self.folder)
         cache = "/deno-dir" if confinement.bwrap is not None else confinement.base / "deno-dir"
         try:
             process = subprocess.Popen(
@@ -135,7 +137,7 @@ class Cell:
                 cwd="/", start_new_session=True, pass_fds=passed, bufsize=0,
                 env={"DENO_DIR": str(cache), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1",
                      "DENO_TLS_CA_STORE": "mozilla,system", "PATH": "/usr/bin:/bin"},
-                preexec_fn=confinement.before_exec(LIFETIME_CPU, BLANK_MEMORY), **account,
+                preexec_fn=confinement.before_exec(LIFETIME_CPU, BLANK_MEMORY, view), **account,
             )  # fmt: skip
         finally:
             for descriptor in passed:

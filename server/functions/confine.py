@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from server.functions import landlock
 from server.functions.cgroups import Cgroups
 from server.functions.seccomp import Filter, program
 
@@ -32,6 +33,8 @@ SIGKILL = 9
 SOCKET_PATH = 107  # bytes in sockaddr_un, without the final zero
 LIBRARIES = ("/usr", "/lib", "/lib64", "/bin", "/etc/ssl", "/etc/ca-certificates", "/etc/pki",
              "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/localtime")  # fmt: skip
+
+RUNTIME = ("/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
 
 
 class ConfineError(RuntimeError):
@@ -75,6 +78,7 @@ class Confinement:
         if self.own_uid and not reachable(self.deno):
             self.deno = self._copied(self.deno)
         self.bwrap = self._find_bwrap() if namespaces else None
+        self.landlock = self.bwrap is None and landlock.version() > 0
         self._describe()
 
     def build_folder(self, inside: Path) -> Path:
@@ -100,7 +104,16 @@ class Confinement:
         if uid is not None:
             self._used.discard(uid)
 
-    def before_exec(self, cpu_seconds: int, memory: int) -> Callable[[], None]:
+    def view(self, seen: list[Path], own: Path) -> landlock.View | None:
+        """What a process may see where it has no namespaces for that: libraries, Deno, what is
+        `seen` besides, and the folder that is its own. None where that cannot be held."""
+        if not self.landlock:
+            return None
+        return landlock.View([*LIBRARIES, *RUNTIME, self.deno, *seen], [own])
+
+    def before_exec(
+        self, cpu_seconds: int, memory: int, view: landlock.View | None
+    ) -> Callable[[], None]:
         """What a new process does between fork and exec. memory: bytes, bounded from outside
         too; this is the bound that holds when nobody watches."""
         libc = ctypes.CDLL(None, use_errno=True)
@@ -124,6 +137,8 @@ class Confinement:
                 file.write("1000")
             for kind, value in limits:
                 resource.setrlimit(kind, (value, value))
+            if view is not None and not view.install():
+                os._exit(1)
             if install is not None and not install():
                 os._exit(1)
 
@@ -229,6 +244,12 @@ class Confinement:
             "namespaces of its own by bubblewrap (files, processes, IPC)",
             "no namespaces: bubblewrap (bwrap) is missing or not allowed here",
         )
+        if self.bwrap is None:
+            say(
+                self.landlock,
+                "no other files than its own, by Landlock",
+                "no Landlock: a build can read what the node's account can",
+            )
         if self.cgroups is None:
             say(False, "", "no cgroup: the memory control group cannot be written here")
         else:

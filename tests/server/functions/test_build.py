@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import shutil
 import socket
+import tempfile
+from pathlib import Path
 
 import orjson
 import pytest
@@ -168,3 +171,38 @@ def test_no_file_of_the_node_is_read_by_a_build(builder, tmp_path):
         assert "told" not in error.message
         assert "root:" not in error.message
     assert os.getcwd() not in error.message
+
+
+@pytest.fixture
+def told():
+    """A folder whose files every account can read; their text is TOLD."""
+    folder = Path(tempfile.mkdtemp(prefix="ichi-told-"))
+    folder.chmod(0o755)
+    for name in ("a.json", "a.ts", "a.txt", "a"):
+        (folder / name).write_text('"TOLD"' if name == "a.json" else "TOLD")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("held", ["namespaces", "landlock", "neither"])
+def test_no_file_is_read_by_a_name_that_the_bundler_works_out(registry, tmp_path, told, held):
+    confinement = Confinement(tmp_path, namespaces=held == "namespaces")
+    if held == "landlock" and not confinement.landlock:
+        pytest.skip("this kernel has no Landlock")
+    if held == "neither":
+        confinement.landlock = False
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in registry.environment.items():
+            patch.setenv(name, value)
+        builder = Builder(confinement, tmp_path / "functions" / "cache")
+        for name, kind in (("a.json", "json"), ("a.ts", "json"), ("a.txt", "text"), ("a", "text"),
+                           ("a", "bytes"), ("a.txt", None)):  # fmt: skip
+            option = f", {{ with: {{ type: '{kind}' }} }} as any" if kind else ""
+            text = f"console.log(await import('{told}/{name}' + ''{option}));"
+            error = refusal(builder, text)
+            assert "TOLD" not in f"{error.message} {error.details}"
+
+
+def test_text_that_looks_like_a_name_is_no_file(builder):
+    text = "const a = `\n// ../a/b.ts\n// /no/such/file\n`; Deno.serve(() => new Response(a));"
+    assert b"// ../a/b.ts" in build(builder, text).code
