@@ -49,6 +49,9 @@ cdef class Hub:
     cdef readonly uint64_t changes, tests, faults
     cdef public object last_fault
     cdef object waiting                   # changes not looked at yet
+    cdef readonly Py_ssize_t weight       # bytes of JSON of these
+    cdef dict lagging                     # Peer > [bytes that were queued, when]
+    cdef double now                       # of this pump(), negative when it waits for nobody
     cdef uint64_t stamp
     # the change that is being delivered
     cdef object change
@@ -68,3 +71,5 @@ cdef class Hub:
     cdef int look_back(self) except -1
     cdef int deliver(self, Group group) except -1
     cdef bytes frame_for(self, bint with_old, bint whole)
+    cdef bytes write_frame(self, bint with_old, object fields, Py_ssize_t longest)
+    cdef bint held_up(self) except -1

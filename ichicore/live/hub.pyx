@@ -24,6 +24,17 @@ from ichicore.live.frames cimport encode_bytes
 cdef dict BITS = {"INSERT": 1, "UPDATE": 2, "DELETE": 4, "insert": 1, "update": 2, "delete": 4}
 cdef uint64_t last_stamp = 0  # of the changes of all hubs
 
+cdef enum:
+    LONGEST = 1 << 20  # bytes of a change's frame that has all its values
+    MOST_WAITING = 5_000
+    MOST_WEIGHT = 8 << 20
+    STEP = 32 << 10
+
+# Nobody waits for a receiver that has not taken STEP bytes in so many seconds.
+cdef double STALLED = 0.5
+
+WAIT = 2
+
 
 def event_bits(events):
     """The mask of some names of events, e.g. INSERT and UPDATE."""
@@ -270,11 +281,17 @@ cdef class Hub:
         self.channels = {}
         self.sources = {}
         self.waiting = deque()
+        self.lagging = {}
 
     @property
     def behind(self):
         """How many changes have not been told to all their receivers."""
         return len(self.waiting) + (self.groups is not None)
+
+    @property
+    def has_room(self):
+        """Whether more changes should be brought: a limited number and size of them may wait."""
+        return len(self.waiting) < MOST_WAITING and self.weight < MOST_WEIGHT
 
     # channels
 
@@ -375,20 +392,27 @@ cdef class Hub:
         if (change.kind, change.source) not in self.sources:
             return len(self.waiting)
         self.waiting.append(change)
+        self.weight += weight(change)
         return len(self.waiting)
 
-    def pump(self, Py_ssize_t most=2000):
+    def pump(self, Py_ssize_t most=2000, double now=-1.0):
         """Delivers what waits, with about `most` decisions and frames at a time; True when more is
-        left."""
+        left, WAIT when that is for receivers who have much queued: to be tried again a little
+        later. now: seconds of a clock, or negative to wait for nobody."""
         cdef Py_ssize_t budget = most
         cdef Group group
+        self.now = now
         while True:
             if self.groups is None:
                 if not self.waiting:
                     return False
+                if self.lagging and now >= 0 and self.held_up():
+                    return WAIT
                 budget -= 1
                 try:
-                    self.begin(self.waiting.popleft())
+                    change = self.waiting.popleft()
+                    self.weight -= weight(change)
+                    self.begin(change)
                 except Exception as error:
                     self.groups = []
                     self.faults += 1
@@ -407,6 +431,22 @@ cdef class Hub:
             self.frames = None
             if budget <= 0 and self.waiting:
                 return True
+
+    cdef bint held_up(self) except -1:
+        """Whether a receiver takes what it is sent, but has more than a quarter of what it may
+        have queued before it."""
+        cdef Peer peer
+        cdef list known
+        cdef bint found = False
+        for peer, known in list(self.lagging.items()):
+            if not peer.open or peer.queued <= peer.wire.max_buffer >> 2:
+                del self.lagging[peer]
+            elif peer.queued <= <Py_ssize_t>known[0] - STEP:
+                self.lagging[peer] = [peer.queued, self.now]
+                found = True
+            elif self.now - <double>known[1] < STALLED:
+                found = True
+        return found
 
     cdef bint begin(self, change) except -1:
         global last_stamp
@@ -493,6 +533,9 @@ cdef class Hub:
             if peer.stamp != self.stamp:
                 peer.stamp = self.stamp
                 count += peer.push(frame)
+                if peer.queued > peer.wire.max_buffer >> 2 and self.now >= 0 and (
+                        peer not in self.lagging):
+                    self.lagging[peer] = [peer.queued, self.now]
         self.delivered += count
         return count
 
@@ -500,29 +543,57 @@ cdef class Hub:
         """The frame of the change, encoded when it is first needed."""
         cdef int which = with_old + 2 * whole
         cdef bytes frame = self.frames[which]
-        cdef list parts
+        cdef Py_ssize_t longest = 0
         if frame is None:
-            change = self.change
             fields = None if whole else self.about.fields
-            parts = [b'{"type":"change","event":"', (<str>change.event).encode(), b'"',
-                     self.about.head]
-            if change.record_json is not None or change.record is not None:
-                parts += (b',"record":', as_json(change.record, change.record_json, fields))
-            if with_old:
-                parts += (b',"old":', as_json(change.old, change.old_json, fields))
-            if change.position:
-                parts += (b',"position":"', (<str>change.position).encode(), b'"')
-            parts.append(b"}")
-            frame = framed(parts)
+            frame = self.write_frame(with_old, fields, -1)
+            for longest in (1024, 32, 0):
+                if PyBytes_GET_SIZE(frame) <= LONGEST:
+                    break
+                frame = self.write_frame(with_old, fields, longest)
             self.frames[which] = frame
         return frame
 
+    cdef bytes write_frame(self, bint with_old, object fields, Py_ssize_t longest):
+        """longest: bytes of JSON of a value; longer ones are left out. -1 for all values."""
+        cdef list parts
+        change = self.change
+        parts = [b'{"type":"change","event":"', (<str>change.event).encode(), b'"', self.about.head]
+        if change.record_json is not None or change.record is not None:
+            parts += (b',"record":', as_json(change.record, change.record_json, fields, longest))
+        if with_old:
+            parts += (b',"old":', as_json(change.old, change.old_json, fields, longest))
+        if change.position:
+            parts += (b',"position":"', (<str>change.position).encode(), b'"')
+        parts.append(b"}" if longest < 0 else b',"truncated":true}')
+        return framed(parts)
 
-cdef bytes as_json(object value, bytes text, object fields):
-    if fields is None and text is not None:
+
+cdef Py_ssize_t weight(Change change) except -1:
+    cdef Py_ssize_t size = 0
+    if change.record_json is not None:
+        size += PyBytes_GET_SIZE(change.record_json)
+    if change.old_json is not None:
+        size += PyBytes_GET_SIZE(change.old_json)
+    return size
+
+
+cdef bytes as_json(object value, bytes text, object fields, Py_ssize_t longest):
+    cdef dict kept
+    if fields is None and text is not None and longest < 0:
         return text
     if fields is not None:
         value = fields.strip(value) if value is not None else {}
+    if longest >= 0:
+        kept = {}
+        for name, one in (value or {}).items():
+            if PyBytes_GET_SIZE(dumped(one)) <= longest:
+                kept[name] = one
+        value = kept
+    return dumped(value)
+
+
+cdef bytes dumped(object value):
     try:
         return orjson.dumps(value)
     except TypeError:  # numbers beyond 64 bits and halves of characters, which jsonb and json hold

@@ -117,7 +117,7 @@ cdef class Peer:
     cdef int push(self, bytes frame) except -1:
         if self.state != OPEN:
             return 0
-        if self.queued + PyBytes_GET_SIZE(frame) > self.wire.max_buffer:
+        if self.queued and self.queued + PyBytes_GET_SIZE(frame) > self.wire.max_buffer:
             if not self.is_slow:
                 self.is_slow = 1
                 self.wire.slow.append(self)

@@ -32,7 +32,6 @@ from server.realtime.tenant import Tenant
 LINGER_SECONDS = 120.0  # a feed outlives the last socket by: making a slot anew may take long
 LOOK_SECONDS = 5.0
 LEFTOVER_SECONDS = 60.0  # after the start, until slots of an earlier process are dropped
-MOST_WAITING = 5_000  # changes of a project that wait for delivery before its log is read on
 NOT_PUBLISHED = {
     "missing": "There is no such table.",
     "unsupported": "Changes of this relation are not in the log: it is no ordinary table.",
@@ -178,7 +177,10 @@ class Feeds:
     # --- what the feeds tell --------------------------------------------------------------------
 
     def change(self, project_id: str, change: Change) -> bool:
-        return self.process.change(project_id, change) < MOST_WAITING
+        if not self.process.has_room(project_id):
+            return False
+        self.process.change(project_id, change)
+        return True
 
     def publish(self, project_id: str, message: Publish) -> bool:
         if self._behind(project_id):

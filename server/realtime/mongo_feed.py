@@ -25,8 +25,7 @@ Told = dict[str, Any]  # the frame `subscribed`
 KINDS = {"insert": "insert", "update": "update", "replace": "update", "delete": "delete"}
 GONE = {136, 222, 280, 286}  # codes that say the stream cannot be resumed
 RETRY = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds; the last one repeats
-MOST_WAITING = 5_000  # changes that wait for delivery before the stream is read on
-PAUSE = 0.01
+PAUSE = 0.01  # seconds between looks whether there is room for more changes
 SETTLED_SECONDS = 60.0  # of silence, after which what was before it is certain to have been told
 SELECTION_MS = 5_000
 
@@ -175,7 +174,8 @@ class DocumentFeed:
                     read = (time.monotonic(), session.operation_time)
                     if self.place.take(event):
                         self._count += 1
-                        if self._tell(event) > MOST_WAITING:
+                        self._tell(event)
+                        while not self.process.has_room(self.project.id):
                             await asyncio.sleep(PAUSE)
 
     def _begin(self) -> None:
@@ -189,19 +189,19 @@ class DocumentFeed:
             if session.has(told["ref"], subscription):
                 session.peer.send(messages.frame(told))
 
-    def _tell(self, event: Any) -> int:
+    def _tell(self, event: Any) -> None:
         kind = KINDS.get(event["operationType"])
         name = event["ns"]["coll"]
         if kind is None or name not in self.names:
-            return 0
+            return
         record, old = event.get("fullDocument"), event.get("fullDocumentBeforeChange")
         known = old is not None
         if kind == "delete":
             record = event["documentKey"]
             old = record if old is None else old
         elif record is None:
-            return 0  # it was deleted before it could be looked up: that is told next
-        waiting: int = self.process.change(
+            return  # it was deleted before it could be looked up: that is told next
+        self.process.change(
             self.project.id,
             Change(
                 "mongo", name, kind, record_json=reply.to_json(record.raw),
@@ -210,7 +210,6 @@ class DocumentFeed:
                 partial=kind == "delete" and not known,
             ),
         )  # fmt: skip
-        return waiting
 
     def _position(self, moment: Timestamp) -> str:
         """The server's own order, which is the same for all nodes that read it."""

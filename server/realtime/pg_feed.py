@@ -25,7 +25,7 @@ from server.base.listen import reason_of
 from server.base.project import Project
 from server.realtime import pg_slot, pg_types
 from server.realtime.pg_slot import FeedUnavailable, Position
-from server.realtime.pg_stream import Connection, Stream, StreamEnded, Taken, connect
+from server.realtime.pg_stream import Connection, Stream, StreamEnded, connect
 
 RETRY = (0.02, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts; the last one repeats
 CHECK_SECONDS = 60.0  # between looks at tables that could not be published
@@ -44,15 +44,15 @@ class Sink(Protocol):
     """Who is told; in the feed's event loop, and must not block it."""
 
     def change(self, project_id: str, change: Change) -> bool:
-        """Takes a change; False when so much waits that reading on should too."""
+        """False when the change was not taken, as so much waits: it is offered again."""
         ...
 
     def publish(self, project_id: str, message: Publish) -> bool:
-        """False when the message was not taken: it is offered again."""
+        """The same for a message."""
         ...
 
     def truncated(self, project_id: str, source: str) -> bool:
-        """Tells the subscribers of a table that its rows are gone; False as for publish."""
+        """The same for a table's truncation."""
         ...
 
     def notice(self, project_id: str, code: str, detail: str) -> None:
@@ -263,17 +263,16 @@ class PgFeed:
 
     # --- what comes -------------------------------------------------------------------------
 
-    def _hand_over(self, item: Change | Publish) -> Taken:
+    def _hand_over(self, item: Change | Publish) -> bool:
         try:
             if isinstance(item, Publish):
-                return _taken(self.sink.publish(self.project.id, item))
+                return self.sink.publish(self.project.id, item)
             if item.event == "TRUNCATE":
-                return _taken(self.sink.truncated(self.project.id, item.source))
-            if not self.sink.change(self.project.id, item):
-                return Taken.PAUSE
+                return self.sink.truncated(self.project.id, item.source)
+            return self.sink.change(self.project.id, item)
         except Exception:  # one change that cannot be told must not stop those after it
             self.events.emit(Failed(self._what, traceback.format_exc()))
-        return Taken.YES
+        return True
 
     def _learn(self) -> None:
         self._later(self._learn_types())
@@ -343,7 +342,3 @@ class PgFeed:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _taken(given: bool) -> Taken:
-    return Taken.YES if given else Taken.NO

@@ -7,7 +7,6 @@ waits for us. So memory stays bounded however large a transaction is.
 from __future__ import annotations
 
 import asyncio
-import enum
 import struct
 import time
 from collections import deque
@@ -39,14 +38,6 @@ SETTINGS = (
 Connection = psycopg.AsyncConnection[Any]
 
 
-class Taken(enum.Enum):
-    """YES. PAUSE: yes, but there is no hurry for more. NO: offer it again."""
-
-    YES = 1
-    PAUSE = 2
-    NO = 3
-
-
 class StreamEnded(RuntimeError):
     """The stream broke off; the text says why, `sqlstate` where the server said so."""
 
@@ -68,14 +59,15 @@ async def connect(dsn: str, *, replication: bool) -> Connection:
 
 
 class Stream:
-    """hand_over takes each change or message, or not, and may not block. learn is called when types
-    are missing; the stream goes on with resume(). altered is called after DDL."""
+    """hand_over takes each change or message, or not: then it is offered again. It may not block.
+    learn is called when types are missing; the stream goes on with resume(). altered is called
+    after DDL."""
 
     def __init__(
         self,
         connection: Connection,
         decoder: Decoder,
-        hand_over: Callable[[Change | Publish], Taken],
+        hand_over: Callable[[Change | Publish], bool],
         learn: Callable[[], None],
         altered: Callable[[], None],
     ) -> None:
@@ -91,6 +83,7 @@ class Stream:
         self._pointer = 0
         self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False  # what is offered next was not taken a moment ago
         self._paused = False  # data waits in the socket, which is not watched meanwhile
         self._reported = 0
         self._heard = self._asked = time.monotonic()
@@ -117,10 +110,10 @@ class Stream:
             await self._ended
         except Exception:
             while self.pending:  # the decoder will not give it a second time
-                if self.hand_over(self.pending[0]) is Taken.NO:
-                    await asyncio.sleep(AGAIN_SECONDS)
-                else:
+                if self.hand_over(self.pending[0]):
                     self.pending.popleft()
+                else:
+                    await asyncio.sleep(AGAIN_SECONDS)
             raise
 
     def close(self) -> None:
@@ -149,7 +142,11 @@ class Stream:
 
     def _schedule(self) -> None:
         if self._scheduled is None and not self._ended.done():
-            self._scheduled = self._loop.call_soon(self._turn)
+            if self._refused:
+                self._scheduled = self._loop.call_later(AGAIN_SECONDS, self._turn)
+                self._refused = False
+            else:
+                self._scheduled = self._loop.call_soon(self._turn)
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream with this error."""
@@ -194,11 +191,11 @@ class Stream:
         decoder, pending = self.decoder, self.pending
         while True:
             while pending:
-                taken = self.hand_over(pending[0])
-                if taken is Taken.NO:
+                if not self.hand_over(pending[0]):
+                    self._refused = True
                     return True
                 pending.popleft()
-                if taken is Taken.PAUSE or time.monotonic() > until:
+                if time.monotonic() > until:
                     return True
             if decoder.missing:
                 self.learn()

@@ -16,6 +16,7 @@ import orjson
 
 from ichicore.errors import ApiError
 from ichicore.live.change import Change
+from ichicore.live.hub import WAIT
 from ichicore.live.wire import Peer, Wire
 from server.base.context import Directory
 from server.base.events import Events, Failed, Noted
@@ -31,6 +32,8 @@ from server.realtime.tenant import Tenant
 
 FLUSH = 160  # connections written to before the loop may do something else, about a millisecond
 PUMP = 1_000  # decisions and frames before the loop may do something else
+WAIT_SECONDS = 0.002  # between looks at receivers that lag
+MOST_PATIENT = 10_000  # changes: documents come from workers that cannot be held up
 SWEEP_SECONDS = 1.0
 LINGER_TICKS = 30  # between looks at streams of projects without sockets
 FULL_SECONDS = 0.5  # without accepting, when there is no room for another connection
@@ -350,30 +353,40 @@ class Process:
         else:
             session.peer.send(messages.frame(told))
 
-    def change(self, project_id: str, change: Any) -> int:
-        """One change of a row or document, to be delivered after those before it. Gives how many
-        wait: who feeds faster than is delivered should pause."""
+    def has_room(self, project_id: str) -> bool:
+        """Whether a feed may bring more changes, or should wait until some have been told."""
+        tenant = self.tenants.get(project_id)
+        return tenant is None or tenant.hub.has_room
+
+    def change(self, project_id: str, change: Any) -> None:
+        """One change of a row or document, to be delivered after those before it."""
         tenant = self.tenants.get(project_id)
         if tenant is None:
-            return 0
-        waiting = tenant.hub.put(change)
-        if waiting and project_id not in self._pumping:
+            return
+        if tenant.hub.put(change) and project_id not in self._pumping:
             self._pumping.add(project_id)
             assert self._loop is not None
             self._loop.call_soon(self._pump, project_id)
-        return waiting
 
     def _pump(self, project_id: str) -> None:
+        """Changes wait for receivers that have much to take, as long as that happens rarely; else
+        those that are slow are let go."""
+        assert self._loop is not None
         tenant = self.tenants.get(project_id)
-        more = False
+        more = 0
         if tenant is not None:
+            now = self.now()
+            patient = tenant.patience.has(now, WAIT_SECONDS) and tenant.hub.behind <= MOST_PATIENT
             try:
-                more = tenant.hub.pump(PUMP)
+                more = tenant.hub.pump(PUMP, now if patient else -1.0)
             except Exception:
-                more = True  # the next change is another one
+                more = 1  # the next change is another one
                 self._fault("delivering a change")
-        if more:
-            assert self._loop is not None
+            if more == WAIT:
+                tenant.patience.take(now, WAIT_SECONDS)
+        if more == WAIT:
+            self._loop.call_later(WAIT_SECONDS, self._pump, project_id)
+        elif more:
             self._loop.call_soon(self._pump, project_id)
         else:
             self._pumping.discard(project_id)

@@ -15,6 +15,8 @@ from server.realtime.rules import ProjectRules
 if TYPE_CHECKING:
     from server.realtime.session import Session
 
+PATIENCE = 10.0  # seconds in which changes wait for receivers that lag
+PATIENCE_RATE = 0.2  # of them that come back in a second
 SERVER = b'""'  # the sender of what the server publishes
 
 
@@ -38,6 +40,11 @@ class Bucket:
         self.left -= count
         return True
 
+    def has(self, now: float, count: float) -> bool:
+        """Whether there is enough."""
+        self.take(now, 0.0)
+        return self.left >= count
+
 
 class Tenant:
     """Made when a project is first connected to. `problem` says why its settings cannot be used:
@@ -51,7 +58,7 @@ class Tenant:
         self.by_login: dict[str, set[Session]] = {}  # session id of the token > sockets
         self.denied = denied
         self.messages = Bucket(1, 1, now)
-        self.feed: Any = None
+        self.patience = Bucket(PATIENCE_RATE, PATIENCE, now)
         self.counted = 0  # deliveries already added to the project's usage
         self.received = 0  # frames and messages taken in, since the last count
         self.use(project)

@@ -24,7 +24,7 @@ from server.control import provision
 from server.node.embedded_pg import free_port
 from server.realtime.pg_feed import GAP, PgFeed
 from server.realtime.pg_slot import FeedUnavailable
-from server.realtime.pg_stream import Stream, StreamEnded, Taken, connect
+from server.realtime.pg_stream import Stream, StreamEnded, connect
 from tests.server.realtime.feed_world import Kept, World, feeding, owner, run_sql
 from tests.servers import server
 
@@ -278,7 +278,7 @@ def test_a_new_process_begins_at_the_end_of_the_log(cluster: Cluster, project: P
         # and while the dead process's connection still holds the slot
         assert project.feed_dsn is not None
         dead = await connect(project.feed_dsn, replication=True)
-        stream = Stream(dead, Decoder(Types()), lambda item: Taken.YES, lambda: None, lambda: None)
+        stream = Stream(dead, Decoder(Types()), lambda item: True, lambda: None, lambda: None)
         await stream.start(
             f"START_REPLICATION SLOT ichi_{project.id}_test LOGICAL 0/0 (proto_version '1', "
             "publication_names 'ichibase_realtime')"
