@@ -31,7 +31,7 @@ cdef enum:
     STEP = 32 << 10
 
 # Nobody waits for a receiver that has not taken STEP bytes in so many seconds.
-cdef double STALLED = 0.5
+cdef double STALLED = 1.0
 
 WAIT = 2
 

@@ -55,7 +55,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    made = Cluster()
+    made = Cluster(max_prepared_transactions="10")
     yield made
     made.close()
 
@@ -140,6 +140,39 @@ def test_a_killed_server_loses_and_repeats_nothing(cluster: Cluster, project: Pr
             await kept.until(lambda: last in told(kept), 30)
             check_once(kept, project, writer)
             assert feed.gaps == 0
+
+    asyncio.run(work())
+
+
+def test_prepared_transactions_are_told_when_they_are_committed(
+    cluster: Cluster, project: Project
+) -> None:
+    """Also when the server was killed in between; what was rolled back in part is not told."""
+
+    async def work() -> None:
+        async with feeding(project, "public.t") as (_, kept):
+            with owner(project) as connection:
+                for name, row in (("one", 1), ("two", 2)):
+                    connection.execute("begin")
+                    connection.execute(f"insert into t values ({row})".encode())
+                    connection.execute("select realtime.publish('c', 'e', '1')")
+                    connection.execute("savepoint s")
+                    connection.execute("insert into t values (9)")
+                    connection.execute("select realtime.publish('c', 'never')")
+                    connection.execute("rollback to s")
+                    connection.execute(f"prepare transaction '{name}'".encode())
+                connection.execute("insert into t values (3)")
+            await kept.until(lambda: len(kept.all) == 1)
+            cluster.kill()
+            run_sql(
+                project, "insert into t values (4)", "rollback prepared 'two'",
+                "commit prepared 'one'", "insert into t values (5)",
+            )  # fmt: skip
+            await kept.until(lambda: told(kept)[-1:] == [5])
+            assert told(kept) == [3, 4, 1, 5]
+            assert [message.event for message in kept.messages] == ["e"]
+            assert kept.all[3] is kept.messages[0]
+            assert kept.notices == []
 
     asyncio.run(work())
 
