@@ -87,7 +87,7 @@ class Response:
     headers: lower-case names, any number of each. stream: an asynchronous iterable of bytes,
     written with back-pressure and closed; one with `path` and `size` is sent as the file it is,
     one with `size` alone has that many bytes, and the headers tell it.
-    file: (path, offset, length) served from disk by the HTTP server.
+    file: (path, offset, length) of a file on this machine.
     """
 
     __slots__ = ("body", "file", "headers", "status", "stream")

@@ -21,7 +21,7 @@ from server.base.http import JSON, Response, Service, error_response, json_respo
 from server.base.keys import Denied, KeyRing, missing_key, revoke
 from server.base.metrics import Metrics
 from server.base.project import NOBODY, Identity, Project
-from server.gateway import limits, reply, states
+from server.gateway import largefile, limits, reply, states
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES, Need, Route
 from server.gateway.site import Site
@@ -107,6 +107,7 @@ class Edge:
 
     async def stop(self) -> None:
         await self.watch.stop()
+        await largefile.stop()
 
     # One request
 
@@ -123,10 +124,12 @@ class Edge:
             response = await self._answer(request, scope, protocol)
             if response is None:  # a socket, which has its own end
                 return
-            if response.stream is None:
-                status = reply.send(protocol, response, request)
-            else:
+            if response.stream is not None:
                 status = await reply.send_stream(protocol, response, request)
+            elif response.file is not None:
+                status = await reply.send_file(protocol, response, request)
+            else:
+                status = reply.send(protocol, response, request)
         except ApiError as error:
             code = error.code
             if "content-length" in getattr(request, "headers", ()):

@@ -14,7 +14,7 @@ from typing import Any
 from ichicore.errors import ApiError
 from server.base.cors import VARY
 from server.base.http import Headers, Response, error_response
-from server.gateway import pipe
+from server.gateway import largefile, pipe
 from server.gateway.request import EdgeRequest
 
 USUAL = frozenset({
@@ -74,7 +74,7 @@ def _sealed(response: Response, request: EdgeRequest) -> Headers:
 
 
 def send(protocol: Any, response: Response, request: EdgeRequest) -> int:
-    """Sends an answer that is whole or a file; gives the status sent. Streams: see send_stream."""
+    """Sends an answer that is whole; gives the status sent. Others: send_file, send_stream."""
     status = response.status
     if not 200 <= status <= 599:
         response = fault()
@@ -85,8 +85,6 @@ def send(protocol: Any, response: Response, request: EdgeRequest) -> int:
         protocol.close(status)
     elif status in NO_BODY:
         protocol.response_empty(status, headers)
-    elif response.file is not None:
-        _send_file(protocol, status, headers, response.file, method)
     elif method == "HEAD":
         if response.body and not any(name == "content-length" for name, _ in headers):
             headers.append(("content-length", str(len(response.body))))
@@ -96,16 +94,21 @@ def send(protocol: Any, response: Response, request: EdgeRequest) -> int:
     return status
 
 
-def _send_file(
-    protocol: Any, status: int, headers: Headers, file: tuple[str, int, int], method: str
-) -> None:
-    path, offset, length = file
+async def send_file(protocol: Any, response: Response, request: EdgeRequest) -> int:
+    """Sends an answer that is a piece of a file; gives the status sent."""
+    assert response.file is not None
+    path, offset, length = response.file
+    status = response.status if 200 <= response.status <= 599 else 500
+    headers = _sealed(response, request)
     if not any(name == "content-length" for name, _ in headers):
         headers.append(("content-length", str(length)))
-    if method == "HEAD" or length == 0:
+    if request.method == "HEAD" or length == 0 or status in NO_BODY:
         protocol.response_empty(status, headers)
+    elif length >= largefile.LARGE:
+        await largefile.send(protocol, status, headers, path, offset, length, request.client)
     else:
         protocol.response_file_range(status, headers, path, offset, offset + length)
+    return status
 
 
 async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -> int:

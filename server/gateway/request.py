@@ -47,6 +47,11 @@ class EdgeRequest(Request):
     def peer(self) -> str:  # type: ignore[override]
         return peer_of(self._scope.client, self.headers.get("x-forwarded-for"))
 
+    @property
+    def client(self) -> str:
+        """The address of the connection, with its port."""
+        return str(self._scope.client)
+
     async def read_body(self, limit: int | None = None) -> bytes:
         """The whole body; ApiError 413 beyond `limit` bytes or the node's own limit."""
         most = self.body_limit if limit is None else min(limit, self.body_limit)

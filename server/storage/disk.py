@@ -153,7 +153,9 @@ class DiskStore:
         return FileSink(self._path(project, version), size, self.executor)
 
     def file(self, project: str, version: str) -> str | None:
-        return f"{self._texts}/{project}/{version[:2]}/{version}"
+        path = f"{self._texts}/{project}/{version[:2]}/{version}"
+        os.stat(path)
+        return path
 
     async def read(self, project: str, version: str, start: int, end: int) -> bytes:
         return await self._run(_read, self._path(project, version), start, end)

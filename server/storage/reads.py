@@ -221,10 +221,10 @@ async def _piece(
     if entry.size <= SMALL:
         body = await small(room, project, entry)
         return Response(status, headers, body[piece.start : piece.end])
-    path = store.file(project, entry.version)
-    if path is not None:
-        return Response(status, headers, file=(path, piece.start, length))
     try:
+        path = store.file(project, entry.version)
+        if path is not None:
+            return Response(status, headers, file=(path, piece.start, length))
         if length <= MEMORY:
             data = await store.read(project, entry.version, piece.start, piece.end)
             return Response(status, headers, data)

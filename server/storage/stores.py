@@ -44,7 +44,7 @@ class Store(Protocol):
     def sink(self, project: str, version: str, size: int) -> Sink: ...
 
     def file(self, project: str, version: str) -> str | None:
-        """Path of the blob on this machine; None where blobs are no files."""
+        """Path of the blob on this machine; None where blobs are no files. FileNotFoundError."""
         ...
 
     async def read(self, project: str, version: str, start: int, end: int) -> bytes:

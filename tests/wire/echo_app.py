@@ -45,6 +45,9 @@ class Echo:
             return Response(200, [("content-type", "text/event-stream")], stream=chunks(3, 0.05))
         if path == "/file":
             return Response(206, [("content-type", "text/plain")], file=(__file__, 3, 8))
+        if path.startswith("/piece/"):  # of the file that the query names
+            offset, length = map(int, path.split("/")[2:])
+            return Response(200, [], file=(request.query, offset, length))
         body = b""
         if request.method in {"POST", "PUT", "PATCH"}:
             body = await request.read_body(100_000)

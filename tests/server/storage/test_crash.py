@@ -90,6 +90,7 @@ def test_reconcile_mends_both_sides(files):
     recover(files)
     for name in ("keep", "lost", "cut"):
         assert files.upload("both", name, name.encode() * 50, "text/plain").status == 200
+    assert files.upload("both", "wide", bytes(100_000)).status == 200
 
     async def damage():
         async with inside.worker(files.data_dir) as (room, tenant):
@@ -98,7 +99,7 @@ def test_reconcile_mends_both_sides(files):
             )
             versions = dict(rows)
             store, project = room.store, tenant.project.id
-            await store.delete(project, [versions["lost"], versions["cut"]])
+            await store.delete(project, [versions[name] for name in ("lost", "cut", "wide")])
             for version, data in ((versions["cut"], b"half"), ("ab" * 16, b"orphan")):
                 sink = store.sink(project, version, len(data))
                 sink.write([data])
@@ -113,11 +114,13 @@ def test_reconcile_mends_both_sides(files):
     orphans = 2 if files.kind == "disk" else 1
     assert found["orphans"] == orphans
     assert [(one["bucket"], one["path"]) for one in found["missing_files"]] == [
-        ("both", "cut"), ("both", "lost"),
+        ("both", "cut"), ("both", "lost"), ("both", "wide"),
     ]  # fmt: skip
+    for name in ("lost", "wide"):
+        assert files.send("GET", files.signed("both", name)).code == "content_missing"
     assert found["counted"] != found["actual"]
     assert not found["mended"]
-    assert check(files)["missing"] == 2  # looking changes nothing
+    assert check(files)["missing"] == 3  # looking changes nothing
     done = files.inline("storage", "reconcile", "--mend")
     assert "mended" in done.stdout
     found = check(files)
