@@ -91,7 +91,6 @@ class Kept(msgspec.Struct, frozen=True):
     settings: dict[str, dict[str, Any]]
     anon_key: str
     service_key: str
-    storage_secret: str
     keys: tuple[dict[str, Any], ...]
 
 
@@ -108,8 +107,7 @@ def folder(project_id: str, backup_id: str) -> str:
 def kept(record: Record) -> Kept:
     keys = tuple(msgspec.to_builtins(key) for key in record.keys)
     return Kept(record.slug, record.flavor, record.tier, record.owner, record.limits,
-                record.settings, record.anon_key, record.service_key, record.storage_secret,
-                keys)  # fmt: skip
+                record.settings, record.anon_key, record.service_key, keys)  # fmt: skip
 
 
 def mac(manifest: Manifest, key: bytes) -> str:

@@ -349,9 +349,8 @@ class Jobs:
                         (record.id, key["kid"], key["algorithm"], key["secret"], key["current"]),
                     )
                 await control.execute(
-                    """update projects set anon_key = $2, service_key = $3, storage_secret = $4
-                    where id = $1""",
-                    (record.id, kept.anon_key, kept.service_key, kept.storage_secret),
+                    "update projects set anon_key = $2, service_key = $3 where id = $1",
+                    (record.id, kept.anon_key, kept.service_key),
                 )
         return await self.projects.find(into)
 
