@@ -17,13 +17,13 @@ Progress = Callable[[str, int, int], Awaitable[None]]  # step, done, total
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True):
-    """One object and the blob that holds its bytes. sha256: hexadecimal."""
+    """One object and the blob that holds its bytes. sha256: hexadecimal, where it is known."""
 
     bucket: str
     path: str
     version: str
     size: int
-    sha256: str
+    sha256: str | None
 
 
 OBJECTS = """select bucket, path, version, size, encode(sha256, 'hex') from storage.objects

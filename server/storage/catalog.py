@@ -14,7 +14,7 @@ from email.utils import formatdate
 from typing import Any
 
 from ichicore.token.cache import GenerationCache
-from server.storage.database import Row, statement, sure
+from server.storage.database import DIGEST, Row, statement, sure
 from server.storage.tokens import etag
 
 TTL = 1.0  # seconds
@@ -28,7 +28,7 @@ CHANGED = "storage.changed"  # topic of the bus: {"project", "bucket", "paths": 
 PATHS_TOLD = 5_000  # bytes of paths in one message
 
 LOOKUP = statement(
-    """select o.version, o.size, o.content_type, encode(o.sha256, 'hex'),
+    f"""select o.version, o.size, o.content_type, {DIGEST},
       floor(extract(epoch from o.updated_at))::bigint, b.cache_seconds
     from storage.objects o join storage.buckets b on b.id = o.bucket
     where o.bucket = $1 and o.path = $2"""

@@ -11,11 +11,12 @@ import orjson
 from ichicore.errors import ApiError
 from server.base.http import JSON, Response
 from server.storage import paths, uploads
-from server.storage.database import ISO, statement, sure
+from server.storage.database import DIGEST, ISO, statement, sure
 from server.storage.inputs import LARGEST, Body, invalid
 from server.storage.reads import missing
 from server.storage.room import Room, Tenant
 from server.storage.sweep import GRACE
+from server.storage.tokens import etag
 
 DAY = 86_400  # seconds; the longest life of a read token
 END = "\U0010ffff"  # comes after every character that a path may have
@@ -28,12 +29,12 @@ MOVE = statement(
     from storage.move($1, $2, $3, $4::float8) moved"""
 )
 HEAD = statement(
-    f"""select size, content_type, left(encode(sha256, 'hex'), 32), {ISO.format("updated_at")},
+    f"""select size, content_type, {DIGEST}, {ISO.format("updated_at")},
       encode(sha256, 'hex'), id, owner_id
     from storage.objects where bucket = $1 and path = $2"""
 )
 LIST = statement(
-    f"""select path, size, left(encode(sha256, 'hex'), 32), {ISO.format("updated_at")},
+    f"""select path, size, {DIGEST}, {ISO.format("updated_at")},
       content_type
     from storage.objects where bucket = $1 and path >= $2 and path < $3 and path > $4
     order by path limit $5::bigint"""
@@ -91,8 +92,8 @@ async def head(room: Room, tenant: Tenant, body: Body) -> Response:
     return answer(
         {
             "exists": True, "size": int(sure(size)), "content_type": sure(kind),
-            "etag": f'"{sure(tag)}"', "last_modified": sure(modified), "sha256": sure(sha256),
-            "id": sure(id), "user_id": None if owner is None else sure(owner),
+            "etag": etag(sure(tag)), "last_modified": sure(modified),
+            "sha256": sha256 and sure(sha256), "id": sure(id), "user_id": owner and sure(owner),
         }
     )  # fmt: skip
 
@@ -105,7 +106,7 @@ async def list_objects(room: Room, tenant: Tenant, body: Body) -> Response:
     more = len(rows) > limit
     objects = [
         {
-            "path": sure(path), "size": int(sure(size)), "etag": f'"{sure(tag)}"',
+            "path": sure(path), "size": int(sure(size)), "etag": etag(sure(tag)),
             "last_modified": sure(modified), "content_type": sure(kind),
         }
         for path, size, tag, modified, kind in rows[:limit]

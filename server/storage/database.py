@@ -7,8 +7,10 @@ from ichicore.pg.executor import Statement
 from server.base import database
 from server.base.database import ISO, TIMEOUT, Row, Rows, ServiceDatabase, Value, statement, sure
 
-__all__ = ("ISO", "Database", "Row", "Rows", "Value", "refusal", "statement", "sure")
+__all__ = ("DIGEST", "ISO", "Database", "Row", "Rows", "Value", "refusal", "statement", "sure")
 
+# Of a row of storage.objects: what the ETag is made of.
+DIGEST = "coalesce(etag, left(encode(sha256, 'hex'), 32))"
 LONG = 60.0  # seconds; of what may touch a whole folder
 
 

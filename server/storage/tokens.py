@@ -6,7 +6,6 @@ project's storage secret, so neither passes for the other nor for a token of the
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 import secrets
@@ -157,10 +156,6 @@ def new_version() -> str:
     return secrets.token_hex(16)
 
 
-def etag(sha256: str) -> str:
-    """The strong validator of content with this SHA-256 (hexadecimal)."""
-    return f'"{sha256[:32]}"'
-
-
-def digest_of(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def etag(digest: str) -> str:
+    """The strong validator of content with this digest (hexadecimal)."""
+    return f'"{digest[:32]}"'

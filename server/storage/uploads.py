@@ -22,7 +22,7 @@ from ichicore.errors import ApiError
 from server.base.http import JSON, Request, Response
 from server.storage import inputs, paths
 from server.storage.database import statement, sure
-from server.storage.receive import receive
+from server.storage.receive import ETAG, receive
 from server.storage.room import UPLOADS, UPLOADS_OF_PROJECT, Room, Tenant, log
 from server.storage.stores import Sink, StoreError, away, full
 from server.storage.sweep import GRACE
@@ -49,7 +49,7 @@ BEGIN = statement(
 ABANDON = statement("select storage.abandon_upload($1::uuid, $2, $3::boolean)")
 FINISH = statement(
     """select outcome, object_id, delta, created
-    from storage.finish_upload($1::uuid, $2, $3::bytea, $4::bigint, $5::float8)"""
+    from storage.finish_upload($1::uuid, $2, $3::bytea, $4, $5::bigint, $6::float8)"""
 )
 
 
@@ -216,19 +216,21 @@ async def _take(
     committing: asyncio.Task[None] | None = None
     beating = asyncio.get_running_loop().create_task(_beat(tenant, upload))
     try:
-        algorithms = ["sha256", *{name for name, _ in stated} - {"sha256"}]
+        if upload.sha256 is not None:
+            stated = [*stated, ("sha256", upload.sha256)]
+        algorithms = [ETAG, *{name for name, _ in stated}]
         body = request.read_batches()
         digests = await receive(room.turns, room.store, body, upload.size, sink, algorithms)
-        digest = digests["sha256"]
         if any(digests[name] != expected for name, expected in stated):
-            raise _mismatch()
-        if upload.sha256 is not None and digest != upload.sha256:
-            raise _mismatch()
+            raise ApiError(
+                400, "checksum_mismatch", "The content does not have the stated checksum."
+            )
+        sha256, tag = digests.get("sha256"), digests[ETAG].hex()
         committing = room.spawn(sink.commit())
         await asyncio.shield(committing)
         asked = True
         row = await tenant.database.row(
-            FINISH, upload.id, upload.version, digest, tenant.quota, GRACE
+            FINISH, upload.id, upload.version, sha256, tag, tenant.quota, GRACE
         )
     except BaseException as error:
         # Its client may be gone and this task cancelled: the cleaning is a task of its own.
@@ -253,16 +255,12 @@ async def _take(
         raise ApiError(408, "upload_timeout", "The upload took too long.")
     room.used(tenant, int(sure(row[2])), 1 if row[3] == b"t" else 0)
     await room.changed(tenant, upload.bucket, [upload.path])
-    tag = etag(digest.hex())
+    tag = etag(tag)
     told = {
         "id": sure(row[1]), "bucket": upload.bucket, "path": upload.path, "size": upload.size,
-        "etag": tag, "sha256": digest.hex(),
+        "etag": tag, "sha256": sha256 and sha256.hex(),
     }  # fmt: skip
     return Response(200, [JSON, ("etag", tag), ("cache-control", "no-store")], orjson.dumps(told))
-
-
-def _mismatch() -> ApiError:
-    return ApiError(400, "checksum_mismatch", "The content does not have the stated checksum.")
 
 
 async def _beat(tenant: Tenant, upload: Upload) -> None:

@@ -394,6 +394,12 @@ def test_checksums(files, unchanged):
     assert files.call("head", {"bucket": "sums", "path": "f"}).json == {"exists": False}
     done = files.send("PUT", url, data, PLAIN)
     assert (done.status, done.json["sha256"]) == (200, right)
+    told = files.call("head", {"bucket": "sums", "path": "f"}).json
+    assert (told["sha256"], told["etag"]) == (right, done.headers["etag"])
+    same = files.upload("sums", "f", data)  # nobody states it: the same etag, and no SHA-256
+    assert (same.headers["etag"], same.json["sha256"]) == (done.headers["etag"], None)
+    assert files.call("head", {"bucket": "sums", "path": "f"}).json["sha256"] is None
+    assert files.upload("sums", "f", data + b"!").headers["etag"] != done.headers["etag"]
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
     md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
     wrong = base64.b64encode(bytes(32)).decode()
