@@ -87,10 +87,11 @@ class Response:
     headers: lower-case names, any number of each. stream: an asynchronous iterable of bytes,
     written with back-pressure and closed; one with `path` and `size` is sent as the file it is,
     one with `size` alone has that many bytes, and the headers tell it.
-    file: (path, offset, length) of a file on this machine.
+    file: (path, offset, length) of a file on this machine. unsent: is told the bytes that a client
+    of a large one did not get because it left.
     """
 
-    __slots__ = ("body", "file", "headers", "status", "stream")
+    __slots__ = ("body", "file", "headers", "status", "stream", "unsent")
 
     def __init__(
         self,
@@ -100,12 +101,14 @@ class Response:
         *,
         stream: AsyncIterable[bytes] | None = None,
         file: tuple[str, int, int] | None = None,
+        unsent: Callable[[int], None] | None = None,
     ) -> None:
         self.status = status
         self.headers = headers if headers is not None else []
         self.body = body
         self.stream = stream
         self.file = file
+        self.unsent = unsent
 
 
 class Service(Protocol):

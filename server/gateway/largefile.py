@@ -20,6 +20,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -47,12 +48,15 @@ class Gone(Exception):
 
 
 async def send(
-    protocol: Any, status: int, headers: Headers, path: str, offset: int, length: int, client: str
-) -> None:
-    """Answers with a piece of a file; the headers tell its length. client: the peer's address as
-    the server names it. Returns when the answer has begun; what goes wrong later breaks the
-    connection off."""
+    protocol: Any, status: int, headers: Headers, file: tuple[str, int, int], client: str,
+    unsent: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Answers with a piece of a file (path, offset, length); the headers tell its length. client:
+    the peer's address as the server names it. unsent: is told how much a client that left did not
+    get. Returns when the answer has begun; what goes wrong later breaks the connection off."""
+    path, offset, length = file
     sending = _Sending(path, offset, length, client)
+    sending.unsent = unsent
     if not await sending.begin():
         protocol.response_file_range(status, headers, path, offset, offset + length)
         return
@@ -90,6 +94,7 @@ class _Sending:
         self.fd = -1
         self.flow: Flow | None = None
         self.transport: Any = None
+        self.unsent: Callable[[int], None] | None = None
         self.handed = 0
         self._told = 0  # to where the disk has been told
         self._seen = 0  # what had been sent at the last look
@@ -127,6 +132,8 @@ class _Sending:
             log.warning("a file could not be read to its end: %s", error)
         finally:
             self.transport = None
+            if self.handed < self.length and self.unsent is not None:
+                self.unsent(self.length - self._seen)
             if working is None or working.done():
                 self._close()
             else:  # not under the thread that is using it

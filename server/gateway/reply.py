@@ -105,7 +105,9 @@ async def send_file(protocol: Any, response: Response, request: EdgeRequest) -> 
     if request.method == "HEAD" or length == 0 or status in NO_BODY:
         protocol.response_empty(status, headers)
     elif length >= largefile.LARGE:
-        await largefile.send(protocol, status, headers, path, offset, length, request.client)
+        await largefile.send(
+            protocol, status, headers, response.file, request.client, response.unsent
+        )
     else:
         protocol.response_file_range(status, headers, path, offset, offset + length)
     return status

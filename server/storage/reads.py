@@ -224,7 +224,8 @@ async def _piece(
     try:
         path = store.file(project, entry.version)
         if path is not None:
-            return Response(status, headers, file=(path, piece.start, length))
+            file = (path, piece.start, length)
+            return Response(status, headers, file=file, unsent=room.unsent(tenant))
         if length <= MEMORY:
             data = await store.read(project, entry.version, piece.start, piece.end)
             return Response(status, headers, data)

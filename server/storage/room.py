@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -196,6 +196,11 @@ class Room:
             usage.add(project, "storage_bytes", bytes_more)
         if objects_more:
             usage.add(project, "storage_objects", objects_more)
+
+    def unsent(self, tenant: Tenant) -> Callable[[int], None]:
+        """Takes back bytes that were counted as sent and were not."""
+        usage, project = self.context.usage, tenant.project.id
+        return lambda size: usage.add(project, "egress_bytes", -size)
 
     def count(self, tenant: Tenant) -> None:
         """Hands the reads counted since the last call to the project's usage."""

@@ -132,6 +132,6 @@ def test_without_the_kernels_word_the_server_sends_it(large, monkeypatch):
 
     monkeypatch.setattr(largefile.Flow, "of", lambda client: None)
     descriptors = len(os.listdir("/proc/self/fd"))
-    asyncio.run(largefile.send(Protocol(), 200, [], str(large), 5, 10, "127.0.0.1:9"))
+    asyncio.run(largefile.send(Protocol(), 200, [], (str(large), 5, 10), "127.0.0.1:9"))
     assert sent == [(200, [], str(large), 5, 15)]
     assert len(os.listdir("/proc/self/fd")) == descriptors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -219,6 +220,18 @@ def test_reads_and_bytes_are_counted(files):
         assert files.read("public/counted.txt", headers).status in (200, 206)
     assert wait_until(lambda: usage().get("storage_reads", 0) == before["storage_reads"] + 10, 10)
     assert usage()["egress_bytes"] == before["egress_bytes"] + 5 * 1000 + 5 * 100
+    if files.kind == "disk":  # of what the client of a large file did not wait for, nothing counts
+        size = 40 << 20
+        assert files.upload("public", "long.bin", bytes(size)).status == 200
+        before |= {"egress_bytes": usage()["egress_bytes"]}
+        with socket.create_connection(("127.0.0.1", files.port)) as peer:
+            peer.sendall(b"GET /cdn/default/public/long.bin HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert peer.recv(100)
+        reads = before["storage_reads"] + 11
+        assert wait_until(lambda: usage()["storage_reads"] == reads, 10)
+        assert wait_until(lambda: usage()["egress_bytes"] < before["egress_bytes"] + size, 10)
+        assert usage()["egress_bytes"] > before["egress_bytes"]
+        files.call("delete", {"bucket": "public", "path": "long.bin"})
     assert (
         files.call("delete", {"bucket": "public", "path": "counted.txt"}).json["bytes_freed"]
         == 1000
