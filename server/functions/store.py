@@ -20,6 +20,7 @@ KEEP_VERSIONS = 10
 MAX_SECRETS = 100
 MAX_SECRET = 48 << 10  # bytes of one value
 RESERVED = ("ICHIBASE_", "DENO_", "NODE_OPTIONS")
+OWN_REDIS = "ICHIBASE_REDIS_URL"  # of a server of the owner's: the node has none to name
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -329,7 +330,9 @@ def check_secret(name: str, value: str) -> None:
     problem = None
     if not (name.isascii() and name.isidentifier() and len(name) <= 128):
         problem = "a secret's name has letters, digits and underscores"
-    elif name.startswith(RESERVED):
+    elif name == OWN_REDIS and not value.startswith(("redis://", "rediss://")):
+        problem = f"{name} begins with redis:// or rediss://"
+    elif name.startswith(RESERVED) and name != OWN_REDIS:
         problem = f"{name} is reserved"
     elif "\x00" in value or len(value.encode("utf-8", "surrogatepass")) > MAX_SECRET:
         problem = f"{name}: a value has at most {MAX_SECRET} bytes and no NUL"

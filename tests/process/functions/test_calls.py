@@ -235,10 +235,13 @@ def test_secrets_arrive_and_are_not_shown(parts):
         lambda: json.loads(parts.call("parts")[1])["env"] == ["xyzzy", "xyzzy"], seconds=10
     )
     assert "xyzzy" not in json.dumps(parts.admin("GET", "/secrets"))
-    for name, value in (("ICHIBASE_X", "1"), ("1A", "x"), ("A", "\x00"), ("B", "x" * 50_000)):
+    for name, value in (("ICHIBASE_X", "1"), ("1A", "x"), ("A", "\x00"), ("B", "x" * 50_000),
+                        ("ICHIBASE_REDIS_URL", "http://x")):  # fmt: skip
         assert parts.admin("PUT", "/secrets", {"values": {name: value}})[1]["code"] == (
             "invalid_secret"
         )
+    redis = {"ICHIBASE_REDIS_URL": "rediss://:xyzzy@redis.example.com:6379"}
+    assert parts.admin("PUT", "/secrets", {"values": redis})[0] == 200
     for process in parts.node.process_of().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             assert "xyzzy" not in " ".join(process.cmdline())
