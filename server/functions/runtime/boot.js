@@ -36,21 +36,20 @@ function tell(message) {
   while (done < bytes.length) done += writeSync(bytes.subarray(done));
 }
 
+const OURS = /\n +at .*(?:boot\.js|ext:[a-z_]+\/).*/g;
+
 function log(level, text) {
-  const shown = text.replaceAll(FOLDER, "");
+  const shown = text.replaceAll(FOLDER, "").replace(OURS, "");
   tell({ t: "log", l: level, id: current()?.id, x: shown.slice(0, MAX_TEXT), c: shown.length > MAX_TEXT });
 }
 
-const OURS = /\n {4}at .*(?:boot\.js|ext:[a-z_]+\/).*/g;
-
 function describe(error) {
-  let text;
   try {
-    text = error instanceof Error ? inspectArgs([error], { colors: false }) : "Uncaught " + inspectArgs([error], { colors: false });
+    const text = inspectArgs([error], { colors: false });
+    return error instanceof Error ? text : "Uncaught " + text;
   } catch {
-    text = "an error that cannot be shown";
+    return "an error that cannot be shown";
   }
-  return text.replace(OURS, "");
 }
 
 const groups = [];
@@ -85,6 +84,22 @@ globalThis.addEventListener("unhandledrejection", (event) => {
   event.preventDefault();
   log("error", describe(event.reason));
 });
+
+// What a timer throws belongs to the invocation that set it, which the event above does not know
+for (const name of ["setTimeout", "setInterval"]) {
+  globalThis[name] = new Proxy(globalThis[name], {
+    apply(target, self, [work, ...rest]) {
+      const held = typeof work !== "function" ? work : function (...args) {
+        try {
+          return work.apply(this, args);
+        } catch (error) {
+          log("error", describe(error));
+        }
+      };
+      return Reflect.apply(target, self, [held, ...rest]);
+    },
+  });
+}
 
 // The environment: a map of this process, not the system's
 
@@ -369,5 +384,5 @@ try {
     tell({ t: "ready" });
   }
 } catch (error) {
-  tell({ t: "failed", x: describe(error).replaceAll(FOLDER, "").slice(0, MAX_TEXT) });
+  tell({ t: "failed", x: describe(error).replaceAll(FOLDER, "").replace(OURS, "").slice(0, MAX_TEXT) });
 }
