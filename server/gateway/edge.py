@@ -32,6 +32,7 @@ GONE = 499  # what the log says of a request whose client left
 HOSTS = 4096  # Host headers remembered
 FORBIDDEN_ORIGIN = 403
 WAKINGS = 3  # times that one request wakes its project
+TOO_MANY = 429
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/+=@")
 
 Mount = Callable[[Route], Awaitable[Service | None]]
@@ -207,7 +208,12 @@ class Edge:
         if "upgrade" in headers and scope.proto != "http":
             await self._socket(site, service, request, protocol)
             return None
-        response = await service.handle(request)
+        try:
+            response = await service.handle(request)
+        except ApiError as error:
+            if error.status == TOO_MANY:
+                await self.holding.hold()
+            raise
         opened = self.opened.get(route.name)
         if opened is not None:
             opened(host, site)

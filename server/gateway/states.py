@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 import psycopg
 
@@ -13,6 +14,7 @@ from server.base.project import Project, over_quota
 
 WAKE_SECONDS = 15.0  # a request waits so long for its project to wake
 HOLD_SECONDS = 0.25
+APART_SECONDS = 0.002
 MOST_HELD = 512  # requests of one worker; more are refused at once
 Wake = Callable[[str], Awaitable[Project | None]]
 
@@ -33,16 +35,20 @@ def too_many(wait: float) -> ApiError:
 
 class Holding:
     """Keeps what is refused waiting for a moment: a client that asks again as soon as it is refused
-    would take more of the worker's time than one that is served."""
+    would take more of the worker's time than one that is served. They are let go one after the
+    other, so that they do not all come back at the same moment."""
 
     def __init__(self) -> None:
         self.held = 0
+        self._last = 0.0  # when the last of them is let go
 
     async def hold(self) -> None:
         if self.held < MOST_HELD:
             self.held += 1
+            now = perf_counter()
+            self._last = max(now + HOLD_SECONDS, self._last + APART_SECONDS)
             try:
-                await asyncio.sleep(HOLD_SECONDS)
+                await asyncio.sleep(self._last - now)
             finally:
                 self.held -= 1
 
