@@ -19,6 +19,7 @@ FULL = 100
 # Nanoseconds, above what the kernel takes by itself on any machine: from Linux 6.12 on what wakes
 # up interrupts a longer turn than its own at once, if it may interrupt at all.
 TURN = 4_000_000
+MIDDLE = 3_400_000  # may be interrupted by whoever has the usual turns, and interrupts the longest
 NUMBERS = {  # of system calls without a function in older C libraries
     "x86_64": {"sched_setattr": 314, "setresuid": 117},
     "aarch64": {"sched_setattr": 274, "setresuid": 147},
@@ -86,6 +87,29 @@ def queue(process: int, interrupts: bool, long: bool = False) -> None:
             with contextlib.suppress(ProcessLookupError):
                 if not turns(thread, policy, TURN if long else 0):
                     os.sched_setscheduler(thread, policy, os.sched_param(0))
+
+    _allowed(process, change)
+
+
+def processors() -> frozenset[int]:
+    """The numbers of those that this process may use."""
+    return frozenset(os.sched_getaffinity(0) if usable() else ())
+
+
+def most(numbers: frozenset[int]) -> frozenset[int]:
+    """Those that are left when a quarter of them, and at least one, is kept for others; the last
+    ones, since devices mostly interrupt the first. All of them where there is only one."""
+    kept = max(1, len(numbers) // 4)
+    return frozenset(sorted(numbers)[kept:]) or numbers
+
+
+def place(process: int, numbers: frozenset[int]) -> None:
+    """Lets a process with all its threads run on these processors alone. OSError."""
+
+    def change() -> None:
+        for thread in _threads(process):
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, numbers)
 
     _allowed(process, change)
 

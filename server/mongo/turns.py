@@ -2,8 +2,8 @@
 them itself.
 
 A project whose tier gives it less than a full weight has few operations at once. While other
-projects use the server too, it gets its weight's part of the time: what it has not used adds up to
-BURST seconds, and when that is spent its operations wait.
+projects use the server too, it has one, and gets its weight's part of the time: what it has not
+used adds up to BURST seconds, and when that is spent its operations wait.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ KEPT = 1024  # projects
 
 
 class Share:
-    """What a project may still use. left: seconds of work."""
+    """What a project may still use. left: seconds of work. single: of those beside others."""
 
-    __slots__ = ("left", "places", "then")
+    __slots__ = ("left", "places", "single", "then")
 
     def __init__(self, now: float) -> None:
         self.places = asyncio.Semaphore(PLACES)
+        self.single = asyncio.Semaphore(1)
         self.left = BURST
         self.then = now
 
@@ -57,9 +58,10 @@ class Turns:
             return
         share = self._share(project.id)
         rate = weight / processor.FULL
+        places = share.single if self.others(project.id) else share.places
         try:
             async with asyncio.timeout(seconds):
-                await share.places.acquire()
+                await places.acquire()
         except TimeoutError:
             raise busy() from None
         try:
@@ -72,7 +74,7 @@ class Turns:
                 share.refill(now, rate)
                 share.left -= now - began
         finally:
-            share.places.release()
+            places.release()
 
     async def _wait(self, share: Share, rate: float, project_id: str, deadline: float) -> None:
         while self.others(project_id):

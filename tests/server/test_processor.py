@@ -114,3 +114,20 @@ def test_root_without_the_right_to_do_so_acts_as_the_account_of_the_process(proc
     )  # fmt: skip
     assert b"PermissionError" in done.stderr
     assert os.getpriority(os.PRIO_PROCESS, pid) == 10
+
+
+def test_a_quarter_of_the_processors_is_kept_for_others():
+    counts = [len(processor.most(frozenset(range(number)))) for number in (1, 2, 3, 4, 8, 16)]
+    assert counts == [1, 1, 2, 3, 6, 12]
+    assert processor.most(frozenset({2, 5})) == {5}
+
+
+@pytest.mark.skipif(len(processor.processors()) < 2, reason="needs two processors")
+def test_a_process_is_held_to_some_processors_with_all_its_threads(process):
+    pid = process()
+    every = processor.processors()
+    for where in (processor.most(every), every):
+        processor.place(pid, where)
+        assert {frozenset(os.sched_getaffinity(one)) for one in threads(pid)} == {where}
+    with pytest.raises(ProcessLookupError):
+        processor.place(2**22 - 7, every)

@@ -103,8 +103,9 @@ def test_only_a_full_weight_takes_the_short_way():
     assert MongoService(room).guide(PRO) is not None
 
 
-def test_few_operations_at_once_and_who_waits_too_long_is_refused():
-    shared = Turns(lambda _: False)
+@pytest.mark.parametrize(("others", "places"), [(False, turns.PLACES), (True, 1)])
+def test_few_operations_at_once_and_who_waits_too_long_is_refused(others, places):
+    shared = Turns(lambda _: others)
     most = at_once = 0
     refused = []
 
@@ -123,7 +124,7 @@ def test_few_operations_at_once_and_who_waits_too_long_is_refused():
         await asyncio.gather(*(one() for _ in range(10)))
 
     asyncio.run(many())
-    assert most == turns.PLACES
+    assert most == places
     assert set(refused) == {(503, "unavailable")}
 
 
