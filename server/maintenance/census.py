@@ -10,6 +10,8 @@ from pathlib import Path
 
 LOOKS = 20  # at a process until it has its title
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
+SECOND = 1_000_000_000  # nanoseconds
+LEAST = SECOND // 200  # from which a process has been busy between two looks
 # "postgres: ichi_x_owner ichi_x [local] idle", "postgres: autovacuum worker ichi_x"
 DATABASE = re.compile(rb"^postgres: .*?\b(ichi_[a-z0-9]{12})(?:_|\b)")
 LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
@@ -25,7 +27,7 @@ class Census:
         self.databases: dict[int, str] = {}
         self.busy: dict[str, int] = {}
         self._untitled: dict[int, int] = {}  # looks at processes without a title
-        self._spent: dict[int, int] = {}  # ticks
+        self._spent: dict[int, int] = {}  # nanoseconds
 
     def look(self) -> set[int]:
         """Takes in who has come and gone; gives the new processes of projects."""
@@ -42,11 +44,11 @@ class Census:
         found: dict[str, float] = {}
         self.busy = {}
         for process, database in self.databases.items():
-            if database and (ticks := _ticks(process)) is not None:
-                more = ticks - self._spent.get(process, 0)
-                self._spent[process] = ticks
-                found[database] = found.get(database, 0.0) + more / TICKS
-                self.busy[database] = self.busy.get(database, 0) + (more > 0)
+            if database and (run := _run(process)) is not None:
+                more = run - self._spent.get(process, 0)
+                self._spent[process] = run
+                found[database] = found.get(database, 0.0) + more / SECOND
+                self.busy[database] = self.busy.get(database, 0) + (more > LEAST)
         return found
 
     def _children(self) -> set[int]:
@@ -109,13 +111,30 @@ def named(parent: int, names: tuple[str, ...]) -> list[int]:
     return found
 
 
-def _ticks(process: int) -> int | None:
+def _run(process: int) -> int | None:
+    """Nanoseconds that a process of one thread has run."""
+    try:
+        with open(f"/proc/{process}/schedstat", "rb") as file:
+            if run := int(file.read().split()[0]):
+                return run
+    except FileNotFoundError:  # it is gone, or the kernel counts but in ticks
+        pass
+    except OSError:
+        return None
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        return int(fields[11]) + int(fields[12])
+        return (int(fields[11]) + int(fields[12])) * (SECOND // TICKS)
     except OSError:
         return None
+
+
+def lowered(process: int) -> bool:
+    """Whether it has less than the usual priority."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, process) > 0
+    except OSError:
+        return False
 
 
 def nice_seconds() -> float:

@@ -6,6 +6,7 @@ Of all processes that share a control database one does it at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -35,6 +36,7 @@ from server.node.gateway_main import read_listener
 from server.node.lifeline import name_process
 
 METRICS_SECONDS = 5.0
+WEIGHT = 25  # of the processors, while others want them too
 HOUR = 3600.0
 OLD = (
     "delete from usage where day > '-infinity' and day < (now() at time zone 'utc')::date - 400",
@@ -123,6 +125,13 @@ def make(config: NodeConfig) -> Maintenance:
     return Maintenance(config, Projects(config.control_dsn, clusters, config, documents), events)
 
 
+def step_aside() -> None:
+    """Nobody waits for this process and what it starts, the backups among them."""
+    with contextlib.suppress(OSError):
+        processor.share(os.getpid(), WEIGHT)
+        processor.queue(os.getpid(), False, True)
+
+
 async def serve() -> None:
     task = asyncio.create_task(make(read_listener().config).run())
     loop = asyncio.get_running_loop()
@@ -136,6 +145,7 @@ async def serve() -> None:
 
 def main() -> int:
     name_process("ichibase-maint")
+    step_aside()
     asyncio.run(serve())
     return 0
 

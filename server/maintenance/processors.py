@@ -4,6 +4,11 @@ PostgreSQL has no limit of processor time, but a process per session. These are 
 of their projects. A project whose sessions use much is a heavy one: as long as there are any beside
 other projects' sessions, or something of low weight is busy, the workers and those sessions may
 interrupt it. At other times nobody interrupts anybody, which gets most requests done.
+
+A weight says how much time a process gets, not how soon another one does that wakes up: on a full
+processor it may have to wait for the next tick of the clock. So the sessions of heavy projects with
+less than a full weight, and the functions of such, leave some processors to the others, as long as
+there are any.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 
@@ -20,15 +26,19 @@ from server.base.events import Events, Failed, Noted
 from server.base.limits import of as limits_of
 from server.control.database import Connection, connect, fetch
 from server.control.projects import Projects
-from server.maintenance.census import Census, named, nice_seconds
+from server.maintenance.census import Census, lowered, named, nice_seconds
 
 PAUSE = 0.25  # seconds between looks at the processes
+SOON = 0.1  # the same while others are to be interrupted: new sessions begin with a full weight
 AGAIN = 20  # looks between which the weights of known processes may have changed
 MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
 KEPT = 0.5  # of what a project has used before, in the sum of each look
 LEAST = 3  # weight of a process: whoever holds a lock must get on
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
+PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
+STIR = 0.0001  # seconds of processor time between two looks that are a use
 WORKERS = ("ichibase-worker", "ichibase-rt")
+FUNCTIONS, FUNCTION = "ichibase-fn", "deno"  # the process that starts them, and each of them
 SELECT = "select database, tier, limits from projects where database = any($1)"
 
 
@@ -56,6 +66,11 @@ class Processors:
         self._left = 0
         self._refused = False
         self._control: Connection | None = None
+        self._present: dict[str, float] = {}  # when they were last used, by database
+        self._all = processor.processors()
+        self._some = processor.most(self._all)
+        self._placed: set[int] = set()  # processes that are held to some processors
+        self._functions: list[int] = []  # processes that start functions, while any are held
 
     async def run(self) -> None:
         """Until cancelled. What fails is told once and tried again."""
@@ -70,7 +85,8 @@ class Processors:
                         trace = traceback.format_exc()
                         self.events.emit(Failed("sharing the processors", trace))
                     failing = True
-                await asyncio.sleep(10 * PAUSE if failing else PAUSE)
+                pause = SOON if self.crowded else PAUSE
+                await asyncio.sleep(10 * PAUSE if failing else pause)
         finally:
             if self._control is not None:
                 await self._control.close()
@@ -88,6 +104,7 @@ class Processors:
         self._count(time.monotonic())
         self._weigh()
         self._queue()
+        self._place()
 
     async def _ask(self) -> None:
         names = {name for name in self.census.databases.values() if name}
@@ -121,6 +138,8 @@ class Processors:
         use = {name: self._use.get(name, 0.0) * KEPT + spent.get(name, 0.0) / seconds * (1 - KEPT)
                for name in spent}  # fmt: skip
         self._use = use
+        self._present = {name: at for name, at in self._present.items() if now - at < PRESENT}
+        self._present |= {name: now for name, seconds in spent.items() if seconds > STIR}
         self.heavy = {
             name for name, part in use.items()
             if part > (LITTLE if name in self.heavy else MUCH)
@@ -151,8 +170,37 @@ class Processors:
         if not self.crowded:
             self._workers = []
 
+    def _place(self) -> None:
+        """Holds who is heavy to some of the processors while there are others."""
+        if len(self._some) == len(self._all):
+            return
+        wanted = set()
+        if self.crowded:
+            wanted = {
+                process for process, name in self.census.databases.items()
+                if name in self.heavy and self._wanted.get(name, processor.FULL) < processor.FULL
+                and self._present.keys() - {name}
+            }  # fmt: skip
+            if self._present:
+                wanted |= self._busy_functions()
+        else:
+            self._functions = []
+        for process in wanted ^ self._placed:
+            where = self._some if process in wanted else self._all
+            if self._change(processor.place, process, where):
+                self._placed ^= {process}
+
+    def _busy_functions(self) -> set[int]:
+        """Processes of functions with less than a full weight."""
+        if not self._functions or self._left == AGAIN:
+            self._functions = named(self.node, (FUNCTIONS,))
+        return {
+            process for parent in self._functions for process in named(parent, (FUNCTION,))
+            if lowered(process)
+        }  # fmt: skip
+
     def _change(
-        self, change: Callable[..., None], process: int, *how: int, tell: bool = True
+        self, change: Callable[..., None], process: int, *how: Any, tell: bool = True
     ) -> bool:
         """False when it has to be tried again a moment later."""
         try:

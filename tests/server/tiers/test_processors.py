@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 import threading
 import time
 
 import psycopg
 import pytest
 
+from server.base import processor
 from server.base.events import Events
 from server.control import records
 from server.control.lifecycle import Lifecycle
@@ -154,6 +156,39 @@ def test_the_busy_sessions_of_a_heavy_project_share_its_weight(pair, eyes, monke
         look(processors, 8, 0.05)
         assert processors.heavy == set()
         assert niceness(light[0]) == 10
+
+
+@pytest.mark.skipif(len(processor.processors()) < 2, reason="needs two processors")
+def test_who_is_heavy_leaves_processors_to_others_that_are_there(pair, eyes, monkeypatch):
+    processors, _ = eyes
+    every = processor.processors()
+    function = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.nice(5))
+    monkeypatch.setattr(
+        "server.maintenance.processors.named",
+        lambda parent, names: {("ichibase-fn",): [1], ("deno",): [function.pid]}.get(names, []),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(function.wait)
+        stack.callback(function.kill)
+        light, full = (stack.enter_context(psycopg.connect(one.owner_dsn)) for one in pair)
+        places = [light.info.backend_pid, function.pid, full.info.backend_pid]
+        look(processors, 2)
+        free, pro = (processors.census.databases[places[at]] for at in (0, 2))
+
+        def seen(used, times=6):
+            monkeypatch.setattr(processors.census, "spent", lambda: used)
+            look(processors, times, 0.05)
+            return [frozenset(os.sched_getaffinity(one)) for one in places]
+
+        processors._present.clear()
+        some = processor.most(every)
+        assert seen({free: 0.25})[0] == every  # nobody else is there
+        assert seen({free: 0.25, pro: 0.001}) == [some, some, every]
+        assert seen({free: 0.0, pro: 0.25}, 8)[0] == every  # a full weight may use all
+        assert processors.heavy == {pro}
+        monkeypatch.setattr("server.maintenance.processors.CALM", 0.1)
+        monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
+        assert seen({free: 0.0, pro: 0.0}, 12) == [every, every, every]
 
 
 def test_a_system_that_refuses_is_told_of_once(pair, eyes, monkeypatch):
