@@ -110,8 +110,10 @@ def bench_routing(seconds: float, rounds: int) -> dict[str, float]:
 class Admin:
     """A node of our own and its admin API."""
 
-    def __init__(self, flavor: str = "postgres") -> None:
-        os.environ.update(ICHIBASE_DEFAULT_FLAVOR=flavor, ICHIBASE_MAINTENANCE_SECONDS="2")
+    def __init__(self, flavor: str = "postgres", maintenance_seconds: str = "2") -> None:
+        os.environ.update(
+            ICHIBASE_DEFAULT_FLAVOR=flavor, ICHIBASE_MAINTENANCE_SECONDS=maintenance_seconds
+        )
         self.node = Node(flavor)
         data = self.node.folder / "data"
         self.config = json.loads((data / "run" / "node.json").read_text())["config"]
@@ -309,7 +311,7 @@ def _pair(admin: Admin) -> tuple[list[tuple[bytes, float]], neighbour.Attack, in
 
 def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> dict[str, float]:
     os.environ["ICHIBASE_TIERS_FILE"] = _tiers()
-    admin = Admin("both")
+    admin = Admin("both", maintenance_seconds="30")  # as it is unless set otherwise
     try:
         asked, attack, port = _pair(admin)
 
