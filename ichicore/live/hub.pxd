@@ -53,6 +53,7 @@ cdef class Hub:
     cdef dict lagging                     # Peer > [bytes that were queued, when]
     cdef double now                       # of this pump(), negative when it waits for nobody
     cdef uint64_t stamp
+    cdef int bit                          # of its event
     # the change that is being delivered
     cdef object change
     cdef Source about

@@ -29,6 +29,7 @@ cdef enum:
     MOST_WAITING = 5_000
     MOST_WEIGHT = 8 << 20
     STEP = 32 << 10
+    MOST_PATHS = 64  # that clients may add to an index: each is looked up for every change
 
 # Nobody waits for a receiver that has not taken STEP bytes in so many seconds.
 cdef double STALLED = 1.0
@@ -197,6 +198,11 @@ cdef class Source:
         group.members[peer] = group.members.get(peer, 0) + 1
         return group
 
+    def takes(self, tuple terms):
+        """Whether terms of a client's choice may be given to add(): of few different paths only."""
+        return terms is None or len(self.index) < MOST_PATHS or all(
+            path in self.index for path, _ in terms)
+
     def remove(self, Peer peer not None, Group group not None):
         """Takes back one subscription."""
         cdef Group last
@@ -237,11 +243,7 @@ cdef class Source:
 
     cdef list candidates(self, dict subject, int bit, uint64_t stamp):
         """The groups that a change of this document may concern."""
-        cdef list found = []
-        cdef Group group
-        for group in self.scan:
-            if group.events & bit:
-                found.append(group)
+        cdef list found = list(self.scan)  # a copy, as others come and go between two slices
         if subject is not None:
             for path, table in self.index.items():
                 self.gather(found, <dict>table, subject, <tuple>self.parts[path], 0, bit, stamp)
@@ -454,6 +456,7 @@ cdef class Hub:
         self.changes += 1
         last_stamp += 1
         self.stamp = last_stamp
+        self.bit = bit
         self.at = 0
         self.groups = []
         self.about = self.sources.get((change.kind, change.source))
@@ -499,7 +502,7 @@ cdef class Hub:
         cdef Peer peer
         cdef bytes frame
         cdef bint with_old
-        if not group.members:
+        if not group.members or not group.events & self.bit:
             return 0
         with_old = self.change.old_json is not None or self.change.old is not None
         if group.rule is not None or group.filter is not None:

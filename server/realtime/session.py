@@ -155,12 +155,13 @@ class Session:
             wanted = match.bind(rules.context_of(self.identity, claims=False))
             if wanted is None:
                 raise BadFrameError("invalid_filter", "The filter cannot be evaluated.", ref)
-            terms = terms or rules.filter_terms(wanted)
             self._readable(rule, audience, match, ref)
         if audience.never or not events:
             return  # subscribed, and nothing will come
         hub = self.tenant.hub
         source = hub.source(kind, name, rule.fields)
+        if terms is None and wanted is not None and source.takes(rules.filter_terms(wanted)):
+            terms = rules.filter_terms(wanted)
         subscription.group = source.add(
             self.peer, (audience.key, key, events), events, audience.rule, wanted,
             audience.whole, terms,

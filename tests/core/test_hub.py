@@ -191,3 +191,41 @@ def test_long_work_is_cut_and_keeps_its_order(connections):
     assert hub.behind == 0
     for frames in received(wire, clients):
         assert [frame["record"]["n"] for frame in frames] == list(range(5))
+
+
+def test_filters_over_paths_of_all_kinds_are_found_and_bound_the_index(connections):
+    """Clients choose what they filter by: each path that is indexed costs every change."""
+    wire, clients = connections
+    hub = Hub()
+    source = hub.source("postgres", "public.t")
+    groups = []
+    for number in range(300):
+        wanted = client_filter({f"c{number}": 1}, loose=True).bind(context_of(Identity("anon")))
+        terms = filter_terms(wanted)
+        if not source.takes(terms):
+            terms = None
+        groups.append(
+            (
+                number % 12,
+                source.add(wire.peers[number % 12], number, 3, None, wanted, False, terms),
+            )
+        )
+    assert not source.takes((("other", 1),))
+    assert source.takes((("c1", 5),))
+    # rules are the owner's: their paths are always indexed
+    own = source.add(wire.peers[0], "own", 3, None, None, False, (("user_id", "u1"),))
+    for number in (5, 250):
+        hub.put(Change("postgres", "public.t", "INSERT", record={f"c{number}": 1, "user_id": "u1"}))
+        hub.put(Change("postgres", "public.t", "DELETE", old={f"c{number}": 1, "user_id": "u1"}))
+        before, rounds = hub.tests, 0
+        while hub.pump(100):
+            rounds += 1
+        assert rounds >= 2
+        assert hub.tests - before < 300
+        got = {at: len(frames) for at, frames in enumerate(received(wire, clients)) if frames}
+        assert got == {number % 12: 1, 0: 1}
+    for at, group in groups:
+        source.remove(wire.peers[at], group)
+    source.remove(wire.peers[0], own)
+    assert source.groups == {}
+    assert source.takes((("other", 1),))
