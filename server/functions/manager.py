@@ -39,7 +39,6 @@ from server.functions.running import (
 from server.functions.slots import Slots
 from server.functions.store import Store, Version, not_found
 from server.functions.vault import VaultError
-from server.functions.watch import RECYCLE_CPU
 
 METRICS_EVERY = 10  # looks
 ADDRESSES_EVERY = 100
@@ -534,7 +533,7 @@ class Manager:
                 continue
             elif running.background and not running.leases and now - running.idle_since > wall:
                 self._overdue(running, wall)
-            elif cpu > RECYCLE_CPU or (idle and now - running.idle_since > running.keep):
+            elif running.worn(now) or (idle and now - running.idle_since > running.keep):
                 self.retire(running)
         self._look_at_crowds(now)
 

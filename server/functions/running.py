@@ -16,7 +16,7 @@ from server.base import processor
 from server.functions.cells import Cell
 from server.functions.origin import Origin
 from server.functions.store import Version
-from server.functions.watch import Charge
+from server.functions.watch import RECYCLE_CPU, Charge
 
 CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
 LONGEST_BACKOFF = 60.0
@@ -26,6 +26,12 @@ CALLS_EACH = 25  # calls at once of a project, for each of which a function may 
 FULL, SLACK = 0.85, 0.35  # of a processor: processes that use more are short of it, or less not
 SOON, LATER = 1.0, 10.0  # seconds of either until there is one more, or one less
 SMOOTH = 0.3  # weight of the newest look
+
+SOFT_MEMORY = 0.8  # of the limit: a process that stays above is replaced before it is killed
+SOFT_SECONDS = 5.0
+SOFT_AGE = (
+    30.0  # seconds that it has served, so that one that needs so much is not replaced for ever
+)
 
 REASONS = {
     "wall": (504, "function_timeout", "The function took too long."),
@@ -73,6 +79,7 @@ class Running:
         self.keep = IDLE_SECONDS
         self.rate = 0.0  # processors in use, smoothed
         self.memory = 0  # bytes
+        self.heavy: float | None = None  # since when its memory is above the soft limit
         self._looked = (monotonic(), cell.usage()[0])
 
     @property
@@ -80,11 +87,23 @@ class Running:
         """Whether it takes calls: a process that was killed is there for a moment longer."""
         return self.cell.state == "ready" and self.cell.reason is None
 
+    def worn(self, now: float) -> bool:
+        """Whether another process should take its place."""
+        return self.charge.cpu > RECYCLE_CPU or (
+            self.heavy is not None
+            and now - self.heavy > SOFT_SECONDS
+            and now - self.cell.started > SOFT_AGE
+        )
+
     def looked(self, cpu: float, memory: int, now: float) -> float:
         """Takes in the processor time of its life and its memory; gives the time since the last
         look."""
         before, used = self._looked
         self.memory = memory
+        if memory <= SOFT_MEMORY * self.project.memory:
+            self.heavy = None
+        elif self.heavy is None:
+            self.heavy = now
         new = max(0.0, cpu - used)
         if now > before:
             self.rate += SMOOTH * (new / (now - before) - self.rate)

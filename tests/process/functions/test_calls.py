@@ -229,6 +229,40 @@ def test_a_function_reaches_its_own_project(parts):
     assert parts.call("parts/own")[1] == b"true to myself"
 
 
+REACH = """
+const tried = async (hostname: string, port = 80) => {
+  const late = new Promise<Deno.Conn>((_, no) => setTimeout(() => no(new Error("late")), 500));
+  try {
+    await Promise.race([Deno.connect({ hostname, port }), late]);
+    return "allowed";
+  } catch (e) { return (e as Error).name === "NotCapable" ? "closed" : "allowed"; }
+};
+Deno.serve(async () => Response.json({
+  listed: await tried("11.77.53.1"), port: await tried("11.77.53.2", 8080),
+  other: await tried("11.77.53.3"), wrong: await tried("11.77.53.2", 80),
+  inside: await tried("127.0.0.1"), name: await tried("example.org", 443),
+  mail: await tried("11.77.53.1", 25),
+  own: (await fetch(Deno.env.get("ICHIBASE_PROJECT_URL") + "/healthz")).status,
+}));
+"""
+
+
+def test_a_list_of_hosts_narrows_what_a_function_reaches(project):
+    hosts = ["11.77.53.1", "11.77.53.2:8080", "127.0.0.1"]
+    project.deploy("reach", REACH, outbound=hosts)
+    assert json.loads(project.call("reach")[1]) == {
+        "listed": "allowed", "port": "allowed", "other": "closed", "wrong": "closed",
+        "inside": "closed", "name": "closed", "mail": "closed", "own": 200,
+    }  # fmt: skip
+    project.deploy("reach", REACH, outbound=[])
+    told = json.loads(project.call("reach")[1])
+    assert set(told.values()) == {"closed", 200}
+    files = {"files": {"index.ts": REACH}}
+    for host in ("http://a.b", "a b", "a.b:99999", "", "10.0.0.0/8"):
+        status, told = project.admin("PUT", "/functions/reach", {**files, "outbound": [host]})
+        assert (status, told["code"]) == (400, "invalid_outbound")
+
+
 def test_secrets_arrive_and_are_not_shown(parts):
     assert parts.admin("PUT", "/secrets", {"values": {"A_SECRET": "xyzzy"}})[0] == 200
     assert wait_until(

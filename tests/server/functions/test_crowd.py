@@ -26,6 +26,14 @@ Deno.serve((req) => {
   return new Response(id);
 });
 """
+HEAVY = """
+const id = String(Math.random());
+const kept = new Uint8Array(90 << 20).fill(1);
+Deno.serve(async () => {
+  if (kept.length) await new Promise((go) => setTimeout(go, 1000));
+  return new Response(id);
+});
+"""
 LASTING = """
 EdgeRuntime.waitUntil(new Promise(() => {}));
 Deno.serve(() => new Response("done"));
@@ -56,7 +64,7 @@ class Parts:
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-crowd-"))
         (self.folder / "run").mkdir()
-        self.codes = {"burn": BURN, "lasting": LASTING}
+        self.codes = {"burn": BURN, "lasting": LASTING, "heavy": HEAVY}
         self.manager = Manager(self.folder, Codes(self.codes), ("127.0.0.1", 1))
         await self.manager.start()
         self.rpc = Rpc(self.manager, None)
@@ -181,6 +189,27 @@ def test_processes_are_replaced_when_the_machine_has_another_address(monkeypatch
                     parts.manager._close_addresses()  # also those that were coming up before
                     await asyncio.sleep(0.05)
             assert all("8.8.4.4" in cell.closed for cell in parts.manager.cells.values())
+
+    asyncio.run(go())
+
+
+def test_a_process_is_replaced_before_its_memory_ends_it_and_its_calls_go_on(monkeypatch):
+    async def go():
+        monkeypatch.setattr(running, "SOFT_MEMORY", 0.6)
+        monkeypatch.setattr(running, "SOFT_SECONDS", 0.3)
+        monkeypatch.setattr(running, "SOFT_AGE", 0.5)
+        async with Parts() as parts:
+            calls = [asyncio.ensure_future(parts.call("heavy")) for _ in range(3)]
+            async with asyncio.timeout(10):
+                while not (old := [r for r in parts.manager.running.values() if r.retired_at]):
+                    await asyncio.sleep(0.02)
+                before = set(await asyncio.gather(*calls))
+                assert len(before) == 1
+                monkeypatch.setattr(running, "SOFT_MEMORY", 2)
+                assert await parts.call("heavy") not in before
+                while old[0].cell.state != "ended":
+                    await asyncio.sleep(0.05)
+            assert old[0].cell.reason == "replaced"
 
     asyncio.run(go())
 
