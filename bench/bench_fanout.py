@@ -30,7 +30,7 @@ from bench.report import arguments, run_parts, show
 from server.base.events import Events
 from server.base.exchange import Exchange
 from server.control.database import Cluster, prepare
-from server.node.embedded_pg import free_port
+from server.node.ports import free_port
 
 HERE = Path(__file__).parent
 ROUNDS = 3

@@ -38,7 +38,8 @@ from server.base.project import Project
 from server.control import records
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import EmbeddedPostgres
+from server.node.ports import free_port
 from server.realtime.pg_feed import PgFeed
 
 ROWS = 200_000

@@ -28,7 +28,7 @@ from server.base.http import Response
 from server.base.metrics import Metrics
 from server.base.project import Project, SigningKey
 from server.gateway.edge import Edge
-from server.node.embedded_pg import free_port
+from server.node.ports import free_port
 
 SECRET = "a secret for benchmarks of the gateway"
 BODY = b'{"message":"a test!"}'

@@ -7,9 +7,17 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from server.node.embedded_pg import EmbeddedPostgres
 from tests.servers import running_server
+
+# How long an example takes says as much about the machine as about the code.
+settings.register_profile(
+    "tests", settings.default, deadline=None,
+    suppress_health_check=[*settings.default.suppress_health_check, HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
+from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
+from tests.ports import free_port
 
 PROGRAMS = os.environ.get("ICHIBASE_TEST_POSTGRES", "")
 

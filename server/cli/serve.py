@@ -23,7 +23,8 @@ def run(options: argparse.Namespace) -> int:
     from server.node.children import ChildError
     from server.node.embedded_pg import EmbeddedPostgresError
     from server.node.files import InUseError
-    from server.node.supervisor import Node, PortTakenError, Stop
+    from server.node.ports import PortTakenError
+    from server.node.supervisor import Node, Stop
 
     node = Node(settings)
     try:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from server.base.context import NodeConfig
 from server.mongo import address, embedded
 from server.mongo.address import AddressError, DocumentServer
 from server.node.children import Child
-from server.node.embedded_pg import free_port
 from server.node.files import DataDir
+from server.node.ports import kept_port
 from server.node.settings import NodeSettings, SettingsError
 
 PASSWORD = "mongo_password"  # noqa: S105 - the name of a file
@@ -28,10 +27,7 @@ def prepare(settings: NodeSettings, data: DataDir) -> DocumentServer | None:
             raise SettingsError(f"mongo_url: {error}") from None
         server = DocumentServer(kind="external", admin_url=settings.mongo_url, address=there)
     elif embedded.installed():
-        port = settings.mongo_port or data.number("mongo_port", free_port)
-        if not settings.mongo_port and not _is_free(port):
-            port = free_port()
-            data.write(data.run / "mongo_port", f"{port}\n")
+        port = settings.mongo_port or kept_port(data, "mongo")
         server = DocumentServer(
             kind="embedded",
             admin_url=embedded.admin_url(port, data.secret(PASSWORD)),
@@ -67,13 +63,3 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
             wanted=folder.is_dir,
         )
     ]  # fmt: skip
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

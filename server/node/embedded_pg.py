@@ -377,19 +377,3 @@ def _open_to_all(folder: Path) -> bool:
     """Whether an installation can be read by everybody; a strict umask may have closed it."""
     samples = (folder / "bin" / "postgres", folder / "share", folder / "lib")
     return all(p.stat().st_mode & stat.S_IROTH for p in samples)
-
-
-def free_port(low: int = 20000, high: int = 32000) -> int:
-    """A free loopback port below the ephemeral range, where old client sockets would collide."""
-    import random
-    import socket
-
-    for _ in range(200):
-        port = random.randrange(low, high)  # noqa: S311
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise EmbeddedPostgresError(f"no free port between {low} and {high}")

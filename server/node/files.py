@@ -48,16 +48,6 @@ class DataDir:
             self.write(path, value + "\n")
             return value
 
-    def number(self, name: str, make: object) -> int:
-        """A number that is chosen once and kept; `make` is called without arguments."""
-        path = self.run / name
-        try:
-            return int(path.read_text())
-        except (FileNotFoundError, ValueError):
-            value = int(make())  # type: ignore[operator]
-            self.write(path, f"{value}\n")
-            return value
-
     @staticmethod
     def write(path: Path, text: str) -> None:
         """Replaces a file as a whole, readable by its owner only."""

@@ -6,9 +6,7 @@ import asyncio
 import os
 import select
 import signal
-import socket
 import sys
-import time
 
 import msgspec
 
@@ -19,17 +17,14 @@ from server.mongo import child
 from server.mongo.address import DocumentServer
 from server.mongo.provision import Documents
 from server.node.children import Child, Children, answers, of_rooms
-from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError, free_port
+from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
+from server.node.ports import PortTakenError, becomes_free, check_port, kept_port
 from server.node.settings import NodeSettings, tiers
 
 SPARE_CONNECTIONS = 50  # of the embedded database, beside those of the workers' pools
 DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
-
-
-class PortTakenError(RuntimeError):
-    """Somebody else listens where we should."""
 
 
 class Stop(BaseException):
@@ -60,7 +55,7 @@ class Node:
         self.data.prepare()
         for host, port in ((settings.host, settings.port),
                            (settings.admin_host, settings.admin_port)):  # fmt: skip
-            _check_port(host, port)
+            check_port(host, port)
         documents = child.prepare(settings, self.data)
         cluster = self._cluster()
         control_dsn = asyncio.run(prepare(cluster, self.data.secret("control_password")))
@@ -105,16 +100,13 @@ class Node:
         if settings.database_url:
             return external_cluster(settings.database_url)
         folder = settings.data_dir / "postgres"
-        port = settings.postgres_port or self.data.number("postgres_port", free_port)
         connections = max(200, settings.workers * settings.max_connections + SPARE_CONNECTIONS)
         options = {"max_connections": str(connections)}
-        self.postgres = EmbeddedPostgres(folder, port, options=options)
+        self.postgres = EmbeddedPostgres(folder, settings.postgres_port, options=options)
         self.postgres.clear_old_server()
-        if not _is_free("127.0.0.1", port):
-            if settings.postgres_port:
-                raise PortTakenError(f"postgres_port {port} is in use; choose another port")
-            port = self.postgres.port = free_port()
-            self.data.write(self.data.run / "postgres_port", f"{port}\n")
+        port = self.postgres.port = settings.postgres_port or kept_port(self.data, "postgres")
+        if not becomes_free("127.0.0.1", port, 0):
+            raise PortTakenError(f"postgres_port {port} is in use; choose another port")
         self.postgres.start()
         return Cluster(
             id=LOCAL_CLUSTER,
@@ -212,22 +204,3 @@ class Node:
             self.postgres.stop()
         if self.data.held:
             self.data.node_file.unlink(missing_ok=True)
-
-
-def _check_port(host: str, port: int) -> None:
-    deadline = time.monotonic() + 5  # a node that was killed may still be letting go of it
-    while not _is_free(host, port):
-        if time.monotonic() > deadline:
-            raise PortTakenError(f"{host}:{port} is in use; choose another port")
-        time.sleep(0.1)
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

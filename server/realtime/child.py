@@ -6,9 +6,9 @@ import sys
 
 from server.base.context import NodeConfig
 from server.node.children import Child, answers
-from server.node.embedded_pg import free_port
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE
+from server.node.ports import kept_port
 from server.node.settings import NodeSettings
 
 LISTEN = "ICHIBASE_REALTIME_LISTEN"  # host and port, with a space between them
@@ -17,8 +17,8 @@ LISTEN = "ICHIBASE_REALTIME_LISTEN"  # host and port, with a space between them
 def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
     """One process of a node serves all its sockets."""
     data = DataDir(settings.data_dir)
-    port = settings.realtime_port or data.number("realtime_port", free_port)
     host = settings.realtime_host
+    port = settings.realtime_port or kept_port(data, "realtime", host, seconds=5)
     return [
         Child(
             name="realtime",

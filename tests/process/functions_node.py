@@ -78,7 +78,7 @@ class Project:
         asked = "&".join(f"{name}={value}" for name, value in query.items())
         return self.admin("GET", f"/function-logs?limit=1000&{asked}")[1]["lines"]
 
-    def logged(self, text, seconds=5.0, **query):
+    def logged(self, text, seconds=60.0, **query):
         """The first line with this text, once it is there."""
         deadline = time.monotonic() + seconds
         while True:

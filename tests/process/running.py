@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,13 +32,15 @@ class RunningNode:
         self.python = python
         self.data_dir = data_dir or folder / "data"
         self.account = account
-        self.port, self.admin_port = free_port(), free_port()
+        self.port, self.admin_port, self.realtime_port = free_port(), free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("ICHIBASE_")},
             "ICHIBASE_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(folder),
             "ICHIBASE_DEFAULT_FLAVOR": "postgres",  # tests of documents ask for more
+            "ICHIBASE_REALTIME_PORT": str(self.realtime_port),
+            "ICHIBASE_MONGO_PORT": str(free_port()),
             **(environment or {}),
         }  # fmt: skip
         self.log = folder / "serve.log"
@@ -100,14 +102,17 @@ class RunningNode:
         """Rows of the last statement, run as the owner of the default project."""
         return json.loads(self.cli("sql", "default", "-c", text, "--json").stdout)[-1]["rows"]
 
-    def slots(self):
-        """Names of the embedded server's replication slots."""
+    def as_superuser(self, text):
+        """Rows of a statement, run by the embedded server's superuser."""
         folder = self.data_dir / "postgres"
         login = f"host={folder / 'socket'} port={self.project_port()} user=postgres dbname=postgres"
         password = (folder / "superuser").read_text().strip()
         with psycopg.connect(f"{login} password={password}") as connection:
-            rows = connection.execute("select slot_name from pg_replication_slots").fetchall()
-        return [row[0] for row in rows]
+            return connection.execute(text).fetchall()
+
+    def slots(self):
+        """Names of the embedded server's replication slots."""
+        return [row[0] for row in self.as_superuser("select slot_name from pg_replication_slots")]
 
     def project(self, name="default"):
         return json.loads(self.cli("status", "--project", name, "--json").stdout)
@@ -142,7 +147,8 @@ class RunningNode:
             assert self.process.wait(60) == 0
 
 
-def wait_until(condition, seconds=10.0):
+def wait_until(condition, seconds=60.0):
+    """Whether it came true. Where the time is what is asserted, give the seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():

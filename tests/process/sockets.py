@@ -32,7 +32,7 @@ class Socket(WSListener):
     def send(self, **frame):
         self.transport.send(WSMsgType.TEXT, json.dumps(frame).encode())
 
-    async def next(self, seconds=15):
+    async def next(self, seconds=60):
         """The next frame."""
         return (await asyncio.wait_for(self.frames.get(), seconds))[1]
 

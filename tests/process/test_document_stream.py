@@ -109,7 +109,7 @@ def test_a_killed_document_server_and_changed_settings_lose_and_repeat_nothing(n
         for process in node.process_of().children(recursive=True):
             if "secantus" in " ".join(process.cmdline()):
                 process.kill()
-        assert wait_until(lambda: answers(orders), 30)
+        assert wait_until(lambda: answers(orders))
         heard = []
         for number in range(100, 160):
             orders.insert_one({"_id": number, "owner": "anon"})

@@ -108,7 +108,7 @@ def test_killed_it_comes_back_with_every_journaled_document(node):
                      "writeConcern": {"w": 1, "j": True}})  # fmt: skip
         process = documents_process(node)
         process.kill()
-        assert wait_until(lambda: (documents_process(node) or process).pid != process.pid, 20)
+        assert wait_until(lambda: (documents_process(node) or process).pid != process.pid)
     with database(node.project()["mongo_url"]) as own:
         assert own.kept.count_documents({}) == 50
 
@@ -136,7 +136,7 @@ def test_killed_under_writes_it_loses_none_that_was_answered(node):
         time.sleep(0.4)
         process, before = documents_process(node), len(answered)
         process.kill()
-        assert wait_until(lambda: len(answered) > before + 20, 30)  # noqa: B023
+        assert wait_until(lambda: len(answered) > before + 20)  # noqa: B023
     over.set()
     for sender in senders:
         sender.join()

@@ -15,6 +15,7 @@ import pytest
 from tests.process.functions_node import Project
 from tests.process.running import RunningNode
 from tests.process.sockets import open_socket
+from tests.timing import quickest, slowness
 
 ANN = "11111111-1111-4111-8111-111111111111"
 BOB = "22222222-2222-4222-8222-222222222222"
@@ -119,7 +120,7 @@ def test_a_function_decides(node):
     project = Project(node)
     project.deploy("_mongo_policy", POLICY)
     node.cli("settings", "default", "set", "mongo", json.dumps({"mode": "function"}))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while call(node, "insertOne", "notes", {"doc": {"_id": "a"}}, ANN)[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -140,9 +141,13 @@ def test_a_function_decides(node):
     for collection in ("broken", "odd"):
         status, told = call(node, "find", collection, {}, ANN)
         assert (status, told["code"]) == (403, "policy_denied"), collection
-    times = []
-    for _ in range(50):
-        began = time.perf_counter()
-        assert call(node, "count", "notes", {}, ANN)[0] == 200
-        times.append(time.perf_counter() - began)
-    assert statistics.median(times) < 0.25
+
+    def took():
+        times = []
+        for _ in range(50):
+            began = time.perf_counter()
+            assert call(node, "count", "notes", {}, ANN)[0] == 200
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    assert quickest(took, 0.25) < 0.25 * slowness()

@@ -104,8 +104,7 @@ class Writer(threading.Thread):
 
 
 def realtime_url(node):
-    port = int((node.data_dir / "run" / "realtime_port").read_text())
-    return f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{node.realtime_port}"
 
 
 def named(node, name):

@@ -25,7 +25,8 @@ import psutil
 import psycopg
 import pytest
 
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import EmbeddedPostgres
+from tests.ports import free_port
 
 SECRET = "reallyreallyreallyreallyverysafe"
 SCHEMA = """
@@ -89,9 +90,9 @@ class Program:
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return httpx.get(self.base + path, headers=named, timeout=10)
+        return httpx.get(self.base + path, headers=named, timeout=30)
 
-    def reaches(self, holds: Callable[[], bool], seconds: float = 15) -> None:
+    def reaches(self, holds: Callable[[], bool], seconds: float = 60) -> None:
         until = time.monotonic() + seconds
         while True:
             try:
@@ -212,10 +213,11 @@ def test_a_storm_of_notices_reads_the_schema_a_few_times(
 
     before = loads()
     with psycopg.connect(cluster.dsn(), autocommit=True) as admin:
-        for number in range(300):
-            admin.execute("notify pgrst, 'reload schema'")
-            if number % 50 == 0:
-                admin.execute("notify pgrst, 'reload config'")
+        with admin.pipeline():
+            for number in range(300):
+                admin.execute("notify pgrst, 'reload schema'")
+                if number % 50 == 0:
+                    admin.execute("notify pgrst, 'reload config'")
         admin.execute("create table api.after_the_storm (id int)")
         admin.execute("grant select on api.after_the_storm to rest_anon")
         admin.execute("notify pgrst")
@@ -293,7 +295,7 @@ def test_a_client_that_leaves_cancels_its_query(
         for path in ("/rpc/wait?seconds=30", "/items?select=id&limit=1"):
             with httpx.Client(timeout=1) as client, contextlib.suppress(httpx.ReadTimeout):
                 client.get(program.base + path)
-        program.reaches(lambda: sleeping() == 0, 5)
+        program.reaches(lambda: sleeping() == 0)
 
 
 def test_workers_end_with_the_program(cluster: EmbeddedPostgres, tmp_path: Path) -> None:
@@ -304,7 +306,7 @@ def test_workers_end_with_the_program(cluster: EmbeddedPostgres, tmp_path: Path)
     other.process.kill()
     other.process.wait()
     other.log.close()
-    psutil.wait_procs(workers, 5)
+    psutil.wait_procs(workers, 60)
     assert not [w for w in workers if w.is_running()]
 
 

@@ -16,7 +16,7 @@ import httpx
 import psycopg
 import pytest
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 from tests.process.running import ROOT, RunningNode
 
 SCHEMA = """

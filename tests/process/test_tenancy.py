@@ -74,7 +74,7 @@ def job(node, path, body=None):
         done[:] = [api(node, f"jobs/{made['id']}")]
         return done[0]["state"] in ("done", "failed")
 
-    assert wait_until(ended, 60)
+    assert wait_until(ended)
     assert done[0]["state"] == "done", done
     return done[0]["result"]
 
@@ -270,8 +270,8 @@ def test_the_database_restarts_and_all_goes_on(node, project):
         except (FileNotFoundError, psutil.NoSuchProcess):  # it is between two servers
             return False
 
-    assert wait_until(another, 30)
-    assert wait_until(lambda: get(node, project)[0] == 200, 30)
+    assert wait_until(another)
+    assert wait_until(lambda: get(node, project)[0] == 200)
     made = job(node, "projects/kitchen/backups")  # the maintenance leads again
     assert job(node, f"backups/{made['backup']}/verify")["tables"] > 0
     assert wait_until(lambda: usage(node)["today"].get("requests", 0) > 0)

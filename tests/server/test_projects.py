@@ -14,7 +14,8 @@ from server.control import projects as module
 from server.control import provision, records
 from server.control.database import Cluster, ControlError, external_cluster, prepare
 from server.control.projects import Projects
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import EmbeddedPostgres
+from tests.ports import free_port
 
 
 class Killed(BaseException):

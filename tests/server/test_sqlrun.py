@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ichicore.errors import ApiError
 from server.control import sqlrun
+from tests.timing import slowness
 
 
 def run(dsn, text, **options):
@@ -81,10 +82,10 @@ def test_nothing_outlives_its_time(pg_database, text):
     began = time.monotonic()
     error = refused(pg_database, text, timeout_ms=300)
     assert (error.status, error.code) == (408, "statement_timeout")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 8 * slowness()
     with psycopg.connect(pg_database, autocommit=True) as admin:
         left = "select count(*) from pg_stat_activity where application_name = 'ichibase sql'"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while admin.execute(left).fetchone() != (0,) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert admin.execute(left).fetchone() == (0,)

@@ -19,8 +19,8 @@ import pytest
 from server.base.context import NodeConfig
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
-from server.node.embedded_pg import free_port
 from server.node.gateway_main import NODE_FILE, Listener, written
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 UID = "11111111-1111-4111-8111-111111111111"

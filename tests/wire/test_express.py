@@ -15,7 +15,7 @@ import jwt
 import psycopg
 import pytest
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 
 SQL = """
 create table notes (id int primary key, owner uuid, body text, big text);

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from pymongo.errors import PyMongoError
 
 from ichicore.rules import Context, compile_match
-from server.node.embedded_pg import free_port
 from tests.oracle.rules_strategies import HEX, IDENTITIES, WORDS, expressions
+from tests.ports import free_port
 
 NAMES = ["a", "b", "c", "0", "1"]
 PLAIN: list[Any] = [

@@ -222,7 +222,7 @@ def test_requests_are_counted(site, control, life, slug):
     before = counted()
     for _ in range(20):
         assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
-    until(lambda: counted() == before + 20, 8.0)
+    until(lambda: counted() == before + 20)
 
 
 def test_a_project_is_reached_by_its_own_host_alone(site, control, life, slug):

@@ -16,12 +16,13 @@ import pytest
 from tests.process.functions import names
 from tests.process.functions_node import Neighbour, Project
 from tests.process.running import RunningNode
+from tests.timing import slowness
 
 LIMITS = {
     "function_wall_ms": 5_000, "function_cpu_ms": 800, "function_memory": 134_217_728,
     "function_concurrency": 5, "function_body": 1_000_000,
 }  # fmt: skip
-SLOWEST = 1.0  # seconds, 95th percentile of the neighbour: the machine of the tests is shared
+SLOWEST = 1.0  # seconds, 95th percentile of the neighbour
 
 NO_ACCESS = "Requires net access"
 
@@ -72,7 +73,7 @@ def neighbour(evil, calm):
         yield other
     assert other.seconds
     assert not other.failures
-    assert other.p95() < SLOWEST
+    assert other.p95() < SLOWEST * slowness()
 
 
 def outcome(evil, path):
@@ -85,7 +86,7 @@ def outcome(evil, path):
 def test_an_endless_loop_ends_at_its_processor_time(evil, path):
     began = time.monotonic()
     assert evil.code(f"evil/{path}") == (504, "function_timeout")
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 9 * slowness()
     evil.logged("ended (cpu): it used")
     assert evil.call("evil/ok")[1] == b"ok"
 
@@ -189,7 +190,7 @@ def test_an_unbounded_answer_to_a_client_that_does_not_read_is_ended(evil, node)
         client.sendall(f"{head}{evil.anon}\r\n\r\n".encode())
         time.sleep(1.5)
         assert worker.memory_info().rss - before < 30 << 20
-        evil.logged("stopped (wall)", seconds=12)
+        evil.logged("stopped (wall)")
     assert evil.call("evil/ok")[1] == b"ok"
 
 
@@ -198,14 +199,14 @@ def test_an_answer_that_never_ends_is_ended(evil):
     status, body, _ = evil.call("evil/trickle", method="GET")
     assert status == 200
     assert 5 < len(body) < 100
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 9 * slowness()
 
 
 def test_a_handler_that_never_answers_is_given_up(evil):
     began = time.monotonic()
     status, body, headers = evil.call("evil/never")
     assert (status, json.loads(body)["code"]) == (504, "function_timeout")
-    assert 4.9 < time.monotonic() - began < 8
+    assert 4.9 < time.monotonic() - began < 8 * slowness()
     line = evil.logged("stopped (wall)", invocation=headers["x-request-id"])
     assert line["level"] == "error"
 
@@ -254,7 +255,7 @@ def test_work_after_the_answer_goes_on_and_is_charged(evil):
     evil.logged("after the answer")
     before = evil.lines()[-1]["seq"]
     assert evil.call("evil/after")[1] == b"later"
-    evil.logged("ended (cpu)", seconds=30, after=before)
+    evil.logged("ended (cpu)", after=before)
 
 
 def test_a_syntax_error_is_refused_when_deployed_and_what_was_served_stays(evil):
@@ -286,7 +287,7 @@ def test_bodies_that_trickle_in_hold_invocations_no_longer_than_they_may(evil, n
     clients = begun(evil, node, 10, "swallow", "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
     began = time.monotonic()
     while evil.code("evil/ok") != (200, b"ok"):
-        assert time.monotonic() - began < 2 * LIMITS["function_wall_ms"] / 1000
+        assert time.monotonic() - began < 2 * LIMITS["function_wall_ms"] / 1000 * slowness()
         time.sleep(0.1)
     for client in clients:
         client.close()

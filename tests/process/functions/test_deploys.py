@@ -42,7 +42,7 @@ def test_a_function_is_deployed_called_and_replaced(project):
     assert project.admin("POST", "/functions/hello/rollback", {})[1]["version"] == 1
     assert json.loads(project.call("hello")[1])["method"] == "POST"
     assert project.admin("PUT", "/secrets", {"values": {"GREETING": "good day"}})[0] == 200
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while json.loads(project.call("hello")[1]).get("secret") != "good day":
         assert time.monotonic() < deadline
     assert "good day" not in json.dumps(project.admin("GET", "/secrets")[1])
@@ -99,7 +99,8 @@ def test_an_uncaught_error_is_logged_with_its_place_and_not_told(project):
 
 def test_each_function_has_its_metrics(project):
     project.deploy("counted", "Deno.serve((r) => { if (r.method === 'PUT') throw 1; "
-                   "const b = performance.now(); while (performance.now() < b + 60); "
+                   "const b = performance.now(); "
+                   "for (let n = 0; performance.now() < b + 60 || n < 2e6; n++); "
                    "return new Response(); });")  # fmt: skip
     statuses = [project.call("counted", method=method)[0] for method in ("POST", "POST", "PUT")]
     assert statuses == [200, 200, 500]
@@ -118,13 +119,14 @@ def test_each_function_has_its_metrics(project):
         found = dict(line.rpartition(" ")[::2] for line in text.splitlines() if line[:1] != "#")
         return {name: float(found.get(name, 0)) for name in wanted}
 
-    assert wait_until(lambda: all(told()[name] >= least for name, least in wanted.items())), told()
+    if not wait_until(lambda: all(told()[name] >= least for name, least in wanted.items())):
+        raise AssertionError(told())
     project.deploy("counted", "Deno.serve(() => { for (;;); });")
     # On a busy machine it may take long to get that much of a processor.
     limits = {"function_cpu_ms": 300, "function_wall_ms": 55_000}
     assert project.admin("PATCH", "", {"limits": limits})[0] == 200
     assert project.code("counted") == (504, "function_timeout")
-    project.admin("PATCH", "", {"limits": {"function_cpu_ms": 20_000, "function_wall_ms": 60_000}})
+    project.admin("PATCH", "", {"limits": {}})
     wanted[f'ichibase_function_ends_total{{{labels},reason="cpu"}}'] = 1
     assert wait_until(lambda: list(told().values())[-1] >= 1)
 

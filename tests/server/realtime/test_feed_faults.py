@@ -21,10 +21,10 @@ from ichicore.live.pgtypes import Types
 from server.base.events import Events
 from server.base.project import Project
 from server.control import provision
-from server.node.embedded_pg import free_port
 from server.realtime.pg_feed import GAP, PgFeed
 from server.realtime.pg_slot import FeedUnavailable
 from server.realtime.pg_stream import Stream, StreamEnded, connect
+from tests.ports import free_port
 from tests.server.realtime.feed_world import Kept, World, feeding, owner, run_sql
 from tests.servers import server
 

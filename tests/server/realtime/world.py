@@ -81,7 +81,7 @@ class Talker(Client):
     def say(self, /, **frame):
         self.send(TEXT, orjson.dumps(frame))
 
-    def hear(self, timeout=5.0):
+    def hear(self, timeout=60.0):
         """The next frame as an object; for CLOSE ("close", code); None at the end."""
         while True:
             found = self.receive(timeout)

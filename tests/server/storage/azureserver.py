@@ -19,7 +19,7 @@ import urllib.request
 from email.utils import formatdate
 from pathlib import Path
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 from tests.server.storage.ownserver import OwnServer
 
 ACCOUNT, CONTAINER = "tests", "files"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 from tests.server.storage.ownserver import OwnServer
 
 BUCKET = "files"

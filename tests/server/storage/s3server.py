@@ -15,7 +15,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 from tests.server.storage.ownserver import OwnServer
 
 ACCESS, SECRET, BUCKET = "tests-access", "tests-secret-key", "files"

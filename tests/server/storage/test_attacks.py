@@ -26,7 +26,7 @@ def mint(files, bucket, path, size, kind="text/plain", **more):
 
 def settled(files, before):
     """Whether nothing is stored or reserved that was not before."""
-    return wait_until(lambda: files.used() == before, 5)
+    return wait_until(lambda: files.used() == before)
 
 
 def spend(files, url, size):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.node.embedded_pg import free_port
+from tests.ports import free_port
 from tests.process.running import ROOT, wait_until
 from tests.server.storage.node import Answer
 
@@ -67,7 +67,7 @@ http {{
             return False
 
     try:
-        assert wait_until(up, 10), (tmp_path / "error.log").read_text()
+        assert wait_until(up), (tmp_path / "error.log").read_text()
         yield get
     finally:
         process.terminate()
@@ -91,7 +91,7 @@ def test_a_cache_in_front_keeps_public_files_alone(files, cdn):
     # what is not there is not kept as missing
     assert cdn("/default/public/cdn/later")[1].status == 404
     assert files.upload("public", "cdn/later", b"now").status == 200
-    assert wait_until(lambda: cdn("/default/public/cdn/later")[1].body == b"now", 2)
+    assert wait_until(lambda: cdn("/default/public/cdn/later")[1].body == b"now")
     # private ones are kept by nobody, with or without their token
     assert files.upload("cdnpriv", "f", b"secret").status == 200
     path = "/default/cdnpriv/f?" + files.signed("cdnpriv", "f").partition("?")[2]
@@ -104,12 +104,12 @@ def test_a_cache_in_front_asks_again_when_a_files_time_is_over(files, cdn):
     assert files.upload("public", "cdn/b", b"x" * 100_000).status == 200
     files.inline("storage", "buckets", "public", "--cache-seconds", "1")
     try:
-        assert wait_until(lambda: "max-age=1" in str(cdn("/default/public/cdn/b")[1].pairs), 5)
+        assert wait_until(lambda: "max-age=1" in str(cdn("/default/public/cdn/b")[1].pairs))
         time.sleep(2.1)
         how, got = cdn("/default/public/cdn/b")
         assert (how, got.status) == ("REVALIDATED", 200)
         assert got.body == b"x" * 100_000
         assert files.upload("public", "cdn/b", b"y" * 100_000).status == 200
-        assert wait_until(lambda: cdn("/default/public/cdn/b")[1].body == b"y" * 100_000, 5)
+        assert wait_until(lambda: cdn("/default/public/cdn/b")[1].body == b"y" * 100_000)
     finally:
         files.inline("storage", "buckets", "public", "--cache-seconds", "default")

@@ -218,7 +218,7 @@ def test_reads_and_bytes_are_counted(files):
     for number in range(10):
         headers = {"range": "bytes=0-99"} if number % 2 else {}
         assert files.read("public/counted.txt", headers).status in (200, 206)
-    assert wait_until(lambda: usage().get("storage_reads", 0) == before["storage_reads"] + 10, 10)
+    assert wait_until(lambda: usage().get("storage_reads", 0) == before["storage_reads"] + 10)
     assert usage()["egress_bytes"] == before["egress_bytes"] + 5 * 1000 + 5 * 100
     if files.kind == "disk":  # of what the client of a large file did not wait for, nothing counts
         size = 40 << 20
@@ -242,7 +242,7 @@ def test_reads_and_bytes_are_counted(files):
         assert moved.status in (200, 404)
     same = files.call("move", {"bucket": "counted", "from": "to", "to": "to"})
     assert same.json == {"moved": True, "size": 50}
-    assert wait_until(lambda: usage()["storage_bytes"] == before["storage_bytes"] - 1300, 10)
+    assert wait_until(lambda: usage()["storage_bytes"] == before["storage_bytes"] - 1300)
     assert usage()["storage_objects"] == before["storage_objects"] - 2
 
 
@@ -259,7 +259,7 @@ def test_an_unused_reservation_runs_out(files):
             "update storage.uploads set expires_at = now() - interval '1s',"
             " url_until = now() - interval '1s' where bucket = 'unused'"
         )
-    assert wait_until(lambda: files.used() == before, 12)  # the sweep of a worker comes by
+    assert wait_until(lambda: files.used() == before)  # the sweep of a worker comes by
     answer = files.send("PUT", minted["url"], b"x" * 5000, {"content-type": "a/b"})
     assert (answer.status, answer.code) == (409, "upload_used")
 
@@ -278,7 +278,7 @@ def test_the_read_tokens_of_a_deleted_user_end(files):
     headers = {"apikey": files.anon, "authorization": f"Bearer {files.secret}"}
     done = files.send("DELETE", f"/auth/admin/users/{uid}", None, headers)
     assert done.status == 200, done
-    assert wait_until(lambda: {files.send("GET", url).status for _ in range(6)} == {401}, 5)
+    assert wait_until(lambda: {files.send("GET", url).status for _ in range(6)} == {401})
     assert files.send("GET", other).status == 200
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from server.base.context import NodeConfig
 from server.control.database import external_cluster, prepare
-from server.node.embedded_pg import EmbeddedPostgres, free_port
+from server.node.embedded_pg import EmbeddedPostgres
+from tests.ports import free_port
 from tests.server.storage.s3server import S3Server
 from tests.server.tiers.conftest import World
 from tests.server.tiers.test_backup import SYSTEM, Shop, databases, roles

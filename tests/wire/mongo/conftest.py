@@ -29,8 +29,8 @@ from server.control.projects import Projects
 from server.mongo import embedded
 from server.mongo.address import DocumentServer, without_login
 from server.mongo.provision import Documents
-from server.node.embedded_pg import free_port
 from tests.mongoprobe import wait_for
+from tests.ports import free_port
 from tests.wire.conftest import Site
 
 ROOT = Path(__file__).parents[3]

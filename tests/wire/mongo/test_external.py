@@ -14,8 +14,8 @@ from server.mongo import embedded
 from server.mongo.address import DocumentServer, without_login
 from server.mongo.provision import Documents
 from server.mongo.store import Address, Store
-from server.node.embedded_pg import free_port
 from tests.mongoprobe import forgiving, wait_for
+from tests.ports import free_port
 from tests.wire.mongo.conftest import World
 
 
