@@ -32,7 +32,7 @@ def _answers(url):
         return False
 
 
-def wait_for(url, seconds=60.0, alive=lambda: True):
+def wait_for(url, seconds=180.0, alive=lambda: True):
     """Until the login in the URL is accepted. alive: asked meanwhile."""
     deadline = time.monotonic() + seconds
     with forgiving():

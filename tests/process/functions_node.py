@@ -42,7 +42,7 @@ class Project:
                 f"{self.node.url}/auth{path}", json.dumps(body).encode(),
                 {"apikey": self.anon, "content-type": "application/json"},
             )  # fmt: skip
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.loads(answer.read())
 
         person = {"email": email, "password": "tangerine lamp 41"}
@@ -76,7 +76,9 @@ class Project:
 
     def lines(self, **query):
         asked = "&".join(f"{name}={value}" for name, value in query.items())
-        return self.admin("GET", f"/function-logs?limit=1000&{asked}")[1]["lines"]
+        status, told = self.admin("GET", f"/function-logs?limit=1000&{asked}")
+        assert status == 200, told
+        return told["lines"]
 
     def logged(self, text, seconds=60.0, **query):
         """The first line with this text, once it is there."""

@@ -68,7 +68,7 @@ class RunningNode:
         began = time.monotonic()
         before = self.log.stat().st_size if self.log.exists() else 0
         self.launch()
-        while time.monotonic() - began < 60:
+        while time.monotonic() - began < 120:
             if self.process.poll() is not None:
                 raise AssertionError(self.log.read_text())
             # a node that was killed may answer for a moment longer; this one says when it is up
@@ -83,7 +83,7 @@ class RunningNode:
         base = f"http://127.0.0.1:{self.admin_port}" if admin else self.url
         request = urllib.request.Request(base + path, headers=headers or {})
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -92,7 +92,7 @@ class RunningNode:
 
     def cli(self, *arguments, ok=True, **options):
         done = subprocess.run(
-            **self.command(*arguments), capture_output=True, text=True, timeout=60, **options
+            **self.command(*arguments), capture_output=True, text=True, timeout=120, **options
         )
         if ok:
             assert done.returncode == 0, done.stderr
@@ -137,14 +137,14 @@ class RunningNode:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(60)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.kill()
 
     def stop(self):
         if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            assert self.process.wait(60) == 0
+            self.end()
+            assert self.process.returncode == 0
 
 
 def wait_until(condition, seconds=60.0):

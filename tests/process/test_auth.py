@@ -41,7 +41,7 @@ def send(node, method, path, body=None, token=None, key="anon_key"):
         method=method,
     )  # fmt: skip
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             raw = answer.read()
             status = answer.status
     except urllib.error.HTTPError as error:
@@ -141,7 +141,7 @@ def test_a_project_of_documents_alone_has_users_too(node):
         raw = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(node.url + path, raw, given, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -194,7 +194,7 @@ def test_whatever_is_sent_the_node_answers_with_a_code(node, asked, key):
     headers = {"apikey": node.keys[key], "content-type": "application/json"}
     request = urllib.request.Request(f"{node.url}/auth{where}", raw, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             assert answer.status < 300
     except urllib.error.HTTPError as error:
         assert 400 <= error.code < 500, (asked, error.code)

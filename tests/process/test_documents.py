@@ -32,7 +32,7 @@ def node(module_folder):
 def database(url):
     """The project's database once its login is accepted."""
     wait_for(url)
-    with MongoClient(url, serverSelectionTimeoutMS=5000) as client:
+    with MongoClient(url, serverSelectionTimeoutMS=30000) as client:
         yield client.get_default_database()
 
 
@@ -80,6 +80,7 @@ def test_the_default_project_has_documents_behind_its_own_login(node):
 
 
 def test_no_secret_is_in_the_arguments_of_a_process(node):
+    assert wait_until(lambda: documents_process(node))
     password = (node.data_dir / "secrets" / "mongo_password").read_text().strip()
     for process in [node.process_of(), *node.process_of().children(recursive=True)]:
         with contextlib.suppress(psutil.Error):
@@ -147,12 +148,15 @@ def test_killed_under_writes_it_loses_none_that_was_answered(node):
 
 
 def test_it_ends_with_a_node_that_is_killed(node):
+    with database(node.project()["mongo_url"]) as own:
+        own.command({"insert": "outlives", "documents": [{"_id": n} for n in range(50)],
+                     "writeConcern": {"w": 1, "j": True}})  # fmt: skip
     process = documents_process(node)
     node.kill()
     assert wait_until(lambda: not process.is_running())
     node.start()
     with database(node.project()["mongo_url"]) as own:
-        assert own.kept.count_documents({}) == 50
+        assert own.outlives.count_documents({}) == 50
 
 
 def test_a_node_without_documents_runs_no_document_server(folder):

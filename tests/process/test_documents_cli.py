@@ -22,7 +22,7 @@ def node(module_folder):
     running = RunningNode(module_folder, environment={"ICHIBASE_DEFAULT_FLAVOR": "both"})
     try:
         running.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while send(running, "count", "x", {})[0] != 200:
             assert time.monotonic() < deadline, running.log.read_text()
             time.sleep(0.1)

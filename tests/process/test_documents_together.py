@@ -45,7 +45,7 @@ def node(module_folder):
         running.known = running.project()
         running.cli("settings", "default", "set", "mongo", json.dumps({"rules": RULES}))
         running.cli("settings", "default", "set", "realtime", json.dumps(REALTIME))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while call(running, "count", "orders", {}, key="service_key")[0] != 200:
             assert time.monotonic() < deadline, running.log.read_text()
             time.sleep(0.1)
@@ -120,7 +120,7 @@ def test_a_function_decides(node):
     project = Project(node)
     project.deploy("_mongo_policy", POLICY)
     node.cli("settings", "default", "set", "mongo", json.dumps({"mode": "function"}))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while call(node, "insertOne", "notes", {"doc": {"_id": "a"}}, ANN)[0] != 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -252,7 +252,7 @@ def both(module_folder):
             [sys.executable, "-m", "server.cli.main", "rest"], env=environment, cwd=ROOT
         )
         found = Both(node, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}", project)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while True:
             try:
                 if found.send("rest", Case("GET", "/books"))[0] == 200:
@@ -267,7 +267,7 @@ def both(module_folder):
     finally:
         if program is not None:
             program.terminate()
-            program.wait(20)
+            program.wait(60)
         node.end()
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.process.running import RunningNode, wait_until
+from tests.timing import slowness
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +80,13 @@ def job(node, path, body=None):
     return done[0]["result"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def project(node):
-    cli(node, "projects", "create", "kitchen", "--tier", "free", "--owner", "ann")
-    made = node.project("kitchen")
-    sql(node, "create table pots (id int primary key, filler text)")
-    return made
+    """The same for all tests, until one deletes it."""
+    if state(node) is None:
+        cli(node, "projects", "create", "kitchen", "--tier", "free", "--owner", "ann")
+        sql(node, "create table pots (id int primary key, filler text)")
+    return node.project("kitchen")
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def get(node, project, path="/postgres/pots?id=eq.1", method="GET", body=None):
                  "authorization": f"Bearer {project['anon_key']}"},
     )  # fmt: skip
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -161,17 +163,17 @@ def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project, pot
     limits(node, sleep_days=0.00002)
     times = []
     for _ in range(3):
-        assert wait_until(lambda: state(node) == "sleeping", 20)
+        assert wait_until(lambda: state(node) == "sleeping")
         began = time.perf_counter()
         assert get(node, project) == (200, b'[{"id":1,"filler":null}]')
         times.append(time.perf_counter() - began)
         assert state(node) in ("active", "sleeping")
-    assert wait_until(lambda: state(node) == "sleeping", 20)
+    assert wait_until(lambda: state(node) == "sleeping")
     with ThreadPoolExecutor(50) as many:
         answers = [one[0] for one in many.map(lambda _: get(node, project), range(150))]
     assert set(answers) == {200}
     limits(node)
-    assert statistics.median(times) < 1.0  # what it takes on a machine with nothing else to do
+    assert statistics.median(times) < 1.0 * slowness()
 
 
 def test_requests_are_answered_while_their_project_sleeps_wakes_and_changes(node, project, pot):
@@ -335,7 +337,7 @@ def documents(node, project, operation, body):
                  "apikey": project["service_key"]},
     )  # fmt: skip
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return json.loads(error.read())
@@ -369,7 +371,7 @@ def test_a_restore_ends_the_sessions_of_users(node):
                      "apikey": project["anon_key"]},
         )  # fmt: skip
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())

@@ -88,7 +88,7 @@ def post(node, path, body, bearer=None, apikey=None):
     request = urllib.request.Request(
         node.url + path, json.dumps(body).encode(), headers, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.status, json.loads(answer.read())
 
 

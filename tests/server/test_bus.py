@@ -12,7 +12,7 @@ from server.base.directory import ControlDirectory, Source
 from server.base.events import Events, Failed, Lost, Regained
 
 
-async def until(condition, seconds=5.0):
+async def until(condition, seconds=60.0):
     end = asyncio.get_running_loop().time() + seconds
     while not condition():
         assert asyncio.get_running_loop().time() < end, "did not happen in time"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 from collections import Counter
@@ -44,7 +45,7 @@ def asleep(text, seconds):
 
 
 def run(work):
-    return asyncio.run(asyncio.wait_for(work, 60))
+    return asyncio.run(asyncio.wait_for(work, 120))
 
 
 def test_each_group_gets_its_own_result(pg_database):
@@ -129,9 +130,10 @@ def test_a_killed_backend_fails_its_groups_and_no_other(pg_database):
                     "order by random() limit 1"
                 )
             await asyncio.sleep(0.3)
+            while outcomes["right"] <= 500:
+                await asyncio.sleep(0.05)
             done.set()
             await asyncio.gather(*callers)
-        assert outcomes["right"] > 500, outcomes
         (result,) = await pool.run(said("after"))
         assert result.body == b'[{"said":"after"}]'
         assert pool.stats()["in_flight"] == 0
@@ -317,21 +319,21 @@ def test_results_stay_paired_over_a_network_that_breaks(pg_database):
             pool = Pool(network.dsn, max_size=5, acquire_timeout=20)
             try:
                 callers = [asyncio.create_task(caller(pool, n)) for n in range(12)]
-                await asyncio.wait(callers, timeout=3)
+                await asyncio.sleep(3)
+                while not (network.cuts > 3 and counts["right"] > 50 and len(counts) == 5):
+                    await asyncio.sleep(0.05)
                 done.set()
                 network.breaks = False
                 await asyncio.gather(*callers)
                 for n in range(20):
                     (result,) = await pool.run(said(f"after {n}"))
                     assert result.body == f'[{{"said":"after {n}"}}]'.encode()
-                async with asyncio.timeout(10):  # whose cancellation was cut off ends by itself
+                async with asyncio.timeout(60):  # whose cancellation was cut off ends by itself
                     while pool.stats()["in_flight"]:
                         await asyncio.sleep(0.02)
             finally:
                 await pool.close()
-            assert network.cuts > 3
-        assert min(counts[kind] for kind in ("right", "left", "late", "failed", "cut")) > 0, counts
-        assert counts["right"] > 50, counts
+        assert set(counts) == {"right", "left", "late", "failed", "cut"}
 
     run(work())
 
@@ -394,7 +396,9 @@ def test_another_thread_and_the_loop_share_connections(pg_database):
         counts = Counter()
 
         def threads_part():
-            for n in range(4_000):
+            for n in itertools.count():
+                if n >= 4_000 and counts["placed"] > 1000 and counts["looped"] > 500:
+                    break
                 text = f"thread {n}"
                 waiter = Waiter()
                 fails = n % 11 == 0
@@ -428,8 +432,6 @@ def test_another_thread_and_the_loop_share_connections(pg_database):
             await pool.run(said("opens"))
             finished = loop.run_in_executor(None, threads_part)
             await asyncio.gather(finished, *(loops_part(n) for n in range(4)))
-            assert counts["placed"] > 1000, counts
-            assert counts["looped"] > 500, counts
             assert pool.stats()["in_flight"] == 0
         finally:
             await pool.close()

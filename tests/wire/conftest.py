@@ -57,7 +57,7 @@ class Site:
         self._wait(awake)
 
     def _wait(self, awake):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log_path.read_text()[-3000:]
             try:
@@ -68,7 +68,7 @@ class Site:
             time.sleep(0.05)
         raise AssertionError(self.log_path.read_text()[-3000:])
 
-    def raw(self, data, timeout=15.0):
+    def raw(self, data, timeout=60.0):
         """Sends bytes as they are; gives what comes until the connection ends or nothing does."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as peer:
             peer.sendall(data)
@@ -95,7 +95,7 @@ class Site:
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         finally:
             self.process.kill()
             self.log.close()

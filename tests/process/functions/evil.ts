@@ -175,6 +175,8 @@ const acts: Record<string, Act> = {
           signal: signal(),
         }).then((r) => r.text())),
     );
+    Deno.env.delete("HTTP_PROXY");
+    Deno.env.delete("http_proxy");
     out.push(await text("listen", () => Deno.listen({ port: 0 })));
     out.push(
       await text(

@@ -199,7 +199,7 @@ def test_a_function_that_reads_slowly_slows_its_client(project, parts):
             pass
         assert sent < 40 << 20  # what the kernel keeps on its way
         assert memory(project) - before < 20 << 20
-        client.settimeout(20)
+        client.settimeout(60)
         while sent < size:
             sent += client.send(piece[: size - sent])
         answer = b""
@@ -298,7 +298,7 @@ class Client:
     """A WebSocket client of the tests."""
 
     def __init__(self, project, path, **headers):
-        self.socket = socket.create_connection(("127.0.0.1", project.node.port), timeout=20)
+        self.socket = socket.create_connection(("127.0.0.1", project.node.port), timeout=60)
         key = base64.b64encode(os.urandom(16)).decode()
         lines = [f"GET /functions/{path} HTTP/1.1", f"host: {project.host}", "upgrade: websocket",
                  "connection: Upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {key}",
@@ -390,7 +390,7 @@ def test_the_command_line(project, tmp_path):
         time.sleep(1.0)
     finally:
         watching.terminate()
-        output = watching.communicate(timeout=20)[0]
+        output = watching.communicate(timeout=60)[0]
     assert "/functions/greet serves version 3" in output
     assert "at work" in output
     kept = json.loads(node.cli(*run, "versions", "greet", "--json").stdout)

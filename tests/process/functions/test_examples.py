@@ -28,7 +28,7 @@ def examples(project):
 def send(method, url, body=None, headers=None):
     request = urllib.request.Request(url, body, headers or {}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

@@ -81,7 +81,7 @@ class Parts:
     async def call(self, name="burn"):
         return await self.worker.call_internal(Asking, name, b"{}")
 
-    async def busy(self, until, seconds=20):
+    async def busy(self, until, seconds=60):
         """Calls, eight at once, until something holds; gives the answers."""
         found = []
         deadline = asyncio.get_running_loop().time() + seconds
@@ -122,7 +122,7 @@ def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_a
             assert {len(one.leases) for one in parts.processes()} == {1}
             monkeypatch.setattr(running, "FULL", 1.5)
             monkeypatch.setattr(running, "SLACK", 1.0)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(parts.processes()) > 1:
                     await asyncio.sleep(0.05)
             assert await parts.call() == first
@@ -139,7 +139,7 @@ def test_the_second_process_takes_over_when_the_first_ends(monkeypatch):
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
             monkeypatch.setattr(running, "FULL", 1.5)
             parts.manager.current["p", "burn"].cell.kill("memory")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(parts.processes()) > 1:
                     await asyncio.sleep(0.02)
                 while (second := await parts.call()) == first:
@@ -164,7 +164,7 @@ def test_another_version_takes_the_place_of_all_processes(monkeypatch):
             now = await parts.call()
             assert now not in before
             assert len(parts.processes()) == 1
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(parts.manager.running) > 1:
                     await asyncio.sleep(0.05)
             parts.manager.retire_all("p", "burn")
@@ -184,7 +184,7 @@ def test_processes_are_replaced_when_the_machine_has_another_address(monkeypatch
             own = [*network.own_addresses(), "8.8.4.4"]
             monkeypatch.setattr(network, "own_addresses", lambda: own)
             parts.manager._close_addresses()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while before & set(parts.manager.cells) or await parts.call() == first:
                     parts.manager._close_addresses()  # also those that were coming up before
                     await asyncio.sleep(0.05)
@@ -221,7 +221,7 @@ def test_work_after_the_answer_ends_with_the_time_of_an_invocation(monkeypatch):
         async with Parts() as parts:
             assert await parts.call("lasting") == b"done"
             began = asyncio.get_running_loop().time()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while parts.manager.running:
                     await asyncio.sleep(0.05)
             assert asyncio.get_running_loop().time() - began > 1.4

@@ -28,7 +28,7 @@ class Receiver(asyncio.Protocol):
 
 
 async def wait_for(condition):
-    for _ in range(200):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)

@@ -36,7 +36,7 @@ def cut(dsn, name="ichibase exchange"):
         )
 
 
-async def until(condition, seconds=10.0):
+async def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
@@ -159,7 +159,7 @@ def shown(world, channel):
     return world.call(look)
 
 
-def eventually(condition, seconds=15.0):
+def eventually(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not happen in time"

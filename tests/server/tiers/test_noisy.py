@@ -180,8 +180,13 @@ def test_who_holds_others_up_is_ended_whatever_the_session_has_set(world, pair, 
         running.pgconn.send_query(b"select pg_sleep(30)")
 
         async def later():
-            await asyncio.sleep(0.3)
-            return await idle.end_what_holds_up(projects, events)
+            ended = 0
+            for _ in range(100):
+                await asyncio.sleep(0.3)
+                ended += await idle.end_what_holds_up(projects, events)
+                if ended >= 2:
+                    break
+            return ended
 
         assert run(later()) == 2
         assert neighbour.execute("select 2").fetchone() == (2,)

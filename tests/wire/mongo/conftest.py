@@ -95,7 +95,7 @@ class World:
         return self.records[slug]
 
     @staticmethod
-    def until(condition, seconds=10.0):
+    def until(condition, seconds=60.0):
         """Waits until the worker knows of a change."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -110,7 +110,7 @@ class World:
 
     def database(self, slug="default"):
         """The project's database under its own login, for a test to look into."""
-        return MongoClient(self.url(slug), serverSelectionTimeoutMS=5000).get_default_database()
+        return MongoClient(self.url(slug), serverSelectionTimeoutMS=30000).get_default_database()
 
     def settings(self, slug="default", collections=None, **section):
         """Replaces the section mongo and waits until the worker uses it."""
@@ -119,7 +119,7 @@ class World:
         value = sections.check("mongo", msgspec.json.encode({"rules": rules} | section))
         asyncio.run(self.projects.put_settings(slug, "mongo", value))
         if section.get("mode") == "function":
-            time.sleep(1)
+            self.until(lambda: self.call("count", probe, slug=slug, service=True).status == 403)
         else:
             self.until(lambda: self.call("count", probe, slug=slug).status == 200)
 
@@ -209,7 +209,7 @@ class Told:
             while data := peer.recv(1 << 16):
                 self.messages += [json.loads(text) for text in unframer.feed(data)]
 
-    def take(self, count=1, seconds=5.0):
+    def take(self, count=1, seconds=60.0):
         """The events that arrived, once there are so many."""
         deadline = time.monotonic() + seconds
         while True:

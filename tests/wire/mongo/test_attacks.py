@@ -8,6 +8,7 @@ import uuid
 
 import pytest
 
+from tests.timing import slowness
 from tests.wire.mongo.conftest import ANN, BOB
 
 OWN = {"owner": "${auth.uid}"}
@@ -238,14 +239,14 @@ def test_a_regular_expression_cannot_hang_the_server(docs):
     docs.service("insertOne", "open", {"doc": {"_id": uuid.uuid4().hex, "t": "a" * 40 + "!"}})
     for pattern in ("(a+)+$", "(a|a)*$", "(a|aa)+$", "^(([a-z])+.)+[A-Z]([a-z])+$", "a" * 100_000,
                     "(.*)*x", "(?:a{0,999}){999}$"):  # fmt: skip
-        began = time.monotonic()
+        slow, began = slowness(), time.monotonic()
         answer = docs.call("find", "open", {"filter": {"t": {"$regex": pattern}}}, uid=ANN)
         assert answer.status in (200, 400, 504), answer.text
-        assert time.monotonic() - began < 20, pattern
+        assert time.monotonic() - began < 20 * slow, pattern
         pipeline = [{"$project": {"x": {"$regexMatch": {"input": "$t", "regex": pattern}}}}]
         answer = docs.call("aggregate", "open", {"pipeline": pipeline}, uid=ANN)
         assert answer.status in (200, 400, 504), answer.text
-        assert time.monotonic() - began < 30, pattern
+        assert time.monotonic() - began < 30 * slow, pattern
     assert docs.call("count", "open", uid=ANN).status == 200
 
 

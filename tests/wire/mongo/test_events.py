@@ -111,7 +111,12 @@ def test_collections_that_are_not_enabled_tell_nothing(orders, told):
 def test_what_the_change_stream_tells_the_worker_does_not(orders, told):
     section = {"documents": "stream", "collections": {"orders": {"enabled": True, "rule": OWN}}}
     asyncio.run(orders.projects.put_settings("default", "realtime", section))
-    time.sleep(1.0)
+
+    def tells():
+        orders.ok("insertOne", "orders", {"doc": {}}, uid=ANN)
+        return told.take(1, 0.3) != []
+
+    orders.until(lambda: not tells())
     orders.ok("insertOne", "orders", {"doc": {"_id": 1}}, uid=ANN)
     orders.ok("updateMany", "orders", {"filter": {}, "update": {"$set": {"n": 1}}}, uid=ANN)
     orders.ok("deleteMany", "orders", {"filter": {}}, uid=ANN)
@@ -119,7 +124,7 @@ def test_what_the_change_stream_tells_the_worker_does_not(orders, told):
     assert told.messages == []
     del section["documents"]
     asyncio.run(orders.projects.put_settings("default", "realtime", section))
-    time.sleep(1.0)
+    orders.until(tells)
 
 
 def test_a_realtime_process_that_is_away_costs_no_write(world):
@@ -158,11 +163,11 @@ def test_a_project_over_its_quota_reads_and_deletes(world):
             "update projects set limits = '{\"database_bytes\": 500}' where slug='full'"
         )
     world.until(lambda: world.call("insertOne", "open", {"doc": {}}, slug="full",
-                                   service=True).status == 507, 30)  # fmt: skip
+                                   service=True).status == 507)  # fmt: skip
     body = {"filter": {"_id": 1}, "update": {"$set": {"a": 1}}}
     answer = world.call("updateOne", "open", body, slug="full", service=True)
     assert (answer.status, answer.code) == (507, "quota_exceeded")
     assert world.service("count", "open", slug="full")["count"] >= 1
     world.service("deleteMany", "open", {"filter": {}}, slug="full")
     world.until(lambda: world.call("insertOne", "open", {"doc": {}}, slug="full",
-                                   service=True).status == 200, 30)  # fmt: skip
+                                   service=True).status == 200)  # fmt: skip
