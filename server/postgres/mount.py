@@ -33,6 +33,7 @@ POLL_SECONDS = 1.0
 IDLE_SECONDS = 600.0
 IDLE_POLL = 30.0  # seconds without a request after which nobody looks for changes
 SWEEP_SECONDS = 30.0
+CATALOG_SECONDS = 60.0  # that a statement about the schema may take, whatever others may
 BODIES = frozenset({"POST", "PATCH", "PUT"})
 MAX_ENGINES = 64  # of one worker; each has a connection of its own that listens
 # What a request is told that the catalog has nothing for; it may be older than the database.
@@ -141,13 +142,16 @@ class ProjectRest:
             self._loading.add_done_callback(self._loaded)
         await asyncio.shield(self._loading)
 
+    async def _fetch(self, sql: str, params: tuple[object, ...] = ()) -> list[introspect.Row]:
+        return await self.pool.fetch(sql, params, timeout=CATALOG_SECONDS)
+
     async def _load(self) -> None:
         self._stale = False
         self._version += 1
-        ((fingerprint,),) = await self.pool.fetch(FINGERPRINT)
+        ((fingerprint,),) = await self._fetch(FINGERPRINT)
         known = TIMEZONES.setdefault(server_of(self.project), {})
         catalog = await introspect.load(
-            self.pool.fetch, self.settings, self._version, known_timezones=known
+            self._fetch, self.settings, self._version, known_timezones=known
         )
         self.pool.forget()
         # Settings of the roles are left alone here: the three roles belong to every project of
@@ -211,7 +215,7 @@ class ProjectRest:
                 if self._loading is not None:
                     await self.reload()
                 self._looked_at = time.monotonic()
-                ((found,),) = await self.pool.fetch(FINGERPRINT)
+                ((found,),) = await self._fetch(FINGERPRINT)
                 if found != self._fingerprint:
                     await self.reload()
         return self._loaded_version != version
@@ -224,7 +228,7 @@ class ProjectRest:
                 continue
             with contextlib.suppress(PgError, *faults.POOL_ERRORS):
                 if announced is None:
-                    announced = bool(await self.pool.fetch(ANNOUNCED))
+                    announced = bool(await self._fetch(ANNOUNCED))
                 if announced:
                     return
                 await self.refreshed()

@@ -2,9 +2,9 @@
 
 Each realtime process tells the others which projects it has sockets of, and gets messages and
 presence of those alone. A process that has said nothing for DEAD_SECONDS is gone, and so are those
-who were present there. Whoever misses a message, or hears of a process for the first time, asks it
-for its state: its projects and all who are present. Row changes and messages from SQL do not come
-this way: every node reads them from the log.
+who were present there, until it is heard of again. Whoever misses a message, or hears of a process
+for the first time, asks it for its state: its projects and all who are present. Row changes and
+messages from SQL do not come this way: every node reads them from the log.
 """
 
 from __future__ import annotations
@@ -187,15 +187,23 @@ class Nodes:
         self.exchange.send({"k": "hello", "node": self.node})
 
     async def _live(self) -> None:
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(ALIVE_SECONDS)
+            now = time.monotonic()
+            stood = max(0.0, now - looked - 2 * ALIVE_SECONDS)  # we, not the others
+            looked = now
             if not self.exchange.connected:
                 continue  # who is there cannot be known
-            now = time.monotonic()
+            gone = False
             for run, other in list(self.others.items()):
+                other.heard += stood
                 if now - other.heard > DEAD_SECONDS:
                     self.events.emit(Noted("a node is gone", f"{other.node}: nothing was heard"))
                     self._drop(run)
+                    gone = True
+            if gone:  # one that was only slow may have done the same, and would never speak again
+                self.exchange.send({"k": "hello", "node": self.node})
             if self.others:
                 self.exchange.send({"k": "alive"})
 

@@ -39,6 +39,7 @@ class RunningNode:
             "ICHIBASE_DATA_DIR": str(self.data_dir), "PYTHONPATH": str(ROOT),
             "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(folder),
             "ICHIBASE_DEFAULT_FLAVOR": "postgres",  # tests of documents ask for more
+            "ICHIBASE_ADMIN_PORT": str(self.admin_port),  # of every command that is not given one
             "ICHIBASE_REALTIME_PORT": str(self.realtime_port),
             "ICHIBASE_MONGO_PORT": str(free_port()),
             **(environment or {}),

@@ -279,7 +279,10 @@ def test_slow_requests_of_the_short_way_get_a_line(site, control):
     with psycopg.connect(owner(control, "default"), autocommit=True) as database:
         database.execute("create view slow_rows as select 7 as id from pg_sleep(1.05)")
     for _ in range(3):
-        answer = site.call("GET", "/postgres/slow_rows?id=eq.7", as_anon(control))
+        for _ in range(5):  # it may take longer than a statement may, on a busy machine
+            answer = site.call("GET", "/postgres/slow_rows?id=eq.7", as_anon(control))
+            if answer.status == 200:
+                break
         assert answer.json == [{"id": 7}]
         until(lambda id=answer.headers["x-request-id"]: id in site.log_path.read_text())
 

@@ -203,14 +203,37 @@ def test_a_process_that_falls_silent_is_gone_and_comes_back(pair):
     eventually(lambda: len(shown(one, "room:0")) == len(shown(two, "room:0")) == 2)
     listener = two.process.nodes.exchange
 
-    def silence(message, real=listener.send):
-        listener._number += message["k"] != "alive"
+    def silence(message):
+        listener._number += 1
 
     two.call(lambda: setattr(listener, "send", silence))
     eventually(lambda: len(shown(one, "room:0")) == 1)
     two.call(lambda: delattr(listener, "send"))
     eventually(lambda: shown(one, "room:0") == shown(two, "room:0"))
     assert len(shown(one, "room:0")) == 2
+
+
+def test_processes_that_took_each_other_for_gone_find_together_again(pair):
+    for world in pair:
+        client = world.connect(key())
+        client.ask(type="subscribe", ref="1", kind="broadcast", channel="room:0", presence=True)
+    eventually(lambda: all(len(shown(world, "room:0")) == 2 for world in pair))
+    for world in pair:
+        exchange = world.process.nodes.exchange
+
+        def slow(message, exchange=exchange, real=exchange.send):
+            if message["k"] != "alive":
+                real(message)
+
+        world.call(lambda exchange=exchange, slow=slow: setattr(exchange, "send", slow))
+    gone = "a node is gone"
+    for world in pair:
+        eventually(
+            lambda w=world: any(isinstance(e, Noted) and gone in e.what for e in list(w.seen))
+        )
+    for world in pair:
+        world.call(lambda world=world: delattr(world.process.nodes.exchange, "send"))
+    eventually(lambda: all(len(shown(world, "room:0")) == 2 for world in pair))
 
 
 def test_a_project_without_sockets_gets_nothing(pair):
