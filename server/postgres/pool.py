@@ -47,6 +47,7 @@ IDLE_TICK = 1.0
 CANCEL_GRACE = 5.0  # a cancelled group that has not ended by then costs its connection
 MAX_BACKOFF = 5.0
 RETIRED_QUIET = 2.0  # seconds without use after which a pool that was given up is closed
+RETIRED_LOOKS = 10  # in that time
 RETIRED_MOST = 30.0
 
 log = logging.getLogger("ichibase.postgres")
@@ -256,14 +257,13 @@ class Pool:
     async def retire(self) -> None:
         """Closes the pool when those who still hold it have stopped using it: a request may need
         several groups, and more may be waiting than are in flight."""
-        now = used = monotonic()
-        until, seen = now + RETIRED_MOST, -1
-        while not self._closed and now < min(until, used + RETIRED_QUIET):
+        until, seen, quiet = monotonic() + RETIRED_MOST, -1, 0
+        # Looks are counted, not seconds: when this process stands still, its requests do too.
+        while not self._closed and quiet < RETIRED_LOOKS and monotonic() < until:
             stats = self.stats()
-            if stats["in_flight"] or stats["waiting"] or stats["groups"] != seen:
-                used, seen = now, stats["groups"]
-            await asyncio.sleep(RETIRED_QUIET / 10)
-            now = monotonic()
+            used = stats["in_flight"] or stats["waiting"] or stats["groups"] != seen
+            quiet, seen = 0 if used else quiet + 1, stats["groups"]
+            await asyncio.sleep(RETIRED_QUIET / RETIRED_LOOKS)
         if not self._closed:
             await self.close()
 
