@@ -50,7 +50,7 @@ static char *read_head(char *p, char *end, char **line_end, int64_t *body)
 
 static int refused(unsigned char c)
 {
-    return c == '"' || c == '<' || c == '>' || c == '`' || c >= 0x7f;
+    return c == '"' || c == '#' || c == '<' || c == '>' || c == '`' || c >= 0x7f;
 }
 
 /* Percent-encodes what would be refused between start and stop; n bytes from buf on are there.

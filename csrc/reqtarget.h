@@ -1,5 +1,6 @@
 /* Request targets with bytes that clients send as they are (`->>`, quotes) and that the HTTP server
- * refuses before anybody sees the request: percent-encoded on their way in. */
+ * refuses before anybody sees the request, or, with a hash, cuts off: percent-encoded on their way
+ * in. */
 #ifndef ICHI_REQTARGET_H
 #define ICHI_REQTARGET_H
 

@@ -70,7 +70,9 @@ cdef class TypeTable:
         if codec is not NULL:
             return codec
         own = self._known.get(oid)
-        return NULL if own is None else own.codec
+        if own is None:
+            return NULL
+        return own.codec
 
     cpdef bint knows(self, unsigned int oid):
         """Whether the type has been looked up (or is built in); it may still be left to

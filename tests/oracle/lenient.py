@@ -4,7 +4,7 @@ import re
 
 HEAD = re.compile(rb"([A-Z][^\n ]*) ([^\n]*) (HTTP/1\..)\r\n((?:[^\n]+\r\n)*)\r\n")
 LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\Z", re.IGNORECASE)
-REFUSED = re.compile(rb'["<>`\x7f-\xff]')
+REFUSED = re.compile(rb'["#<>`\x7f-\xff]')
 
 
 class Stream:
