@@ -18,6 +18,7 @@ from typing import Any
 from server.base import unix
 from server.base.http import Request
 from server.base.project import Project
+from server.realtime.intake import Intake, Taken
 from server.realtime.pace import Paces
 
 KEY = "aWNoaWJhc2UtcmVsYXktMQ=="
@@ -76,7 +77,7 @@ class Frames:
         return found
 
 
-async def relay(path: Path, request: Request, protocol: Any, paces: Paces) -> None:
+async def relay(path: Path, request: Request, protocol: Any, paces: Paces, intake: Intake) -> None:
     """Serves one socket of a worker to its end."""
     try:
         reader, writer = await asyncio.open_unix_connection(sock=unix.connect(path))
@@ -89,7 +90,11 @@ async def relay(path: Path, request: Request, protocol: Any, paces: Paces) -> No
             protocol.close(status)
             return
         transport = await protocol.accept()
-        inwards = asyncio.ensure_future(_from_client(transport, writer, request.project, paces))
+        client: str = request.client  # type: ignore[attr-defined]
+        taken = intake.enter(client)
+        inwards = asyncio.ensure_future(
+            _from_client(transport, writer, request.project, paces, taken)
+        )
         outwards = asyncio.ensure_future(
             _to_client(transport, reader, rest, request.project, paces)
         )
@@ -100,6 +105,7 @@ async def relay(path: Path, request: Request, protocol: Any, paces: Paces) -> No
                 task.cancel()
             await asyncio.wait({inwards, outwards})
             protocol.close(None)
+            intake.leave(client, taken)
     except (TimeoutError, OSError):
         protocol.close(503)
     finally:
@@ -129,7 +135,7 @@ async def _ask(
 
 
 async def _from_client(
-    transport: Any, writer: asyncio.StreamWriter, project: Project, paces: Paces
+    transport: Any, writer: asyncio.StreamWriter, project: Project, paces: Paces, taken: Taken
 ) -> None:
     while True:
         message = await transport.receive()
@@ -137,10 +143,10 @@ async def _from_client(
         if message.kind == 0:
             writer.write(masked(CLOSE, b""))
             return
-        if message.kind == 2:
-            writer.write(masked(TEXT, message.data.encode()))
-        else:
-            writer.write(masked(BINARY, message.data))
+        text = message.kind == 2
+        data = message.data.encode() if text else message.data
+        taken.add(len(data))
+        writer.write(masked(TEXT if text else BINARY, data))
         await writer.drain()
 
 

@@ -11,6 +11,7 @@ from ichicore.errors import ApiError
 from server.base.context import WorkerContext
 from server.base.http import Request, Response, json_response
 from server.realtime import relay
+from server.realtime.intake import Intake
 from server.realtime.pace import Paces
 from server.realtime.rules import CHANNEL, USER
 
@@ -37,6 +38,7 @@ class RealtimeService:
         self.context = context
         self.path = relay.socket_for_workers(context.config.data_dir)
         self.paces = Paces()
+        self.intake = Intake()
 
     async def handle(self, request: Request) -> Response:
         if request.path == "/publish":
@@ -58,7 +60,7 @@ class RealtimeService:
         if not await self.paces.opening(request.project.id, request.project.limits):
             protocol.close(429)
             return
-        await relay.relay(self.path, request, protocol, self.paces)
+        await relay.relay(self.path, request, protocol, self.paces, self.intake)
 
     async def _publish(self, request: Request) -> Response:
         identity = request.identity

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle.websocket import CLOSE
+from tests.oracle.websocket import CLOSE, CONTINUATION, TEXT, frame
 from tests.ports import free_port
 from tests.process.running import RunningNode, wait_until
 from tests.server.realtime.world import Talker
@@ -169,6 +169,33 @@ def test_a_client_of_the_public_port_that_never_reads(node, keys):
     assert reached[0] == 1
     assert reached[-1] == 0  # 40 MB were not kept for it
     assert sum(worker.memory_info().rss for worker in workers) - before < 24 << 20
+
+
+def test_fragments_without_end_are_not_kept_by_the_public_port(node, keys):
+    """The HTTP server would join 64 MiB of them for each socket before it tells of any."""
+    healthy = [connect(node, keys["anon_key"]) for _ in range(6)]
+    workers = [p for p in node.process_of().children(True) if p.name() == "ichibase-worker"]
+    before = sum(worker.memory_info().rss for worker in workers)
+    greedy = [connect(node, keys["anon_key"]) for _ in range(8)]
+    most, left = 0, set(greedy)
+    parts = [frame(kind, b"x" * 60_000, fin=False) for kind in (TEXT, CONTINUATION)]
+    for number in range(1000):  # 60 MB of each in four seconds
+        for client in list(left):
+            try:
+                client.sock.sendall(parts[number > 0])
+            except OSError:
+                left.discard(client)
+        if number % 25 == 0:
+            most = max(most, sum(worker.memory_info().rss for worker in workers) - before)
+        if not left:
+            break
+        time.sleep(0.004)
+    assert not left
+    assert most < 300 << 20
+    for client in healthy:
+        client.silent()
+    again = connect(node, keys["anon_key"])
+    again.silent()
 
 
 def test_signing_out_cuts_the_sockets_within_a_second(node, keys):

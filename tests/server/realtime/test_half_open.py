@@ -14,6 +14,7 @@ import pytest
 from server.base import unix
 from server.base.limits import DEFAULT_TIERS
 from server.realtime import relay
+from server.realtime.intake import Intake
 from server.realtime.pace import Paces
 from tests.oracle.websocket import PING, PONG, TEXT
 from tests.server.realtime.world import SECRET, key, project, token
@@ -131,13 +132,14 @@ def test_who_vanishes_behind_a_worker_is_closed(one, tmp_path):
     class Request:
         headers = {"host": "localhost"}
         query = "token=" + key()
+        client = "127.0.0.1:1"
         project = one.directory.get("default")
 
     assert Request.project.limits == DEFAULT_TIERS["business"]
 
     async def work():
         began = time.monotonic()
-        await asyncio.wait_for(relay.relay(path, Request, quiet, Paces()), 20)
+        await asyncio.wait_for(relay.relay(path, Request, quiet, Paces(), Intake()), 20)
         return time.monotonic() - began
 
     handed_on = asyncio.run_coroutine_threadsafe(work(), one.loop)
