@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 
 import orjson
@@ -15,6 +16,8 @@ from ichicore.rest import payload
 
 RAW = ("text/plain", "text/xml", "application/octet-stream")
 FIELD_LIMIT = 1 << 30
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+MISPLACED_QUOTE = re.compile(r'[^,\r\n]\0|\0[^,\r\n]|"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,10 @@ def _csv(body: bytes) -> Given:
         rows = [row for row in lines if row]
     except csv.Error as error:
         raise _refuse(f"parse error (Failed reading: {error})") from None
-    if not rows:
-        raise _refuse("parse error (not enough input)")
+    if not rows or (len(rows) == 1 and not text.endswith(("\n", "\r"))):
+        raise _refuse("parse error (not enough input)")  # the header is a line, which ends
+    if '"' in text and MISPLACED_QUOTE.search(QUOTED.sub("\0", text)):
+        raise _refuse("parse error (Failed reading: a quote inside a value without quotes)")
     header = rows.pop(0)
     records = [
         {name: None if value == "NULL" else value for name, value in zip(header, row, strict=False)}

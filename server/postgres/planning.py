@@ -343,6 +343,8 @@ class Planner:
         root.extend(condition for path, condition in query.logic if not path)
         if action == "delete":
             return Mutation(self.catalog, table, "delete", conditions=root)
+        if action == "put":
+            self._check_put(table, query)
         fields = payload_fields(self.catalog, table, payload.names)
         if action == "update":
             return Mutation(
@@ -355,7 +357,6 @@ class Planner:
                 defaults=preferences.missing == "default",
             )
         if action == "put":
-            self._check_put(table, query)
             return Mutation(
                 self.catalog,
                 table,

@@ -101,6 +101,9 @@ def test_refusals() -> None:
     assert refused(b"", "text/csv").startswith("parse error")
     assert refused(b'a\n"x', "text/csv").startswith("parse error")
     assert refused(b"\xff", "text/csv") == "The CSV text is not UTF-8"
+    assert refused(b"a,b", "text/csv") == "parse error (not enough input)"
+    for line in (b'x"y,1', b'{"a":1},1', b'"x"y,1', b' "x",1', b'1,x"', b'"a","b"""c'):
+        assert refused(b"a,b\n" + line, "text/csv").startswith("parse error"), line
     assert refused(b"x", "text/plain") == "Content-Type not acceptable: text/plain"
     assert refused(b"a=%ff", "application/x-www-form-urlencoded") == "The form is not UTF-8"
 
@@ -110,6 +113,9 @@ def test_bodies() -> None:
         b'a,b\r\n1,NULL\r\n"x,""y",\r\n', "text/csv; charset=utf-8", None, rpc=False
     )
     assert csv.names == ("a", "b")
+    assert payloads.read(b"a,b\n", "text/csv", None, rpc=False).body == b"[]"
+    quoted = payloads.read(b'a,b\n"","x ""y"", z"\n"l\n""",\n', "text/csv", None, rpc=False)
+    assert quoted.body == b'[{"a":"","b":"x \\"y\\", z"},{"a":"l\\n\\"","b":""}]'
     assert csv.body == b'[{"a":"1","b":null},{"a":"x,\\"y","b":""}]'
     form = payloads.read(b"a=1&b=x+y&a=2", "application/x-www-form-urlencoded", None, rpc=False)
     assert (form.body, form.is_object) == (b'{"a":"2","b":"x y"}', True)

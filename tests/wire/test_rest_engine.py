@@ -447,11 +447,14 @@ def test_no_query_string_is_the_servers_fault(rest_dsn: str) -> None:
 
 def test_a_function_that_is_quick_may_share_a_connection(rest_dsn: str) -> None:
     async def test(send: Send, engine: RestEngine) -> None:
-        for n in range(60):
+        for n in range(2000):  # one that was slow, on a busy machine, costs many quick ones
             assert (await send("GET", f"/rpc/add?a={n}")).body == str(n + 10).encode()
-        assert engine.generation is not None
-        (plan,) = engine.generation.plans.values()
+            assert engine.generation is not None
+            (plan,) = engine.generation.plans.values()
+            if plan.proven_quick:
+                break
         assert plan.proven_quick
+        assert n >= 19
         plan.took(1.0)
         assert not plan.proven_quick
 
