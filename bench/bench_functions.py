@@ -220,6 +220,7 @@ def busy() -> dict[str, Any]:
         for name, concurrency in (("one", 24), ("two", 50)):
             limits = {"function_concurrency": concurrency, "function_cpu_ms": 60_000}
             project.admin("PATCH", "", {"limits": limits})
+            time.sleep(1.0)  # until the workers know
             wrk(url, seconds=4, connections=16, headers=headers)  # until the second one is there
             rates[name] = wrk(url, seconds=SECONDS, connections=16, headers=headers)["rate"]
         return {
