@@ -17,6 +17,11 @@ def slowness():
     return max(1.0, (time.monotonic() - began) / INTERPRETER_SECONDS)
 
 
+def within(seconds, bound):
+    """Whether so many seconds are below the bound, on this machine."""
+    return seconds < bound or seconds < bound * slowness()
+
+
 def quickest(attempt, enough, tries=3):
     """The fewest seconds that an attempt gives; more are made until one is below `enough`. For what
     the product promises, and keeps whenever the machine gives it the time."""

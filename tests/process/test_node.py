@@ -17,7 +17,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.process.running import RunningNode, wait_until
-from tests.timing import slowness
+from tests.timing import slowness, within
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_second_interrupt_does_not_wait(node):
     assert node.process.poll() is None
     node.process.send_signal(signal.SIGINT)
     assert node.process.wait(20) == 0
-    assert time.monotonic() - began < 8 * slowness()
+    assert within(time.monotonic() - began, 8)
     thread.join(20)
 
 
@@ -182,7 +182,7 @@ def test_terminated_it_stops_with_code_zero_and_a_second_start_is_quick(node):
     assert not (node.data_dir / "run" / "node.json").exists()
     done = node.cli("status", ok=False)
     assert (done.returncode, "ichibase serve" in done.stderr) == (1, True)
-    assert node.start() < 3 * slowness()
+    assert within(node.start(), 3)
 
 
 def test_left_lock_files_of_another_process_do_not_hinder(node):
@@ -255,7 +255,7 @@ def test_root_runs_the_database_as_nobody_also_below_a_closed_folder(folder, lau
         running.sql("create table kept (id int); insert into kept values (1); select 1")
         family = tree(running)
         running.kill()
-        assert running.start() < 10 * slowness()
+        assert within(running.start(), 10)
         assert wait_until(lambda: all_gone(family))
         assert running.sql("select count(*) from kept") == [[1]]
     finally:

@@ -12,6 +12,7 @@ import pytest
 from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.gateway.states import HOLD_SECONDS
+from tests.timing import slowness
 from tests.wire.conftest import Site
 from tests.wire.test_gateway import until
 
@@ -127,7 +128,7 @@ def test_hundreds_of_requests_wake_a_sleeping_project_once(site, control, life, 
     before = wakings(control)
     run(life.step(slug, "sleep", "test"))
     until(lambda: connections(control) == 0)
-    time.sleep(0.3)  # the workers have been told
+    time.sleep(0.3 * slowness())  # the workers have been told
     with ThreadPoolExecutor(100) as many:
         answers = list(many.map(
             lambda _: call(site, control, "GET", "/postgres/notes?id=eq.1").status, range(300)
@@ -139,7 +140,8 @@ def test_hundreds_of_requests_wake_a_sleeping_project_once(site, control, life, 
 
 def test_a_bad_key_does_not_wake(site, control, life, slug):
     run(life.step(slug, "sleep", "test"))
-    time.sleep(0.3)
+    until(lambda: connections(control) == 0)
+    time.sleep(0.3 * slowness())
     assert (
         site.call("GET", "/postgres/notes", {"apikey": "x"}, host="stated.localhost").status == 401
     )
@@ -151,7 +153,8 @@ def test_a_bad_key_does_not_wake(site, control, life, slug):
 
 def test_waking_is_bounded_when_the_control_database_is_away(site, control, life, slug):
     run(life.step(slug, "sleep", "test"))
-    time.sleep(0.3)
+    until(lambda: connections(control) == 0)
+    time.sleep(0.3 * slowness())
     name = psycopg.conninfo.conninfo_to_dict(control.dsn)["dbname"]
     with psycopg.connect(control.cluster.admin_dsn, autocommit=True) as admin:
         admin.execute(f'alter database "{name}" allow_connections false')
@@ -167,26 +170,28 @@ def test_waking_is_bounded_when_the_control_database_is_away(site, control, life
 def test_the_rate_of_requests_is_bounded_on_every_way(site, control, life, slug):
     # Two workers share the connections, so each sees about half.
     limit(life, requests_per_second=5)
-    time.sleep(0.5)
+    time.sleep(0.5 * slowness())
 
     def ask(_):
         began = time.monotonic()
         answer = call(site, control, "GET", "/postgres/notes?id=eq.1")
         return answer, time.monotonic() - began
 
+    began = time.monotonic()
     with ThreadPoolExecutor(30) as many:
         timed = list(many.map(ask, range(60)))
+    took = time.monotonic() - began
     answers = [answer for answer, _ in timed]
     statuses = [answer.status for answer in answers]
     assert set(statuses) == {200, 429}
-    assert 20 <= statuses.count(200) <= 35
+    assert 20 <= statuses.count(200) <= 20 + 10 * max(1.5, took)
     refused = next(answer for answer in answers if answer.status == 429)
     assert refused.json["code"] == "rate_limited"
     assert int(refused.headers["retry-after"]) == 1
     # Refusing waits a moment: asking again at once would cost more than being served.
     assert min(took for answer, took in timed if answer.status == 429) >= HOLD_SECONDS
     limit(life)
-    time.sleep(0.5)
+    time.sleep(0.5 * slowness())
     assert {call(site, control, "GET", "/postgres/notes?id=eq.1").status for _ in range(60)} == {
         200
     }
@@ -218,7 +223,7 @@ def test_requests_are_counted(site, control, life, slug):
             ).fetchone()  # fmt: skip
             return int(found[0])
 
-    time.sleep(3.5)
+    time.sleep(3.5 * slowness())  # what came before is written
     before = counted()
     for _ in range(20):
         assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200

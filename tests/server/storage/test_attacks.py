@@ -211,8 +211,12 @@ def test_a_folder_token_is_no_prefix_of_letters(files):
 
 def test_an_expired_token(files):
     assert files.upload("late", "f", b"data").status == 200
-    url = files.signed("late", "f", ttl_seconds=1)
-    assert files.send("GET", url).status == 200
+    for _ in range(3):  # a busy machine may not come to it in a second
+        url = files.signed("late", "f", ttl_seconds=1)
+        first = files.send("GET", url).status
+        if first == 200:
+            break
+    assert first == 200
     time.sleep(1.2)
     answer = files.send("GET", url)
     assert (answer.status, answer.code) == (401, "token_expired")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.process.running import wait_until
-from tests.timing import quickest
+from tests.timing import quickest, slowness
 
 SMALL = bytes(range(256)) * 4
 LARGE = bytes(range(251)) * 5_000
@@ -234,7 +234,7 @@ def test_a_deleted_folder_is_gone_from_every_worker(files):
         for _ in range(6):
             assert files.read(f"public/gone/{name}").status == 200
     files.call("delete", {"bucket": "public", "path": "gone", "recursive": True})
-    time.sleep(1.1)
+    time.sleep(1.1 * slowness())
     for _ in range(8):
         assert files.read("public/gone/a").status == 404
         assert files.read("public/gone/b").status == 404
