@@ -28,7 +28,7 @@ LOGIN = "ichibase"
 READY_SECONDS = 60.0
 LOG_LIMIT = 16 << 20  # bytes of mongo.log kept from one start to the next
 CERTIFICATE_DAYS = 1
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 # Python runs this before the program. Its threads take turns with the interpreter; by default one
 # turn may last as long as three small operations of another project.
 STARTUP = f"import sys\nsys.setswitchinterval({SWITCH_SECONDS})\n"

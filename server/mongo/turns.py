@@ -18,7 +18,7 @@ from server.base import processor
 from server.base.project import Project
 
 PLACES = 2  # operations of such a project at once
-BURST = 0.25  # seconds of work
+BURST = 0.05  # seconds of work
 LOOK = 0.1  # seconds between looks whether the others are still there
 KEPT = 1024  # projects
 
