@@ -68,7 +68,7 @@ class Paces:
         """Waits until so many frames may be passed to clients."""
         rate = max(1.0, DELIVERIES * limits.realtime_messages)
         pace = self._pace("deliveries", project_id)
-        delay = pace.delay(self.clock(), rate, rate / 10, count=count)
+        delay = pace.delay(self.clock(), rate, rate / 50, count=count)
         if delay:
             await asyncio.sleep(delay)
 
