@@ -100,7 +100,10 @@ def respond(
     typed = False
     status = 200
     if plan.result == EXPLAIN:
-        return _answer(plan, 200, [("content-type", plan.media.content_type)], outcome.body, None)
+        explained = [("content-type", plan.media.content_type)]
+        if plan.profile is not None:
+            explained.append(("content-profile", plan.profile))
+        return _answer(plan, 200, explained, outcome.body, None)
     if plan.action in ("read", "call"):
         upper = offset + outcome.rows - 1
         status = range_status(offset, upper, outcome.total)

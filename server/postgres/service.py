@@ -460,10 +460,11 @@ class RestEngine:
     def _payload(
         self, generation: Generation, request: RestRequest, content_type: str | None, *, rpc: bool
     ) -> payloads.Given:
-        """The body of a request; a query string that is wrong too is told of first."""
+        """The body of a request; a schema or query string that is wrong too is told of first."""
         try:
             return payloads.read(request.body, content_type, None, rpc=rpc)
         except ApiError:
+            self._schema(generation, request, "content-profile")
             self._parse(generation, request, mutation=not rpc)
             raise
 

@@ -241,7 +241,9 @@ def test_calls_functions(rest_dsn: str) -> None:
 def test_what_a_function_sees_and_sets(rest_dsn: str) -> None:
     async def test(send: Send, _: RestEngine) -> None:
         seen = (
-            await send("POST", "/rpc/facts", role="rest_user", x_test="h", cookie="c=1; d=2")
+            await send(
+                "POST", "/rpc/facts", role="rest_user", x_test="h", cookie='a,b={"x"}; c=1; d'
+            )
         ).json
         assert seen == {
             "role": "rest_user", "method": "POST", "header": "h", "cookie": "1", "app": "x",
@@ -331,6 +333,12 @@ def test_errors_of_the_database(rest_dsn: str) -> None:
         assert (got.status, got.json["code"]) == (404, "PGRST205")
         got = await send("GET", "/a/b")
         assert (got.status, got.json["code"]) == (404, "PGRST125")
+        got = await send("POST", "/clients?id=1", b"{", content_profile="nope")
+        assert (got.status, got.json["code"]) == (406, "PGRST106")
+        got = await send("POST", "/clients?id=1", b"{")
+        assert (got.status, got.json["code"]) == (400, "PGRST100")
+        got = await send("PUT", "/clients?name=eq.x", {"none": 1})
+        assert (got.status, got.json["code"]) == (405, "PGRST105")
 
     run(rest_dsn, test)
 
@@ -375,7 +383,9 @@ def test_other_media_types(rest_dsn: str) -> None:
         assert got.json == [{"id": 3}]
         got = await send("GET", "/clients", accept="image/png")
         assert (got.status, got.json["code"]) == (406, "PGRST107")
-        got = await send("GET", "/clients", accept="application/vnd.pgrst.plan+json")
+        got = await send("GET", "/clients", accept="application/vnd.pgrst.plan+json",
+                         accept_profile="api")  # fmt: skip
+        assert got.headers["content-profile"] == "api"
         assert got.json[0]["Plan"]["Total Cost"] > 0
 
     run(rest_dsn, test, plan_enabled=True)
