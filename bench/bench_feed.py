@@ -96,7 +96,7 @@ class Sink:
     def truncated(self, project_id: str, source: str) -> bool:
         return True
 
-    def notice(self, project_id: str, code: str, detail: str) -> None:
+    def notice(self, project_id: str, code: str, detail: str) -> bool:
         raise LoadError(detail)
 
 

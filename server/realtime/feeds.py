@@ -205,8 +205,11 @@ class Feeds:
         tenant = self.process.tenants.get(project_id)
         return tenant is not None and tenant.hub.behind > 0
 
-    def notice(self, project_id: str, code: str, detail: str) -> None:
+    def notice(self, project_id: str, code: str, detail: str) -> bool:
+        if self._behind(project_id):
+            return False
         self.process.notice(project_id, "postgres", code, detail)
+        return True
 
     # --- what ends by itself --------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class DocumentFeed:
         self.process = process
         self.events = events
         self.live = False
-        self._owed: list[tuple[Session, Subscription, Told]] = []
+        self.owed: list[tuple[Session, Subscription, Told]] = []
         self.place = place or Place()
         self._count = 0
         self._moment: Timestamp | None = None  # of the event told last
@@ -91,9 +91,9 @@ class DocumentFeed:
 
     def acknowledge(self, session: Session, subscription: Subscription, told: Told) -> None:
         """Answers a subscription once changes are being read."""
-        self._owed.append((session, subscription, told))
+        self.owed.append((session, subscription, told))
         if self.live:
-            self._answer()
+            self.answer()
 
     def cancel(self) -> None:
         """Nothing is told any more."""
@@ -180,11 +180,12 @@ class DocumentFeed:
 
     def _begin(self) -> None:
         self.live = True
-        self._answer()
+        self.answer()
         self.events.emit(Regained(f"the documents of project {self.project.slug}"))
 
-    def _answer(self) -> None:
-        owed, self._owed = self._owed, []
+    def answer(self) -> None:
+        """Tells those who wait that they have subscribed."""
+        owed, self.owed = self.owed, []
         for session, subscription, told in owed:
             if session.has(told["ref"], subscription):
                 session.peer.send(messages.frame(told))

@@ -30,6 +30,7 @@ from server.realtime.pg_stream import Connection, Stream, StreamEnded, connect
 RETRY = (0.02, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts; the last one repeats
 CHECK_SECONDS = 60.0  # between looks at tables that could not be published
 BUSY_SECONDS = 2.0
+NOTICE_SECONDS = 0.01
 SETTLE_SECONDS = 0.05  # of quiet after DDL before the tables are looked at
 PUBLICATIONS = '"ichibase_realtime","ichibase_realtime_inserts"'
 GAP = "feed_gap"
@@ -55,8 +56,8 @@ class Sink(Protocol):
         """The same for a table's truncation."""
         ...
 
-    def notice(self, project_id: str, code: str, detail: str) -> None:
-        """An `error` frame for the subscribers of all tables."""
+    def notice(self, project_id: str, code: str, detail: str) -> bool:
+        """An `error` frame for the subscribers of all tables; False as for a change."""
         ...
 
 
@@ -243,7 +244,8 @@ class PgFeed:
         )
         if slot.made and before is not None:
             self.gaps += 1
-            self.sink.notice(self.project.id, GAP, GAP_DETAIL)
+            while not self.sink.notice(self.project.id, GAP, GAP_DETAIL):
+                await asyncio.sleep(NOTICE_SECONDS)  # what came before the gap is told first
             self.events.emit(Noted(self._what, "its slot was lost: subscribers were told"))
         if slot.temporary and before is None:
             self.events.emit(

@@ -38,7 +38,7 @@ class DocumentFeeds:
             self.applies(tenant) and bool(tenant.rules.collections) and bool(tenant.sessions)
             and project.mongo_url is not None and project.state == "active"
         )  # fmt: skip
-        place = None
+        place, before = None, found
         if found is not None and not (asked and found.same(tenant)):
             self.end(project.id)
             if found.project.mongo_url == project.mongo_url and tenant.sessions:
@@ -48,6 +48,10 @@ class DocumentFeeds:
             from server.realtime.mongo_feed import DocumentFeed  # the driver is large
 
             found = self.feeds[project.id] = DocumentFeed(tenant, self.process, self.events, place)
+            if before is not None:
+                found.owed += before.owed
+        elif found is None and before is not None and tenant.sessions:
+            before.answer()  # the workers tell of the documents from now on
         return found
 
     def end(self, project_id: str) -> None:

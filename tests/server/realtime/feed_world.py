@@ -52,9 +52,10 @@ class Kept:
         self.told.set()
         return True
 
-    def notice(self, project_id: str, code: str, detail: str) -> None:
+    def notice(self, project_id: str, code: str, detail: str) -> bool:
         self.notices.append(code)
         self.told.set()
+        return True
 
     async def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
         async with asyncio.timeout(seconds):

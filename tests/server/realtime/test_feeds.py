@@ -9,6 +9,7 @@ from ichicore.live.change import Change, Publish
 from server.base.events import Events
 from server.realtime.feeds import Feeds
 from server.realtime.pg_slot import FeedUnavailable
+from server.realtime.streams import DocumentFeeds
 from tests.server.realtime.world import SECRET, project
 
 RULES = {"tables": {"t": {"rule": True}}, "channels": {"c": {"subscribe": True}}}
@@ -107,13 +108,74 @@ def test_messages_and_truncations_come_after_the_changes_before_them(one):
         waited = 0
         while not feeds.publish("p1", message):
             assert not feeds.truncated("p1", "public.t")
+            assert not feeds.notice("p1", "feed_gap", "")
             hub.pump(1)
             waited += 1
         assert feeds.truncated("p1", "public.t")
+        assert feeds.notice("p1", "feed_gap", "")
         for group in groups:
             source.remove(next(iter(peer)), group)
         return waited
 
     assert one.call(work) >= 5
-    assert [client.hear()["type"] for _ in range(3)] == ["change", "broadcast", "error"]
+    frames = [client.hear() for _ in range(4)]
+    assert [frame["type"] for frame in frames] == ["change", "broadcast", "error", "error"]
+    assert [frame["code"] for frame in frames[2:]] == ["table_truncated", "feed_gap"]
     client.silent()
+
+
+class Stream:
+    """A document stream that never comes to read anything."""
+
+    made: list = []
+
+    def __init__(self, tenant, process, events, place=None):
+        self.names = frozenset(tenant.rules.collections)
+        self.project = tenant.project
+        self.place = None
+        self.owed = []
+        self.answered = False
+        Stream.made.append(self)
+
+    def same(self, tenant):
+        return frozenset(tenant.rules.collections) == self.names
+
+    def acknowledge(self, session, subscription, told):
+        self.owed.append((session, subscription, told))
+
+    def cancel(self):
+        pass
+
+    def answer(self):
+        self.answered = True
+
+    async def stop(self):
+        pass
+
+
+def test_who_waits_for_a_stream_waits_for_the_next_one(world, monkeypatch):
+    """The settings have changed before the first one was read."""
+    monkeypatch.setattr("server.realtime.mongo_feed.DocumentFeed", Stream)
+    monkeypatch.setattr(Stream, "made", [])
+
+    def having(*names, documents="stream"):
+        rules = {"documents": documents, "collections": {name: {"rule": True} for name in names}}
+        return project(SECRET, rules, mongo_url="mongodb://nowhere.invalid")
+
+    one = world(having("a"))
+
+    def begin():
+        one.process.streams = DocumentFeeds(one.process, one.events)
+
+    one.call(begin)
+    client = one.connect()
+    client.say(type="subscribe", ref="1", kind="mongo", collection="a")
+    client.silent()
+    one.call(lambda: one.directory.set("default", having("a", "b")))
+    first, second = Stream.made
+    assert [told["ref"] for _, _, told in second.owed] == ["1"]
+    assert second.owed == first.owed
+    assert not second.answered
+    one.call(lambda: one.directory.set("default", having("a", documents="gateway")))
+    assert second.answered
+    assert not first.answered
