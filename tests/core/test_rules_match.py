@@ -60,7 +60,7 @@ def test_an_index_never_misses(expression, identity, document):
     )
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(expressions(True), DOCUMENTS, IDENTITIES)
 def test_what_is_certain_agrees_with_its_twin(expression, document, identity):
     bound = compile_match(expression).bind(identity)
@@ -69,7 +69,7 @@ def test_what_is_certain_agrees_with_its_twin(expression, document, identity):
     assert (bound is not None and bound.test(document, None, 1)) == expected
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(expressions(True), DOCUMENTS, DOCUMENTS, IDENTITIES)
 def test_what_is_certain_holds_whatever_is_missing(expression, document, rest, identity):
     match = compile_match(expression)

@@ -148,33 +148,35 @@ def test_prepared_transactions_are_told_when_they_are_committed(
     cluster: Cluster, project: Project
 ) -> None:
     """Also when the server was killed in between; what was rolled back in part is not told."""
+    base = 6_000_000
 
     async def work() -> None:
         async with feeding(project, "public.t") as (_, kept):
             with owner(project) as connection:
-                for name, row in (("one", 1), ("two", 2)):
+                for name, row in (("one", base + 1), ("two", base + 2)):
                     connection.execute("begin")
                     connection.execute(f"insert into t values ({row})".encode())
                     connection.execute("select realtime.publish('c', 'e', '1')")
                     connection.execute("savepoint s")
-                    connection.execute("insert into t values (9)")
+                    connection.execute(f"insert into t values ({base + 9})".encode())
                     connection.execute("select realtime.publish('c', 'never')")
                     connection.execute("rollback to s")
                     connection.execute(f"prepare transaction '{name}'".encode())
-                connection.execute("insert into t values (3)")
+                connection.execute(f"insert into t values ({base + 3})".encode())
             await kept.until(lambda: len(kept.all) == 1)
             cluster.kill()
             run_sql(
-                project, "insert into t values (4)", "rollback prepared 'two'",
-                "commit prepared 'one'", "insert into t values (5)",
+                project, f"insert into t values ({base + 4})", "rollback prepared 'two'",
+                "commit prepared 'one'", f"insert into t values ({base + 5})",
             )  # fmt: skip
-            await kept.until(lambda: told(kept)[-1:] == [5])
-            assert told(kept) == [3, 4, 1, 5]
+            await kept.until(lambda: told(kept)[-1:] == [base + 5])
+            assert told(kept) == [base + number for number in (3, 4, 1, 5)]
             assert [message.event for message in kept.messages] == ["e"]
             assert kept.all[3] is kept.messages[0]
             assert kept.notices == []
 
     asyncio.run(work())
+    run_sql(project, f"delete from t where id > {base}")
 
 
 def test_cut_connections_lose_and_repeat_nothing(cluster: Cluster, project: Project) -> None:
