@@ -1,7 +1,10 @@
 """Large files, read here and handed to the HTTP server as it gets rid of them.
 
 Left to itself the server reads a file in pieces of 128 KB, each of which is copied once more and
-passes to another thread and back. Here a thread of ours reads larger ones and stays a little ahead.
+passes to another thread and back, and a quick client waits for them. Here a thread of ours reads
+larger ones and stays a little ahead. With several quick clients the server's threads are never
+without work, so what comes while one is being served is left to the server.
+
 The server queues what it is given without limit and does not tell how far it is; the kernel does:
 what a connection has been given is what its peer has acknowledged and what still waits.
 """
@@ -19,6 +22,7 @@ import os
 import socket
 import struct
 import termios
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,14 +33,12 @@ from server.base.http import Headers
 
 log = logging.getLogger("ichibase.gateway")
 LARGE = 4 << 20  # bytes from which a file goes this way
-PIECE = 256 << 10  # bytes read at once
-AHEAD = 1 << 20  # bytes that may be handed over and not yet sent, to a client that takes them
-LEAST_AHEAD = 192 << 10  # the same at first, and when there are many
-ALL_AHEAD = 12 << 20  # of all large files of a worker together
-BUFFERED = 8 << 20  # bytes that the kernels of both sides may take of a client that takes none
+PIECE = 512 << 10  # bytes read at once
+AHEAD = 1 << 20  # bytes handed over and not yet sent, up to which another piece is handed over
+PLACES = 8  # files of a worker that may go this way at once, however slow their clients
 READ_AHEAD = 2 << 20  # bytes that the disk is told of before they are read
-SOON, LINGER, LATE = 0.0001, 0.002, 0.05  # seconds: least pause, longest in the thread, longest
-TURN = 0.001  # seconds of the least pause when others wait for the thread
+SOON, LINGER, LATE = 0.0001, 0.002, 0.05  # seconds: least pause, longest in the pump, longest
+WATCH = 1.0  # seconds between looks at what the server sends by itself
 IDLE = 1.0  # seconds between looks at a client that takes nothing
 MOST_OPEN = 4096  # descriptors among which a connection is looked for
 ESTABLISHED = 1  # of TCP_INFO's state
@@ -55,15 +57,38 @@ async def send(
     the peer's address as the server names it. unsent: is told how much a client that left did not
     get. Returns when the answer has begun; what goes wrong later breaks the connection off."""
     path, offset, length = file
-    sending = _Sending(path, offset, length, client)
-    sending.unsent = unsent
-    if not await sending.begin():
-        protocol.response_file_range(status, headers, path, offset, offset + length)
-        return
-    sending.transport = protocol.response_stream(status, headers)
-    task = asyncio.get_running_loop().create_task(sending.run())
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
+    sending = _Sending(path, offset, length, client, unsent)
+    ours = not _pump.busy and _pump.places > 0
+    _pump.awaited += ours
+    try:
+        if ours and await sending.begin():
+            sending.transport = protocol.response_stream(status, headers)
+            work = sending.run()
+        else:
+            flow = None
+            if unsent is not None:
+                loop = asyncio.get_running_loop()
+                flow = await loop.run_in_executor(None, Flow.of, client)
+            protocol.response_file_range(status, headers, path, offset, offset + length)
+            if flow is None or unsent is None:
+                return
+            work = _watch(flow, length, unsent)
+        task = asyncio.get_running_loop().create_task(work)
+        _tasks.add(task)
+        task.add_done_callback(_tasks.discard)
+    finally:
+        _pump.awaited -= ours
+
+
+async def _watch(flow: Flow, length: int, unsent: Callable[[int], None]) -> None:
+    """Sees how much is sent of what the server sends by itself."""
+    try:
+        while (sent := flow.sent()) < length and flow.open:
+            await asyncio.sleep(WATCH)
+        if sent < length:
+            unsent(length - sent)
+    finally:
+        flow.close()
 
 
 async def stop() -> None:
@@ -78,15 +103,13 @@ _tasks: set[asyncio.Task[None]] = set()
 _piece = bytearray(PIECE)  # filled again and again: the server copies what it is given
 
 
-@cache
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="large-file")
-
-
 class _Sending:
     """One answer. handed: bytes given to the server."""
 
-    def __init__(self, path: str, offset: int, length: int, client: str) -> None:
+    def __init__(
+        self, path: str, offset: int, length: int, client: str,
+        unsent: Callable[[int], None] | None,
+    ) -> None:  # fmt: skip
         self.path = path
         self.offset = offset
         self.length = length
@@ -94,18 +117,18 @@ class _Sending:
         self.fd = -1
         self.flow: Flow | None = None
         self.transport: Any = None
-        self.unsent: Callable[[int], None] | None = None
+        self.unsent = unsent
         self.handed = 0
+        self.over = False  # given up
         self._told = 0  # to where the disk has been told
         self._seen = 0  # what had been sent at the last look
         self._looked = 0.0
         self._rate = 1e9  # bytes a second, between the last two looks that differed
-        self._most = LEAST_AHEAD  # bytes that may be ahead
         self._idle = 0.0  # seconds of the last pause in which nothing was sent
 
     async def begin(self) -> bool:
         """Whether it can go this way."""
-        working = asyncio.get_running_loop().run_in_executor(_thread(), self._begin)
+        working = asyncio.get_running_loop().run_in_executor(None, self._begin)
         try:
             await asyncio.shield(working)
         except BaseException:
@@ -116,13 +139,13 @@ class _Sending:
         return self.flow is not None
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        working: asyncio.Future[float] | None = None
+        handing: asyncio.Future[float] | None = None
         self._looked = time.monotonic()
+        _pump.places -= 1
         try:
             while self.handed < self.length:
-                working = loop.run_in_executor(_thread(), self._burst)
-                pause = await asyncio.shield(working)
+                handing = _pump.join(self)
+                pause = await asyncio.shield(handing)
                 while pause:
                     await asyncio.sleep(pause)
                     pause = self._rest()
@@ -131,15 +154,17 @@ class _Sending:
         except OSError as error:
             log.warning("a file could not be read to its end: %s", error)
         finally:
-            self.transport = None
+            _pump.places += 1
             if self.handed < self.length and self.unsent is not None:
                 self.unsent(self.length - self._seen)
-            if working is None or working.done():
+            if handing is None or handing.done():
                 self._close()
             else:  # not under the thread that is using it
-                working.add_done_callback(self._close)
+                self.over = True
+                handing.add_done_callback(self._close)
 
     def _close(self, _: object = None) -> None:
+        self.transport = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -151,30 +176,18 @@ class _Sending:
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             self.flow = Flow.of(self.client)
 
-    def _burst(self) -> float:
-        """Reads and hands over as much as may be ahead, again and again while the client is quick.
-        Seconds until it is worth another look; 0 at the end. In the thread."""
-        while True:
-            ahead = self._ahead()
-            limit = self._limit()
-            size = min(PIECE, limit // 3)
-            while ahead + size <= limit and self.handed < self.length:
-                ahead += self._hand(min(size, self.length - self.handed))
-            if self.handed == self.length:
-                return 0.0
-            pause = self._until(ahead - limit // 2)
-            if len(_tasks) > 1:
-                return max(pause, TURN)
-            if pause > LINGER:
-                return pause
-            time.sleep(pause)
+    def step(self) -> float:
+        """Reads and hands over as much as may be ahead. Seconds until it is worth another look; 0
+        at the end. In the pump's thread."""
+        ahead = self._ahead()
+        while ahead <= AHEAD and self.handed < self.length:
+            ahead += self._hand(min(PIECE, self.length - self.handed))
+        return self._until(ahead - AHEAD) if self.handed < self.length else 0.0
 
     def _rest(self) -> float:
         """Seconds until it is worth another look; 0 when more can be handed over."""
-        ahead, most = self._ahead(), self._limit() * 2 // 3
-        if ahead <= most:
-            return 0.0
-        return self._until(ahead - most)
+        ahead = self._ahead()
+        return 0.0 if ahead <= AHEAD else self._until(ahead - AHEAD)
 
     def _hand(self, size: int) -> int:
         piece: bytes | bytearray
@@ -209,16 +222,13 @@ class _Sending:
         ahead = self.handed - sent
         if sent > self._seen:
             rate = (sent - self._seen) / max(now - self._looked, 1e-6)
-            if ahead < self._most // 4:  # it may have waited for more
+            if ahead < PIECE // 2:  # it may have waited for more
                 rate = max(rate, 2 * self._rate)
-                if sent > BUFFERED:
-                    self._most = min(2 * self._most, AHEAD)
             self._rate = rate
             self._seen, self._looked, self._idle = sent, now, 0.0
+        if not self.flow.open:
+            raise Gone
         return ahead
-
-    def _limit(self) -> int:
-        return max(LEAST_AHEAD, min(self._most, ALL_AHEAD // len(_tasks)))
 
     def _until(self, size: int) -> float:
         """Seconds in which the client may take that many bytes."""
@@ -230,8 +240,75 @@ class _Sending:
         return self._idle
 
 
+class _Pump:
+    """The one thread that reads and hands over, in turn for all whose clients are quick. The memory
+    that the server takes for a piece belongs to the thread that hands it over: with several of
+    them, much of it would lie idle."""
+
+    def __init__(self) -> None:
+        self.awaited = 0  # that are about to join
+        self.places = PLACES
+        self._thread: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()  # of the two below
+        self._joined: dict[_Sending, asyncio.Future[float]] = {}
+        self._running = False
+
+    @property
+    def busy(self) -> bool:
+        return self.awaited > 0 or self._running
+
+    def join(self, sending: _Sending) -> asyncio.Future[float]:
+        """Hands over until the file's end (0) or a pause of so many seconds."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        with self._lock:
+            self._joined[sending] = future
+            start, self._running = not self._running, True
+        if start:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-file")
+            self._thread.submit(self._run, loop)
+        return future
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            with self._lock:
+                turns = list(self._joined.items())
+                self._running = bool(turns)
+            if not turns:
+                return
+            soonest = LINGER
+            for sending, future in turns:
+                pause, failed = 0.0, None
+                try:
+                    pause = 0.0 if sending.over else sending.step()
+                except Exception as error:
+                    failed = error
+                if 0.0 < pause <= LINGER:
+                    soonest = min(soonest, pause)
+                    continue
+                with self._lock:
+                    del self._joined[sending]
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(_settle, future, pause, failed)
+            if self._joined:
+                time.sleep(soonest)
+
+
+def _settle(future: asyncio.Future[float], pause: float, failed: Exception | None) -> None:
+    if future.done():
+        return
+    if failed is None:
+        future.set_result(pause)
+    else:
+        future.set_exception(failed)
+
+
+_pump = _Pump()
+
+
 class Flow:
-    """How far one connection of this process is."""
+    """How far one connection of this process is. open: whether it was at the last look."""
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
@@ -249,21 +326,17 @@ class Flow:
             return None
         try:
             return cls(descriptor)
-        except (OSError, Gone):
+        except OSError:
             return None
 
     def sent(self) -> int:
-        """Bytes that the kernel has been given since. Gone when there is no connection."""
+        """Bytes that the kernel has been given since."""
         return self._given() - self._start
 
     def _given(self) -> int:
-        try:
-            told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            fcntl.ioctl(self._socket, termios.TIOCOUTQ, self._waiting)
-        except OSError:
-            raise Gone from None
-        if told[0] != ESTABLISHED:
-            raise Gone
+        told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        fcntl.ioctl(self._socket, termios.TIOCOUTQ, self._waiting)
+        self.open = told[0] == ESTABLISHED
         acknowledged: int = struct.unpack_from("=Q", told, ACKED)[0]
         return acknowledged + self._waiting[0]
 
@@ -286,7 +359,7 @@ def works() -> bool:
             waiting = flow.sent()
             received = one.recv(1024, socket.MSG_WAITALL)
             return waiting == flow.sent() == len(received)
-    except (OSError, AttributeError, struct.error, Gone):
+    except (OSError, AttributeError, struct.error):
         return False
 
 
