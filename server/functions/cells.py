@@ -33,6 +33,7 @@ LINE = 64 << 10  # bytes of one line on the pipe
 TAIL = 8 << 10  # bytes kept of standard error
 INSIDE = "/cell"  # where a process in namespaces sees its folder
 READ = 256 << 10  # bytes taken from a pipe in one turn
+BUDGET = 512 << 10  # bytes taken between two looks: to read more would be at the others' cost
 
 _numbers = itertools.count(1)
 
@@ -67,6 +68,8 @@ class Cell:
         self.memory = BLANK_MEMORY
         self.tail = b""
         self._out = b""
+        self._taken = 0  # bytes since the last look
+        self._held: list[tuple[Any, Callable[[bytes], None]]] = []  # pipes that wait for the next
         self._skip = False  # the rest of a line that is too long
         self.uid = confinement.take_uid()
         self.pid = 0
@@ -190,10 +193,22 @@ class Cell:
             return
         except OSError:
             data = b""
-        if data:
-            take(data)
-        else:
+        if not data:
             self._close_pipe(pipe)
+            return
+        self._taken += len(data)
+        if self._taken > BUDGET and self.state != "ended":
+            asyncio.get_running_loop().remove_reader(pipe.fileno())
+            self._held.append((pipe, take))
+        take(data)
+
+    def read_on(self) -> None:
+        """With each look: what the process writes is taken again, up to the next BUDGET."""
+        self._taken = 0
+        held, self._held = self._held, []
+        for pipe, take in held:
+            if not pipe.closed:
+                asyncio.get_running_loop().add_reader(pipe.fileno(), self._read, pipe, take)
 
     @staticmethod
     def _close_pipe(pipe: Any) -> None:

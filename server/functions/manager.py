@@ -512,6 +512,8 @@ class Manager:
 
     def _look(self) -> None:
         now = monotonic()
+        for cell in self.cells.values():
+            cell.read_on()
         for running in list(self.running.values()):
             cell = running.cell
             idle = not running.leases and not running.background

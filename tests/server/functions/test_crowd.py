@@ -34,6 +34,15 @@ Deno.serve(async () => {
   return new Response(id);
 });
 """
+FLOOD = """
+Deno.serve(() => {
+  const line = new TextEncoder().encode("\\x1e" + JSON.stringify({ t: "log", x: "y".repeat(9_900) }) + "\\n");
+  const until = performance.now() + 1000;
+  let sent = 0;
+  for (; performance.now() < until; sent += line.length) Deno.stdout.writeSync(line);
+  return new Response(`${sent}`);
+});
+"""  # noqa: E501
 LASTING = """
 EdgeRuntime.waitUntil(new Promise(() => {}));
 Deno.serve(() => new Response("done"));
@@ -64,7 +73,8 @@ class Parts:
     async def __aenter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="ichi-crowd-"))
         (self.folder / "run").mkdir()
-        self.codes = {"burn": BURN, "lasting": LASTING, "heavy": HEAVY}
+        self.codes = {"burn": BURN, "lasting": LASTING, "heavy": HEAVY,
+                      "flood": FLOOD}  # fmt: skip
         self.manager = Manager(self.folder, Codes(self.codes), ("127.0.0.1", 1))
         await self.manager.start()
         self.rpc = Rpc(self.manager, None)
@@ -210,6 +220,15 @@ def test_a_process_is_replaced_before_its_memory_ends_it_and_its_calls_go_on(mon
                 while old[0].cell.state != "ended":
                     await asyncio.sleep(0.05)
             assert old[0].cell.reason == "replaced"
+
+    asyncio.run(go())
+
+
+def test_a_process_that_writes_without_end_is_read_no_faster_than_others_can_bear():
+    async def go():
+        async with Parts() as parts:
+            assert 500_000 < int(await parts.call("flood")) < 9_000_000
+            assert parts.manager.logs.of("p").since(None, 1)[0]["text"] == "y" * 9_900
 
     asyncio.run(go())
 
