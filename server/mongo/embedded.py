@@ -30,7 +30,7 @@ LOG_LIMIT = 16 << 20  # bytes of mongo.log kept from one start to the next
 CERTIFICATE_DAYS = 1
 SWITCH_SECONDS = 0.0001
 # Python runs this before the program. Its threads take turns with the interpreter; by default one
-# turn may last as long as three small operations of another project, and an operation needs several.
+# turn may last as long as three small operations of another project, each of which needs several.
 STARTUP = f"import sys\nsys.setswitchinterval({SWITCH_SECONDS})\n"
 
 
