@@ -148,9 +148,12 @@ def test_the_second_process_takes_over_when_the_first_ends(monkeypatch):
             first = await parts.call()
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
             monkeypatch.setattr(running, "FULL", 1.5)
-            parts.manager.current["p", "burn"].cell.kill("memory")
+            dead = parts.manager.current["p", "burn"].cell
+            dead.kill("memory")
             async with asyncio.timeout(60):
-                while len(parts.processes()) > 1:
+                while len(parts.processes()) > 1 or any(
+                    lease.process == dead.name for lease in parts.worker.leases.values()
+                ):
                     await asyncio.sleep(0.02)
                 while (second := await parts.call()) == first:
                     await asyncio.sleep(0.02)
