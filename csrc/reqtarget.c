@@ -138,18 +138,22 @@ static int accept_one(int listener, struct sockaddr *address, socklen_t *size, i
 
 typedef struct {
     const char *name;
+    ElfW(Addr) sealed, sealed_end; /* what the loader has made read-only */
     int accepts, receives;
 } Search;
 
-/* Lets an entry of a library's table of imported functions lead elsewhere. */
-static int redirect(ElfW(Addr) place, void *function)
+/* Lets an entry of a library's table of imported functions lead elsewhere. Where the loader has
+ * sealed the table, it is sealed again; elsewhere its page may hold what the library writes to. */
+static int redirect(const Search *search, ElfW(Addr) place, void *function)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     char *start = (char *)(place & ~(ElfW(Addr))(page - 1));
-    if (mprotect(start, page, PROT_READ | PROT_WRITE) != 0)
+    int sealed = place >= search->sealed && place < search->sealed_end;
+    if (sealed && mprotect(start, page, PROT_READ | PROT_WRITE) != 0)
         return 0;
     *(void **)place = function;
-    mprotect(start, page, PROT_READ);
+    if (sealed)
+        mprotect(start, page, PROT_READ);
     return 1;
 }
 
@@ -163,9 +167,9 @@ static void search(Search *search, ElfW(Addr) base, const ElfW(Rela) *relocation
             continue;
         const char *name = names + symbols[ELF64_R_SYM(relocation->r_info)].st_name;
         if (strcmp(name, "recv") == 0)
-            search->receives += redirect(base + relocation->r_offset, (void *)receive);
+            search->receives += redirect(search, base + relocation->r_offset, (void *)receive);
         else if (strcmp(name, "accept4") == 0)
-            search->accepts += redirect(base + relocation->r_offset, (void *)accept_one);
+            search->accepts += redirect(search, base + relocation->r_offset, (void *)accept_one);
     }
 }
 
@@ -181,9 +185,16 @@ static int visit(struct dl_phdr_info *info, size_t size, void *data)
     (void)size;
     if (info->dlpi_name == NULL || strstr(info->dlpi_name, wanted->name) == NULL)
         return 0;
-    for (int i = 0; i < info->dlpi_phnum; i++)
-        if (info->dlpi_phdr[i].p_type == PT_DYNAMIC)
-            entry = (const ElfW(Dyn) *)(base + info->dlpi_phdr[i].p_vaddr);
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+        if (part->p_type == PT_DYNAMIC) {
+            entry = (const ElfW(Dyn) *)(base + part->p_vaddr);
+        } else if (part->p_type == PT_GNU_RELRO) { /* whole pages: what is left over stays writable */
+            ElfW(Addr) page = (ElfW(Addr))sysconf(_SC_PAGESIZE);
+            wanted->sealed = (base + part->p_vaddr) & ~(page - 1);
+            wanted->sealed_end = (base + part->p_vaddr + part->p_memsz) & ~(page - 1);
+        }
+    }
     for (; entry != NULL && entry->d_tag != DT_NULL; entry++) {
         /* the loader of glibc has made these addresses absolute, others have not */
         ElfW(Addr) at = entry->d_un.d_ptr < base ? base + entry->d_un.d_ptr : entry->d_un.d_ptr;
@@ -207,7 +218,7 @@ static int visit(struct dl_phdr_info *info, size_t size, void *data)
 
 int ichi_stream_install(const char *name)
 {
-    Search wanted = {name, 0, 0};
+    Search wanted = {name, 0, 0, 0, 0};
     dl_iterate_phdr(visit, &wanted);
     return wanted.accepts > 0 && wanted.receives > 0;
 }
