@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FULL = 100
+ASIDE = 2  # niceness of what has a full weight and still lets the database and the gateway go first
 # Nanoseconds, above what the kernel takes by itself on any machine: from Linux 6.12 on what wakes
 # up interrupts a longer turn than its own at once, if it may interrupt at all.
 TURN = 4_000_000

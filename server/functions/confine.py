@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from server.base import processor
 from server.functions import landlock
 from server.functions.cgroups import Cgroups
 from server.functions.seccomp import Filter, program
@@ -27,7 +28,6 @@ NODES = 1_000
 V8_RESERVED = 512 << 20  # RLIMIT_DATA counts V8's reserved code range as well
 THREADS = 128
 OPEN_FILES = 1024
-NICE = 2  # the database and the gateway go first
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 SOCKET_PATH = 107  # bytes in sockaddr_un, without the final zero
@@ -132,7 +132,7 @@ class Confinement:
             libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(SIGKILL))
             if os.getppid() != parent:
                 os._exit(1)
-            os.nice(NICE)
+            os.nice(processor.ASIDE)
             with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
                 file.write("1000")
             for kind, value in limits:

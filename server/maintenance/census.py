@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path
 
+from server.base.processor import ASIDE
+
 LOOKS = 20  # at a process until it has its title
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 SECOND = 1_000_000_000  # nanoseconds
@@ -130,9 +132,9 @@ def _run(process: int) -> int | None:
 
 
 def lowered(process: int) -> bool:
-    """Whether it has less than the usual priority."""
+    """Whether it has less than a full weight."""
     try:
-        return os.getpriority(os.PRIO_PROCESS, process) > 0
+        return os.getpriority(os.PRIO_PROCESS, process) > ASIDE
     except OSError:
         return False
 

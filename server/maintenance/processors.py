@@ -181,7 +181,9 @@ class Processors:
                 if name in self.heavy and self._wanted.get(name, processor.FULL) < processor.FULL
                 and self._present.keys() - {name}
             }  # fmt: skip
-            if self._present:
+            full = any(self._wanted.get(one, processor.FULL) >= processor.FULL
+                       for one in self._present)  # fmt: skip
+            if full or len(self._present) > 1:  # else it is likely to be their own project
                 wanted |= self._busy_functions()
         else:
             self._functions = []

@@ -18,7 +18,7 @@ from server.node.lifeline import bind_to_parent, name_process, take_turns
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
 # Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.
-BUFFER = 160 << 10
+BUFFER = 208 << 10
 NODE = "server.app:application"
 REST = "server.standalone.app:application"
 PROCESS_NAMES = {NODE: "ichibase-worker", REST: "ichibase-rest"}
