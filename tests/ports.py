@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import socket
+
+from server.node.ports import is_unused
 
 # Below those that a node chooses by itself. Every process of tests has a block of its own, and
 # gives each port of it once before any comes again: what was told a port may bind it much later.
@@ -19,10 +20,6 @@ def free_port() -> int:
     """A loopback port that nobody listens on."""
     for number in itertools.islice(_next, BLOCK):
         port = START + number % BLOCK
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if is_unused(port):
             return port
     raise RuntimeError("no free port is left")

@@ -47,14 +47,23 @@ def server(folder, port, **options):
 
 
 @contextlib.contextmanager
-def running_server(**options):
-    """One in a folder of its own, which every account can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="ichi-pg-"))
+def open_folder(prefix):
+    """A folder that every account can reach, whatever pytest does to its own."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     folder.chmod(0o755)
-    cluster = server(folder, free_port(), options={"fsync": "off", **options})
-    cluster.start()
     try:
-        yield cluster
+        yield folder
     finally:
-        cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_server(**options):
+    """One in a folder of its own."""
+    with open_folder("ichi-pg-") as folder:
+        cluster = server(folder, free_port(), options={"fsync": "off", **options})
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()

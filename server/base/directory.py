@@ -86,7 +86,7 @@ class ControlDirectory:
                 return None
             loop = asyncio.get_running_loop()
             found = self._looks[slug] = loop.create_future()
-            if self._looking is None:
+            if self._looking is None or self._looking.done():
                 self._looking = loop.create_task(self._look(), name="look")
         await asyncio.shield(found)
         return self._projects.get(slug)
@@ -107,7 +107,6 @@ class ControlDirectory:
             missing = looks.keys() - self._projects.keys()
             self._missing |= missing
             loop.call_later(LOOK_AGAIN, self._missing.difference_update, missing)
-        self._looking = None
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await psycopg.AsyncConnection.connect(

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import pytest
 
-from tests.servers import running_server
-
-
-def _folder():
-    made = Path(tempfile.mkdtemp(prefix="ichi-node-"))
-    made.chmod(0o755)
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+from tests.servers import open_folder, running_server
 
 
 @pytest.fixture
 def folder():
-    yield from _folder()
+    with open_folder("ichi-node-") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def module_folder():
-    yield from _folder()
+    with open_folder("ichi-node-") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

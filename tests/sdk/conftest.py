@@ -2,12 +2,12 @@
 
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.process.running import RunningNode
+from tests.servers import open_folder
 
 HERE = Path(__file__).parent
 
@@ -27,12 +27,10 @@ def modules(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def node():
-    folder = Path(tempfile.mkdtemp(prefix="ichi-node-"))
-    folder.chmod(0o755)
-    running = RunningNode(folder)
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with open_folder("ichi-node-") as folder:
+        running = RunningNode(folder)
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()
