@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
@@ -95,6 +96,58 @@ def test_an_uncaught_error_is_logged_with_its_place_and_not_told(project):
     texts = [line["text"] for line in project.lines(invocation=identity)]
     assert "index.ts:2:" in texts[1]
     assert not [text for text in texts if "boot.js" in text or "ext:" in text]
+
+
+def test_lines_belong_to_the_invocation_that_wrote_them_across_what_it_awaits(project):
+    project.deploy(
+        "apart",
+        """
+      import { AsyncLocalStorage } from "node:async_hooks";
+      const own = new AsyncLocalStorage<string>();
+      const waiting: (() => void)[] = [];
+      Deno.serve((request) => own.run(new URL(request.url).search, async () => {
+        const text = own.getStore();
+        console.log("began " + text);
+        if (waiting.push(() => {}) < 2) await new Promise<void>((done) => waiting[0] = done);
+        else waiting[0]();
+        await new Promise((done) => setTimeout(done, 5));
+        await request.text();
+        queueMicrotask(() => console.log("ended " + own.getStore()));
+        return new Response(text);
+      }));""",
+    )
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(project.call, f"apart?{n}") for n in (1, 2)]
+    for number, call in enumerate(calls, 1):
+        status, body, headers = call.result()
+        assert (status, body) == (200, f"?{number}".encode())
+        identity = headers["x-request-id"]
+        assert project.logged("ended", invocation=identity)
+        texts = [line["text"] for line in project.lines(invocation=identity)]
+        assert texts == [f"began ?{number}", f"ended ?{number}"]
+
+
+def test_globals_that_load_late_can_be_replaced_and_are_found(project):
+    project.deploy(
+        "globals",
+        """
+      const names = ["setTimeout", "setInterval", "WebSocket"];
+      const seen = names.map((name) => name in globalThis && Object.hasOwn(globalThis, name));
+      const scope = globalThis as unknown as Record<string, unknown>;
+      const native = setTimeout;
+      scope.setTimeout = () => 7;
+      const faked = [setTimeout(() => {}, 1), native.name, setInterval.name];
+      scope.setTimeout = native;
+      scope.WebSocket = class Own {};
+      const own = (scope.WebSocket as { name: string }).name;
+      Deno.serve(async () => {
+        await new Promise((done) => setTimeout(done, 1));
+        return Response.json([seen, faked, own]);
+      });""",
+    )
+    status, body, _ = project.call("globals")
+    assert status == 200, body
+    assert json.loads(body) == [[True] * 3, [7, "setTimeout", "setInterval"], "Own"]
 
 
 def test_each_function_has_its_metrics(project):
