@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from psycopg import sql
 
 from server.backup import content, documents, files, functions, tools
 from server.backup.content import Table
@@ -29,7 +30,7 @@ from server.backup.documents import Collection
 from server.backup.seal import derive, new_salt, seal, unseal, whole_chunks
 from server.backup.store import Store
 from server.control import records
-from server.control.database import connect, fetch
+from server.control.database import connect, fetch, run
 from server.control.projects import Projects
 from server.control.records import Record
 
@@ -73,11 +74,13 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Content(msgspec.Struct, frozen=True):
-    """database: name of the one that was dumped, of which the logins' names are made."""
+    """database: name of the one that was dumped, of which the logins' names are made. sums: how
+    the tables' checksums were made."""
 
     database: str
     tables: dict[str, Table]
     collections: dict[str, Collection] = {}
+    sums: str = ""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -190,14 +193,15 @@ async def _create(
             await writer.put(DUMP, _told(output, "database", size, progress))
         await progress("checksums", 0, 0)
         tables = await content.tables(connection)
-        stored = await files.listed(connection)
+        stored = await _stored(record, snapshot)
         await connection.execute("rollback")
     collections: dict[str, Collection] = {}
     url = records.to_project(record, projects.config).mongo_url
     if url is not None:
         await progress("documents", 0, 0)
         await writer.put(DOCUMENTS, documents.read(url, collections))
-    await writer.put_text(CONTENT, Content(record.database, tables, collections))
+    found = Content(record.database, tables, collections, content.SUMS)
+    await writer.put_text(CONTENT, found)
     await writer.put_text(STORAGE, stored)
     async with projects.control() as control:
         if await functions.any_of(control, record.id):
@@ -216,6 +220,16 @@ async def _create(
         manifest = msgspec.structs.replace(manifest, mac=mac(manifest, writer.key))
     await store.put(f"{writer.where}/{MANIFEST}", _once(msgspec.json.encode(manifest)))
     return manifest
+
+
+async def _stored(record: Record, snapshot: str) -> list[files.Stored]:
+    """The files that the snapshot knows of, read with no more rights than those of their tables'
+    owner."""
+    dsn = record.dsn("system", record.system_password)
+    async with await connect(dsn) as connection:
+        await connection.execute("begin transaction isolation level repeatable read read only")
+        await run(connection, sql.SQL("set transaction snapshot {}").format(sql.Literal(snapshot)))
+        return await files.listed(connection)
 
 
 async def _told(

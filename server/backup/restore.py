@@ -33,6 +33,7 @@ from server.backup.archive import (
 from server.backup.documents import Collection
 from server.backup.files import Stored
 from server.backup.listing import Entry
+from server.base.migrations import MigrationError
 from server.control import provision, records, secrets
 from server.control.database import (
     Cluster,
@@ -42,7 +43,7 @@ from server.control.database import (
     fetch,
     run,
 )
-from server.control.projects import Projects, locked
+from server.control.projects import Projects, locked, migrate
 from server.control.records import Record
 
 NEW, BEFORE = "_new", "_before"  # ends of the names of databases that are built or were replaced
@@ -121,7 +122,9 @@ async def build(target: Target) -> None:
             sql.SQL(
                 "grant connect, temporary on database {database} to {owner}, {system}; "
                 "grant create on database {database} to {system}; "
-                "alter schema public owner to {owner}; grant usage on schema public to {system}"
+                "alter schema public owner to {owner}; grant usage on schema public to {system}; "
+                # Before anything of the owner's runs, which could make one of that name.
+                "create schema ichibase; revoke all on schema ichibase from public"
             ).format(database=name, **roles),
         )
 
@@ -231,7 +234,8 @@ async def check(target: Target, before: Content, progress: Progress) -> Outcome:
     async with await connect(target.admin_dsn) as connection:
         await content.prepare(connection)
         found = await content.tables(connection)
-    wrong = content.differences(before.tables, found)
+    same = before.sums == content.SUMS
+    wrong = content.differences(before.tables, found, values=same)
     if wrong:
         raise BackupError("the restored tables differ from the backup: " + "; ".join(wrong[:10]))
     return Outcome(len(found), sum(table.rows for table in found.values()), 0, [])
@@ -262,14 +266,18 @@ async def into_project(
             async with projects.control() as control, locked(control, record.id):
                 kept = None
                 if keep_sessions:
-                    present = target.admin_dsn if made else cluster.dsn(record.database)
-                    async with await connect(present) as connection:
+                    present = target if made else Target(cluster, record, record.database)
+                    async with await connect(present.dsn("system")) as connection:
                         kept = await sessions.live(connection)
                 outcome.sessions = await sessions.settle(target.dsn("system"), kept)
                 await swap(cluster, record)
                 await told(control, record)
                 await _recount(control, cluster, record)
             await provision.settle(cluster, record, projects.limits(record))
+            try:  # the backup may be of an older program
+                await migrate(records.to_project(record, projects.config))
+            except MigrationError as error:
+                outcome.warnings.append(str(error))
         finally:
             await _drop(cluster, target.database)
         url = records.to_project(record, projects.config).mongo_url
@@ -306,7 +314,8 @@ LEVEL = """insert into usage (project_id, day, counter, value) values ($1, '-inf
 
 async def _recount(control: Connection, cluster: Cluster, record: Record) -> None:
     """The quota of files goes by what the restored database knows of."""
-    async with await connect(cluster.dsn(record.database)) as connection:
+    present = Target(cluster, record, record.database)
+    async with await connect(present.dsn("system")) as connection:
         used = await files.used(connection)
     if used is not None:
         for counter, value in zip(("storage_bytes", "storage_objects"), used, strict=True):

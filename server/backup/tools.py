@@ -45,7 +45,8 @@ def login(dsn: str) -> tuple[str, dict[str, str]]:
     if password is not None:
         environment["PGPASSWORD"] = str(password)
     environment["PGAPPNAME"] = "ichibase backup"
-    environment["PGOPTIONS"] = "-c statement_timeout=0 -c lock_timeout=0"
+    given = parts.get("options", "")
+    parts["options"] = f"{given} -c statement_timeout=0 -c lock_timeout=0".lstrip()
     return make_conninfo("", **parts), environment
 
 

@@ -15,6 +15,8 @@ import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from server.base.guarded import guarded
+
 CONTROL_ROLE = "ichibase_control"
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCAL_CLUSTER = "local"
@@ -43,8 +45,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     database: str = "ichibase"
 
     def dsn(self, database: str) -> str:
-        """The administrator's connection string to one of the cluster's databases."""
-        return make_conninfo(self.admin_dsn, dbname=database)
+        """The administrator's connection string to one of the cluster's databases. Its sessions
+        trust nothing of what the database's owner has made there."""
+        return guarded(make_conninfo(self.admin_dsn, dbname=database))
 
 
 async def connect(dsn: str) -> Connection:
@@ -166,7 +169,7 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
 async def _agreed(cluster: Cluster, proposed: str) -> str:
     """The control role's password, the same for all nodes that share the database server: the
     first one's. Kept in the control database, which is that role's and the administrator's."""
-    async with await connect(cluster.dsn(cluster.database)) as admin:
+    async with await connect(make_conninfo(cluster.admin_dsn, dbname=cluster.database)) as admin:
         await run(admin, sql.SQL("set role {}").format(sql.Identifier(CONTROL_ROLE)))
         await run(
             admin,

@@ -4,14 +4,15 @@
 -- Which tables are in the change stream. The feed's login may do no more about it than call this
 -- function, which takes only tables of the project's owner. null keeps the tables there are.
 -- It runs with rights that nobody in the project has: it lives in a schema where nobody can put
--- another in its place, and looks nothing up in a schema of the project's.
+-- another in its place, and looks nothing up in a schema of the project's. pg_temp comes last: with
+-- an empty path a caller's temporary types would come before those that are meant here.
 -- Answers the state of each: all, inserts (updates and deletes cannot be told for want of a primary
 -- key or replica identity), missing, unsupported (a view, a temporary or unlogged table), forbidden
 -- (it belongs to somebody else), busy (locked at this moment, or being changed by another node).
 -- It takes no lock of its own: called by DDL, it would hold it as long as that transaction lasts.
 create or replace function ichibase.publish_tables(tables text[])
 returns table (source text, state text)
-language plpgsql security definer set search_path = '' set lock_timeout = '500ms' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set lock_timeout = '500ms' as $$
 declare
   publications constant text[] := array['ichibase_realtime', 'ichibase_realtime_inserts'];
   operations constant text[] := array['insert, update, delete, truncate', 'insert, truncate'];

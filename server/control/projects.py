@@ -212,7 +212,7 @@ class Projects:
                 async with locked(control, record.id):
                     try:
                         await provision.provision(cluster, record, self.limits(record))
-                        await _migrate(records.to_project(record, self.config))
+                        await migrate(records.to_project(record, self.config))
                     except (psycopg.Error, MigrationError) as error:
                         outcome[record.slug] = str(error).strip()
                         continue
@@ -347,7 +347,7 @@ class Projects:
         project = records.to_project(record, self.config)
         if record.state == "creating":
             await provision.provision(cluster, record, self.limits(record))
-            await _migrate(project)
+            await migrate(project)
             if self.documents is not None:
                 await self.documents.provision(record.mongo_url)
             for hook in self.on_create:
@@ -365,7 +365,7 @@ class Projects:
             await control.execute("delete from projects where id = $1", (project_id,))
 
 
-async def _migrate(project: Project) -> None:
+async def migrate(project: Project) -> None:
     """What an app's own SQL may call before anybody has made a request."""
     if project.feed_dsn is not None and project.system_dsn is not None:
         await apply_async(project.system_dsn, "server.realtime", "realtime")

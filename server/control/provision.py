@@ -31,7 +31,7 @@ from server.control.records import Record
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
-VERSION = 2  # raised when projects made before lack something that provision() makes
+VERSION = 3  # raised when projects made before lack something that provision() makes
 
 
 async def ensure_shared_roles(admin: Connection) -> None:

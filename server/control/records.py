@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from server.base.context import NodeConfig
+from server.base.guarded import OPTIONS
 from server.base.limits import of as limits_of
 from server.base.project import AcceptedSecret, Flavor, Project, SigningKey
 from server.mongo.address import of_project
@@ -105,12 +106,18 @@ class Record(msgspec.Struct, frozen=True):
     def dsn(self, kind: str, password: str, *, tcp: bool = False) -> str:
         """Connection string of one of the project's logins, by unix socket unless `tcp`."""
         user = f"{quote(self.role(kind))}:{quote(password, safe='')}"
+        options = {"options": OPTIONS} if kind in ("system", "feed") else {}
         if self.socket_dir and not tcp:
-            query = urlencode({"host": self.socket_dir, "port": self.port})
-            return f"postgresql://{user}@/{self.database}?{query}"
-        query = f"?{urlencode(self.options)}" if self.options else ""
+            query = _query({"host": self.socket_dir, "port": str(self.port), **options})
+            return f"postgresql://{user}@/{self.database}{query}"
         host = f"[{self.host}]" if ":" in self.host else self.host
+        query = _query({**self.options, **options})
         return f"postgresql://{user}@{host}:{self.port}/{self.database}{query}"
+
+
+def _query(values: dict[str, str]) -> str:
+    """libpq takes a plus for a plus."""
+    return f"?{urlencode(values, quote_via=quote)}" if values else ""
 
 
 _decoder = msgspec.json.Decoder(Record)

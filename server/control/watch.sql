@@ -17,7 +17,7 @@ begin
 end $$;
 
 create or replace function ichibase.schema_changed() returns void
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform pg_catalog.pg_notify('pgrst', 'reload schema');
   if exists (select from pg_catalog.pg_publication where pubname = 'ichibase_realtime') then
@@ -32,7 +32,7 @@ end $$;
 revoke all on function ichibase.schema_changed() from public;
 
 create or replace function ichibase.schema_changed_by_ddl() returns event_trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if exists (
     select from pg_catalog.pg_event_trigger_ddl_commands() c
@@ -46,7 +46,7 @@ begin
 end $$;
 
 create or replace function ichibase.schema_changed_by_drop() returns event_trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if exists (
     select from pg_catalog.pg_event_trigger_dropped_objects() o

@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from ichicore.live.change import Change, Publish
 from ichicore.live.pgoutput import Decoder
+from server.base.guarded import OPTIONS
 
 BUDGET = 0.002  # seconds of the loop that one turn may take
 BATCH = 64  # messages decoded before what they hold is handed on
@@ -50,7 +51,7 @@ async def connect(dsn: str, *, replication: bool) -> Connection:
     """A connection of the feed's login, for the stream or for anything else."""
     options = {
         "application_name": "ichibase feed", "connect_timeout": "10", "client_encoding": "UTF8",
-        "options": SETTINGS, "keepalives_idle": "15", "keepalives_interval": "5",
+        "options": f"{OPTIONS} {SETTINGS}", "keepalives_idle": "15", "keepalives_interval": "5",
         "keepalives_count": "3", **({"replication": "database"} if replication else {}),
     }  # fmt: skip
     return await psycopg.AsyncConnection.connect(

@@ -351,7 +351,7 @@ def test_tables_that_cannot_be_told(project: Project, world: World) -> None:
         'create table "q.x""y" (id int primary key)',
     )
     with world.admin(project) as admin:
-        admin.execute("create table foreign_one (id int primary key)")
+        admin.execute("create table public.foreign_one (id int primary key)")
 
     async def work() -> None:
         names = ["w", "u", "nothing", 'q.x"y', "foreign_one"]
@@ -373,7 +373,7 @@ def test_tables_that_cannot_be_told(project: Project, world: World) -> None:
         asyncio.run(work())
     finally:
         with world.admin(project) as admin:
-            admin.execute("drop table foreign_one; drop view w")
+            admin.execute("drop table public.foreign_one; drop view public.w")
 
 
 def test_settings_decide_what_is_told(project: Project) -> None:

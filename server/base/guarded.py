@@ -1,0 +1,45 @@
+"""Sessions that have more rights in a project's database than the project's owner.
+
+The owner may give the database, and with it every session there, other defaults (ALTER DATABASE ...
+SET), and may make functions, operators and types with the names of those that a statement means. So
+such sessions begin with settings of their own, which come before those of the database, and find
+what has no schema in pg_catalog alone. pg_temp is named last because it comes first where it is not
+named.
+"""
+
+from __future__ import annotations
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+SETTINGS = {
+    "search_path": "pg_catalog,pg_temp",
+    "role": "none",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "row_security": "on",
+    "standard_conforming_strings": "on",
+    "transform_null_equals": "off",
+    "array_nulls": "on",
+    "exit_on_error": "off",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "datestyle": "ISO,MDY",
+    "client_encoding": "UTF8",
+    "check_function_bodies": "on",
+    "client_min_messages": "notice",
+}
+OPTIONS = " ".join(
+    "-c " + f"{name}={value}".replace("\\", "\\\\").replace(" ", "\\ ")
+    for name, value in SETTINGS.items()
+)
+
+
+def guarded(dsn: str) -> str:
+    """The connection string with these settings behind those that it has."""
+    given = conninfo_to_dict(dsn).get("options")
+    return make_conninfo(dsn, options=f"{given} {OPTIONS}" if given else OPTIONS)

@@ -1,0 +1,183 @@
+"""Nothing of a project's owner runs with more rights than the owner has."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from server.backup import content
+from server.backup.jobs import Jobs, enqueue
+from server.base.events import Events
+from server.base.metrics import Metrics
+from server.base.usage import Usage
+from server.control import provision, records
+from server.control.database import connect
+from server.control.lifecycle import Lifecycle
+from server.control.projects import migrate
+from server.maintenance import idle
+from server.maintenance.quotas import Quotas
+from tests.server.tiers import traps
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+@pytest.fixture(scope="module")
+def trapped(world):
+    """A project full of traps: (record, project)."""
+    record = run(world.fresh().create("trapper", owner="trapper"))
+    project = records.to_project(record, world.config)
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        traps.lay(owner, record.database, record.role("owner"))
+    yield record, project
+    run(world.fresh().delete("trapper"))
+
+
+def test_the_traps_are_sharp(world, trapped):
+    """Whoever is careless runs into them."""
+    record, _ = trapped
+    careless = psycopg.conninfo.make_conninfo(
+        world.cluster.admin_dsn, dbname=record.database,
+        options="-c role=none -c default_transaction_read_only=off -c statement_timeout=0",
+    )  # fmt: skip
+    statements = (
+        "select lower('A')", "select hashtextextended('a', 0)", "select 'a'::text = 'b'::text",
+        "select count(*) from public.bait", "select b::text from public.bait b",
+    )  # fmt: skip
+    for statement in statements:
+        with psycopg.connect(careless, autocommit=True) as session:
+            with pytest.raises(psycopg.Error) as caught:
+                session.execute(statement)
+            assert caught.value.sqlstate == "TR000", statement
+
+
+def job(world, what, project, **args):
+    """State, result and error of a job."""
+    jobs = Jobs(world.fresh(), Events(), Metrics())
+
+    async def do():
+        async with jobs.projects.control() as control:
+            number = await enqueue(control, what, project, args, "test")
+        assert await jobs.once()
+        async with jobs.projects.control() as control:
+            query = "select state, result, error from jobs where id = $1"
+            return await (await control.execute(query, (number,))).fetchone()
+
+    return run(do())
+
+
+def test_backups_and_restores_spring_none(world, trapped):
+    _, project = trapped
+    state, result, error = job(world, "backup", "trapper", kind="manual")
+    assert state == "done", error
+    backup = result["backup"]
+    for kind, args in (("verify", {}), ("restore", {}), ("restore", {"into": "trapper-two"})):
+        state, result, error = job(world, kind, "trapper", backup=backup, **args)
+        assert state == "done", error
+        assert not [one for one in result["warnings"] if "sprung" in one]
+    run(world.fresh().delete("trapper-two"))
+    with psycopg.connect(project.owner_dsn) as owner:
+        owner.execute("set search_path = pg_catalog, pg_temp")
+        assert owner.execute("select count(*) from public.coloured").fetchone() == (1,)
+
+
+def test_the_upkeep_of_a_project_springs_none(world, trapped):
+    record, project = trapped
+    projects = world.fresh()
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        traps.defaults(owner, record.database, record.role("owner"))  # a restore takes them away
+
+    async def work():
+        await provision.provision(projects.cluster(record), record, projects.limits(record))
+        await migrate(project)
+        usage = Usage(world.dsn, Events())
+        await Quotas(projects, usage, Events()).measure()
+        await usage.stop()
+        await idle.end_what_holds_up(projects, Events())
+        life = Lifecycle(projects)
+        for step in ("sleep", "wake", "suspend", "resume"):
+            await life.step("trapper", step, "test")
+        await life.change("trapper", {"tier": "pro"}, "test")
+        for kind in ("system", "feed"):
+            async with await connect(record.dsn(kind, getattr(record, f"{kind}_password"))) as own:
+                await own.execute("select lower('A'), 'a'::text = 'b', now() - interval '1 day'")
+
+    run(work())
+
+
+def test_temporary_types_are_not_taken_for_others(trapped):
+    """The functions that run with the rights of others, on behalf of the owner."""
+    record, project = trapped
+    with psycopg.connect(project.system_dsn, autocommit=True) as system:
+        system.execute(f"grant usage on schema realtime to {record.role('owner')}")
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        owner.execute("set search_path = pg_catalog; set default_transaction_read_only = off; "
+                      "set statement_timeout = 0; set lock_timeout = 0")  # fmt: skip
+        owner.execute("create publication ichibase_realtime")
+        owner.execute(traps.TEMPORARY)
+        owner.execute("create table public.watched (n int)")  # event triggers look at it
+        owner.execute("drop table public.watched")
+        owner.execute("drop publication ichibase_realtime")
+        owner.execute("select realtime.publish('news', 'said', '{}')")
+        owner.execute("select realtime.to_user(gen_random_uuid(), 'said', '{}')")
+
+
+def test_a_view_in_the_place_of_a_table_is_not_read(world, trapped):
+    record, project = trapped
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        owner.execute("set search_path = pg_catalog; set default_transaction_read_only = off; "
+                      "set statement_timeout = 0")  # fmt: skip
+        owner.execute("create table public.turncoat (n int)")
+
+        async def look():
+            async with await connect(world.cluster.dsn(record.database)) as admin:
+                await content.prepare(admin)
+                await admin.execute("begin transaction isolation level repeatable read read only")
+                await admin.execute("select 1")
+                owner.execute("drop table public.turncoat; create view public.turncoat as "
+                              "select public.known(1) as n")  # fmt: skip
+                await content.tables(admin)
+
+        with pytest.raises(psycopg.errors.WrongObjectType):
+            run(look())
+        owner.execute("drop view public.turncoat")
+
+
+def test_a_restore_does_not_take_the_owners_objects_for_its_own(world):
+    """What is loaded as the owner could make a schema of the name that the server's own has."""
+    projects = world.fresh()
+    record = run(projects.create("imitator", owner="imitator"))
+    project = records.to_project(record, world.config)
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        owner.execute("""
+            create table public.said (what text);
+            create function public.imitate(n int) returns bool language plpgsql immutable as $$
+            begin
+              perform public.really();
+              return true;
+            end $$;
+            create function public.really() returns void language plpgsql as $$
+            begin
+              begin
+                execute 'create schema ichibase';
+                execute 'create table ichibase.migrations (name text primary key, checksum text, '
+                  'applied_at timestamptz)';
+              exception when others then null;
+              end;
+            end $$;
+            create table public.first (n int check (public.imitate(n)));
+            insert into public.first values (1);
+        """)
+    state, result, error = job(world, "backup", "imitator", kind="manual")
+    assert state == "done", error
+    state, result, error = job(world, "restore", "imitator", backup=result["backup"])
+    assert state == "done", error
+    with psycopg.connect(world.cluster.dsn(record.database)) as admin:
+        mine = admin.execute(
+            "select count(*) filter (where c.relowner <> n.nspowner), "
+            "bool_and(pg_get_userbyid(n.nspowner) = current_user) from pg_namespace n "
+            "left join pg_class c on c.relnamespace = n.oid where n.nspname = 'ichibase'"
+        ).fetchone()
+    assert mine == (0, True)
+    run(world.fresh().delete("imitator"))
