@@ -110,6 +110,7 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 #if defined(__linux__) && defined(__LP64__)
 
 #include <link.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -117,6 +118,7 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 #define CONNECTIONS 65536
 
 static ichi_stream streams[CONNECTIONS]; /* by descriptor; used by one thread at a time */
+static volatile int ends;                /* beyond the highest descriptor that was accepted */
 
 static ssize_t receive(int fd, void *buf, size_t size, int flags)
 {
@@ -130,10 +132,23 @@ static int accept_one(int listener, struct sockaddr *address, socklen_t *size, i
 {
     int fd = accept4(listener, address, size, flags);
     if (fd >= 0 && fd < CONNECTIONS) {
+        int inet = address != NULL
+                   && (address->sa_family == AF_INET || address->sa_family == AF_INET6);
         streams[fd].body = 0;
         streams[fd].mode = ICHI_HEAD;
+        streams[fd].port = inet ? ntohs(((struct sockaddr_in *)address)->sin_port) : 0;
+        if (fd >= ends)
+            ends = fd + 1;
     }
     return fd;
+}
+
+int ichi_stream_find(uint16_t port, int from)
+{
+    for (int fd = from < 0 ? 0 : from; fd < ends; fd++)
+        if (streams[fd].port == port && port != 0)
+            return fd;
+    return -1;
 }
 
 typedef struct {
@@ -229,6 +244,13 @@ int ichi_stream_install(const char *name)
 {
     (void)name;
     return 0;
+}
+
+int ichi_stream_find(uint16_t port, int from)
+{
+    (void)port;
+    (void)from;
+    return -1;
 }
 
 #endif

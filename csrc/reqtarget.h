@@ -17,6 +17,7 @@ enum {
 typedef struct {
     int64_t body;
     int mode;
+    uint16_t port; /* of the client, 0 when it has none */
 } ichi_stream;
 
 /* n bytes have come into buf, which has room for `room`. Gives the number of bytes that are there
@@ -28,5 +29,9 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 /* Has what the library whose path holds `name` receives from the connections that it accepts pass
  * through the above. 1 when that is so now, 0 where it cannot be done. */
 int ichi_stream_install(const char *name);
+
+/* The first descriptor from `from` on by which a connection from this port of a client was accepted
+ * last, -1 when there is none. It may be closed, or be something else by now. */
+int ichi_stream_find(uint16_t port, int from);
 
 #endif

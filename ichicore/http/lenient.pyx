@@ -17,6 +17,7 @@ cdef extern from "reqtarget.h":
         int mode
     ssize_t ichi_stream_feed(ichi_stream* stream, char* buf, ssize_t n, size_t room) noexcept
     int ichi_stream_install(const char* name) noexcept
+    int ichi_stream_find(unsigned short port, int start) noexcept
 
 
 cdef class Stream:
@@ -45,3 +46,14 @@ def install(str library not None):
     """Whether the loaded library whose path holds the text `library` is given encoded targets now,
     on connections that it accepts from here on."""
     return ichi_stream_install(library.encode()) == 1
+
+
+def accepted(unsigned short port):
+    """Descriptors of connections that the library has accepted from clients at this port, the
+    newest of each descriptor. One of them may be closed, or be something else by now."""
+    cdef list found = []
+    cdef int fd = ichi_stream_find(port, 0)
+    while fd >= 0:
+        found.append(fd)
+        fd = ichi_stream_find(port, fd + 1)
+    return found

@@ -32,6 +32,7 @@ SWEEP = 0.05  # seconds between looks at the calls in flight
 COUNT_EVERY = 20  # sweeps between reports of how many calls there were
 SLOW = 0.1  # seconds after which a call is told to the functions process, which charges it
 CONNECT_TRIES = 100
+TRIES = 3  # processes that a call is sent to which ended before they had read anything of it
 RELEASE_AFTER = 5.0  # seconds without a call until a lease is given back
 TRUSTED, SCHEDULE = "x-ichibase-internal", "x-ichibase-schedule"  # headers of a scheduled call
 INTERNAL_ANSWER = 1 << 20  # bytes of an answer to a call from inside
@@ -324,16 +325,18 @@ class Functions:
         call = lease.calls[number] = Call(lease, id, number, seconds, give_up)
         return call
 
-    def end(self, call: Call) -> None:
+    def end(self, call: Call, taken: bool = True) -> None:
+        """taken: False for a call that the process has not had."""
         lease = call.lease
         if lease.calls.pop(call.number, None) is None:
             return
-        lease.done += 1
         lease.last = now = monotonic()
-        count = lease.count
-        count[0] += 1
-        count[1] += call.failed
-        count[2] += now - call.started
+        if taken:
+            lease.done += 1
+            count = lease.count
+            count[0] += 1
+            count[1] += call.failed
+            count[2] += now - call.started
         left = self.in_flight[lease.project_id] - 1
         if left:
             self.in_flight[lease.project_id] = left
@@ -343,7 +346,7 @@ class Functions:
             self._give_back(lease)
 
     async def connection(self, lease: Lease) -> Connection:
-        """A new connection to the function's process. ApiError when it has ended."""
+        """A new connection to the function's process. PeerClosed when it has ended."""
         for _ in range(CONNECT_TRIES):
             try:
                 return await lease.pool.connect()
@@ -351,11 +354,13 @@ class Functions:
                 await asyncio.sleep(0.01)
             except OSError:
                 break
-        raise await self.why_ended(lease)
+        raise PeerClosed(False, taken=False)
 
     async def send(self, lease: Lease, request: bytes, head_only: bool = False) -> Answer:
         """The answer to a request that is here as a whole. A free connection that the process has
-        just closed is no failure: the request was not taken, and goes over a new one."""
+        just closed is no failure while it is there: the request goes over a new one. PeerClosed
+        when it has ended."""
+        taken = False
         connection = lease.pool.idle()
         if connection is not None:
             try:
@@ -363,7 +368,12 @@ class Functions:
             except PeerClosed as error:
                 if error.begun:
                     raise
-        return await _answered(await self.connection(lease), request, head_only)
+                taken = error.taken
+        try:
+            connection = await self.connection(lease)
+        except PeerClosed:
+            raise PeerClosed(False, taken) from None
+        return await _answered(connection, request, head_only)
 
     async def why_ended(self, lease: Lease) -> ApiError:
         """What to tell the caller whose process is gone."""
@@ -378,7 +388,17 @@ class Functions:
         """Posts JSON to a function of the project, also to one that no URL reaches, and gives the
         body of its answer. ApiError when there is no such function, when it fails or takes too
         long, and 502 function_error when its answer is not a 2xx."""
-        lease = self.find(project, name) or await self.lease(project, name)
+        for _ in range(TRIES):
+            lease = self.find(project, name) or await self.lease(project, name)
+            try:
+                return await self._call_once(lease, name, body)
+            except PeerClosed as error:
+                refusal = await self.why_ended(lease)
+                if error.taken:
+                    break
+        raise refusal
+
+    async def _call_once(self, lease: Lease, name: str, body: bytes) -> bytes:
         task = asyncio.current_task()
         assert task is not None
         if self.full(lease):
@@ -392,8 +412,6 @@ class Functions:
         try:
             answer = await self.send(lease, head + body)
             found = answer.body if answer.body is not None else await _whole(answer)
-        except PeerClosed:
-            raise await self.why_ended(lease) from None
         except BadAnswer:
             raise ApiError(502, "function_error", f"The function {name} gave no answer.") from None
         except asyncio.CancelledError:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+ONE_READ = 4096  # bytes of a request that the peer reads all at once or not at all
 HIGH_WATER = 256 << 10  # bytes of a body that wait to be taken before reading pauses
 MAX_HEAD = 64 << 10
 MAX_IDLE = 64  # connections kept open
@@ -22,11 +23,13 @@ Headers = list[tuple[str, str]]
 
 
 class PeerClosed(ConnectionError):
-    """The connection ended before the answer did. begun: whether some of the answer had come."""
+    """The connection ended before the answer did. begun: whether some of the answer had come.
+    taken: False when the peer has certainly read nothing of the request."""
 
-    def __init__(self, begun: bool) -> None:
+    def __init__(self, begun: bool, taken: bool = True) -> None:
         super().__init__("the peer closed the connection")
         self.begun = begun
+        self.taken = taken
 
 
 class BadAnswer(ConnectionError):
@@ -126,8 +129,8 @@ class Connection(asyncio.Protocol):
     """One connection of a pool: a request at a time."""
 
     __slots__ = (
-        "_buffer", "_head_only", "_left", "_paused", "_pool", "_resumed", "_state", "_waiter",
-        "body", "closed", "once", "raw_received", "transport",
+        "_buffer", "_head_only", "_left", "_paused", "_pool", "_resumed", "_sent", "_state",
+        "_waiter", "body", "closed", "once", "raw_received", "transport",
     )  # fmt: skip
 
     def __init__(self, pool: Pool | None) -> None:
@@ -135,6 +138,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._state = IDLE
         self._left = 0
+        self._sent = 0  # bytes of the request
         self._head_only = False
         self._paused = False
         self._waiter: asyncio.Future[Answer] | None = None
@@ -153,8 +157,10 @@ class Connection(asyncio.Protocol):
         self._state = HEAD
         self._head_only = head_only
         self._waiter = waiter = asyncio.get_running_loop().create_future()
-        if self.closed:
-            waiter.set_exception(PeerClosed(False))
+        self._sent = len(data)
+        if self.closed or self.transport.is_closing():
+            self._waiter = None
+            waiter.set_exception(PeerClosed(False, taken=False))
         else:
             self.transport.write(data)
         return waiter
@@ -163,6 +169,7 @@ class Connection(asyncio.Protocol):
         """More of the request's body; waits while the peer does not take it."""
         if self.closed:
             raise PeerClosed(False)
+        self._sent += len(data)
         self.transport.write(data)
         if self._resumed is not None:
             await asyncio.shield(self._resumed)
@@ -207,7 +214,10 @@ class Connection(asyncio.Protocol):
         waiter, body = self._waiter, self.body
         self._waiter = self.body = None
         if waiter is not None and not waiter.done():
-            waiter.set_exception(PeerClosed(bool(self._buffer)))
+            # The kernel tells a reset when a peer has closed with bytes that it had not read.
+            unread = isinstance(error, (ConnectionResetError, BrokenPipeError))
+            taken = not unread or self._sent > ONE_READ or bool(self._buffer)
+            waiter.set_exception(PeerClosed(bool(self._buffer), taken))
         if body is not None:
             body.finish(None if self._state == UNTIL_CLOSE else PeerClosed(True))
 

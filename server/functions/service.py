@@ -10,10 +10,10 @@ from urllib.parse import parse_qsl, quote
 
 from ichicore.errors import ApiError
 from server.base.context import WorkerContext
-from server.base.functions import SCHEDULE, TRUSTED, Call, Functions, Lease, of
+from server.base.functions import SCHEDULE, TRIES, TRUSTED, Call, Functions, Lease, of
 from server.base.http import Headers, Request, Response
 from server.base.unixhttp import Answer, BadAnswer, Body, Connection, PeerClosed
-from server.functions.sockets import relay, upgrade_lines
+from server.functions.sockets import chosen, offered, relay, upgrade_lines
 
 SMALL_BODY = 64 << 10  # bytes that are read before the function is called
 SOCKET_TIMES = 60  # how many times the longest invocation a WebSocket may last
@@ -68,18 +68,36 @@ class FunctionsService:
             streamed = True
         if streamed and declared is not None and declared.isdigit() and int(declared) > limit:
             raise ApiError(413, "payload_too_large", f"The body is larger than {limit} bytes.")
+        length = declared if streamed else len(body)
+        for _ in range(TRIES):
+            try:
+                return await self._call(lease, request, body, length, streamed)
+            except PeerClosed as error:
+                refusal = await functions.why_ended(lease)
+                if error.taken:
+                    break
+            lease = await self._lease(request)
+            self._authorize(lease, request)
+        raise refusal
+
+    async def _call(
+        self, lease: Lease, request: Request, body: bytes, length: int | str | None, streamed: bool
+    ) -> Response:
+        """PeerClosed when the process has ended."""
+        functions = self.functions
         if functions.full(lease):
             await functions.room(lease)
         while lease.dropped:  # meanwhile another process has taken its place
             lease = await self._lease(request)
         task: Any = asyncio.current_task()
         call = functions.begin(lease, request.id, lease.wall, task.cancel)
-        self.add(lease.project_id, "function_invocations", 1)
         connection = None
         kept = False
+        taken = True
         try:
-            head = self._head(lease, request, len(body) if not streamed else declared)
+            head = self._head(lease, request, length)
             if streamed:
+                limit = lease.project.limits.function_body
                 connection = await functions.connection(lease)
                 answer = await self._upload(lease, connection, head, request, limit)
             else:
@@ -87,9 +105,10 @@ class FunctionsService:
             call.failed = answer.status >= 500
             response, kept = self._response(call, answer, task)
             return response
-        except PeerClosed:
-            call.failed = True
-            raise await functions.why_ended(lease) from None
+        except PeerClosed as error:
+            # what has been read of a body that streams cannot be sent again
+            call.failed = taken = error.taken = error.taken or connection is not None
+            raise
         except BadAnswer:
             call.failed = True
             raise not_passed_on() from None
@@ -102,8 +121,10 @@ class FunctionsService:
             task.uncancel()
             raise call.refusal from None
         finally:
+            if taken:
+                self.add(lease.project_id, "function_invocations", 1)
             if not kept:
-                functions.end(call)
+                functions.end(call, taken)
 
     async def websocket(self, request: Request, protocol: Any) -> None:
         """Relays a socket that the function opens; its refusal is passed on as a status."""
@@ -113,8 +134,23 @@ class FunctionsService:
             # a browser cannot send headers with a WebSocket
             request.identity = self.context.verify(request.project, token)
         self._authorize(lease, request)
-        if self.functions.full(lease):
-            await self.functions.room(lease)
+        for _ in range(TRIES):
+            try:
+                await self._socket(lease, request, protocol)
+                return
+            except PeerClosed as error:
+                refusal = await self.functions.why_ended(lease)
+                if error.taken:
+                    break
+            lease = await self._lease(request)
+            self._authorize(lease, request)
+        protocol.close(refusal.status)
+
+    async def _socket(self, lease: Lease, request: Request, protocol: Any) -> None:
+        """PeerClosed when the process has ended before it answered."""
+        functions = self.functions
+        if functions.full(lease):
+            await functions.room(lease)
         while lease.dropped:
             lease = await self._lease(request)
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -123,30 +159,36 @@ class FunctionsService:
             if not over.done():
                 over.set_result(None)
 
-        call = self.functions.begin(lease, request.id, lease.wall * SOCKET_TIMES, end)
-        self.add(lease.project_id, "function_invocations", 1)
+        call = functions.begin(lease, request.id, lease.wall * SOCKET_TIMES, end)
         connection = None
+        taken = True
         try:
-            connection = await self.functions.connection(lease)
+            connection = await functions.connection(lease)
+            protocols = offered(request.headers.get("sec-websocket-protocol"))
             head = self._head(lease, request, None).replace(
-                b"transfer-encoding: chunked", upgrade_lines().encode()
+                b"transfer-encoding: chunked", upgrade_lines(protocols).encode()
             )
             async with asyncio.timeout(lease.wall):
                 answer = await connection.request(head)
             if answer.connection is None:
                 protocol.close(answer.status if 400 <= answer.status <= 599 else 502)
                 return
-            await relay(protocol, answer.connection, over)
+            address: str = request.client  # type: ignore[attr-defined]
+            name = chosen(answer, protocols)
+            await relay(protocol, address, name, answer.connection, over)
         except TimeoutError:
             protocol.close(504)
-        except PeerClosed:
-            protocol.close((await self.functions.why_ended(lease)).status)
+        except PeerClosed as error:
+            call.failed = taken = error.taken
+            raise
         except BadAnswer:
             protocol.close(502)
         finally:
             if connection is not None:
                 connection.close()
-            self.functions.end(call)
+            if taken:
+                self.add(lease.project_id, "function_invocations", 1)
+            functions.end(call, taken)
 
     async def _lease(self, request: Request) -> Lease:
         name, _, _ = request.path[1:].partition("/")

@@ -1,6 +1,7 @@
 """WebSockets between a client and a function: the HTTP server speaks to the client, we to Deno.
 
-The client's subprotocols and the function's close code do not pass: the HTTP server has neither.
+That server knows neither subprotocols nor close codes: what of these goes to the client is written
+on a hold of our own on its connection. The client's own close code does not reach the function.
 """
 
 from __future__ import annotations
@@ -8,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
+import socket
 import struct
 from typing import Any
 
-from server.base.unixhttp import Connection
+from server.base.clients import connection_of, send_now
+from server.base.unixhttp import Answer, Connection
 
 CONTINUED, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 MAX_MESSAGE = 16 << 20
 QUEUE = 64  # messages that wait for a slow client until the function is no longer read
+CLOSE_SECONDS = 1.0  # that a client has to confirm a close
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}\Z")  # the name of a subprotocol
+SWITCHING = "HTTP/1.1 101 Switching Protocols"
+TIME_IS_OVER = struct.pack(">H", 1001)
+FUNCTION_IS_GONE = struct.pack(">H", 1011)
 NO_MASK = b"\x00\x00\x00\x00"  # a mask that changes nothing: no proxy stands between us and Deno
 
 
@@ -93,17 +102,51 @@ class Reader:
         return final, kind, payload
 
 
-def upgrade_lines() -> str:
+def offered(header: str | None) -> list[str]:
+    """The subprotocols that a client offers."""
+    names = (name.strip(" \t") for name in (header or "").split(","))
+    return [name for name in names if TOKEN.match(name)]
+
+
+def upgrade_lines(protocols: list[str]) -> str:
     """The headers that ask Deno for a WebSocket."""
     key = base64.b64encode(os.urandom(16)).decode()
-    return (
-        "upgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-version: 13\r\n"
-        f"sec-websocket-key: {key}"
-    )
+    lines = ["upgrade: websocket", "connection: Upgrade", "sec-websocket-version: 13",
+             f"sec-websocket-key: {key}"]  # fmt: skip
+    if protocols:
+        lines.append(f"sec-websocket-protocol: {', '.join(protocols)}")
+    return "\r\n".join(lines)
 
 
-async def relay(protocol: Any, connection: Connection, over: asyncio.Future[None]) -> None:
-    """Passes messages both ways until either side ends or `over` is done."""
+def chosen(answer: Answer, protocols: list[str]) -> str | None:
+    """The subprotocol that the function has taken of those; others are none of the client's."""
+    found = dict(answer.headers).get("sec-websocket-protocol")
+    return found if found in protocols else None
+
+
+async def relay(
+    protocol: Any, address: str, chosen: str | None, connection: Connection,
+    over: asyncio.Future[None],
+) -> None:  # fmt: skip
+    """Passes messages both ways until either side ends or `over` is done. address: of the client's
+    connection. chosen: the subprotocol."""
+    held = connection_of(address)
+    try:
+        if chosen is not None and held is not None:
+            # The HTTP server's own first line, written next, becomes the value of the last header.
+            head = (
+                f"HTTP/1.1 101 Switching Protocols\r\nsec-websocket-protocol: {chosen}\r\nx-http: "
+            )
+            send_now(held, head.encode())
+        await _relay(protocol, held, connection, over)
+    finally:
+        if held is not None:
+            held.close()
+
+
+async def _relay(
+    protocol: Any, held: socket.socket | None, connection: Connection, over: asyncio.Future[None]
+) -> None:
     client = await protocol.accept()
     queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
     reader = Reader()
@@ -123,21 +166,41 @@ async def relay(protocol: Any, connection: Connection, over: asyncio.Future[None
             connection.pause()
 
     connection.take_raw(received)
-    tasks = [
-        asyncio.ensure_future(_from_function(queue, client, connection)),
-        asyncio.ensure_future(_from_client(client, connection)),
-    ]
+    outwards = asyncio.ensure_future(_from_function(queue, client, connection))
+    inwards = asyncio.ensure_future(_from_client(client, connection))
+    ends: list[asyncio.Future[Any]] = [outwards, inwards, over]
     try:
-        await asyncio.wait([*tasks, over], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if held is not None and not inwards.done():
+            await _close(held, _told(outwards), inwards)
     finally:
-        for task in tasks:
+        for task in (outwards, inwards):
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait([outwards, inwards])
         connection.close()
         protocol.close()
 
 
-async def _from_function(queue: asyncio.Queue[Any], client: Any, connection: Connection) -> None:
+def _told(task: asyncio.Task[bytes | None]) -> bytes:
+    """What the client is told of the end: what the function has said with its close, else why there
+    was none."""
+    if not task.done():
+        return TIME_IS_OVER
+    payload = task.result() if task.exception() is None else None
+    return FUNCTION_IS_GONE if payload is None or len(payload) > 125 else payload
+
+
+async def _close(held: socket.socket, payload: bytes, inwards: asyncio.Task[None]) -> None:
+    """Tells the client why, and lets it confirm that."""
+    if send_now(held, bytes((0x80 | CLOSE, len(payload))) + payload):
+        held.shutdown(socket.SHUT_WR)  # the HTTP server's own close would be a second one
+        await asyncio.wait([inwards], timeout=CLOSE_SECONDS)
+
+
+async def _from_function(
+    queue: asyncio.Queue[Any], client: Any, connection: Connection
+) -> bytes | None:
+    """The payload of the function's close; None when it ended without."""
     while (message := await queue.get()) is not None:
         kind, payload = message
         if queue.qsize() < QUEUE // 2:
@@ -146,13 +209,14 @@ async def _from_function(queue: asyncio.Queue[Any], client: Any, connection: Con
             try:
                 await client.send_str(payload.decode())
             except UnicodeDecodeError:
-                return
+                return None
         elif kind == BINARY:
             await client.send_bytes(payload)
         elif kind == PING:
             await connection.write(encode(PONG, payload))
         elif kind == CLOSE:
-            return
+            return bytes(payload)
+    return None
 
 
 async def _from_client(client: Any, connection: Connection) -> None:

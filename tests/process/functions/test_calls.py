@@ -8,8 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
+import threading
 import time
 
 import psutil
@@ -62,9 +64,16 @@ Deno.serve(async (req: Request, info) => {
     case "empty":
       return new Response(null, { status: 204 });
     case "socket": {
-      const { socket, response } = Deno.upgradeWebSocket(req);
-      socket.onopen = () => socket.send("welcome");
-      socket.onmessage = (e) => e.data === "bye" ? socket.close() : socket.send(e.data);
+      const protocol = url.searchParams.get("protocol");
+      const offered = req.headers.get("sec-websocket-protocol");
+      const { socket, response } = Deno.upgradeWebSocket(req, protocol ? { protocol } : {});
+      socket.onopen = () => socket.send(offered ?? "welcome");
+      socket.onmessage = (e) => {
+        if (e.data === "bye") socket.close();
+        else if (e.data === "enough") socket.close(4001, "enough said");
+        else if (e.data === "exit") Deno.exit(1);
+        else socket.send(e.data);
+      };
       return response;
     }
     case "own": {
@@ -310,6 +319,7 @@ class Client:
             if not piece:
                 break
             head += piece
+        self.head = head.decode()
         self.status = int(head.split()[1])
         accept = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
         assert self.status != 101 or base64.b64encode(accept) in head
@@ -344,6 +354,39 @@ def test_sockets_are_relayed(parts):
     client.send(TEXT, b"bye")
     assert client.receive() in (None, (CLOSE, b""), (CLOSE, b"\x03\xe8"))
     client.socket.close()
+
+
+def test_subprotocols_and_close_codes_pass(parts):
+    offer = {"apikey": parts.anon, "sec-websocket-protocol": "chat.v2, chat.v1"}
+
+    def opened(path, **headers):
+        client = Client(parts, path, **{**offer, **headers})
+        if client.status != 101:
+            client.socket.close()
+            return client.status
+        assert client.receive() == (TEXT, b"chat.v2, chat.v1")
+        return client
+
+    for wanted in ("chat.v1", "chat.v2"):
+        client = opened(f"parts/socket?protocol={wanted}")
+        lines = client.head.lower().split("\r\n")
+        assert lines.count(f"sec-websocket-protocol: {wanted}") == 1
+        client.send(TEXT, b"enough")
+        assert client.receive() == (CLOSE, b"\x0f\xa1enough said")
+        client.send(CLOSE, b"\x0f\xa1")
+        assert client.receive() is None
+        client.socket.close()
+    client = opened("parts/socket")  # the function takes none of them
+    assert "sec-websocket-protocol" not in client.head.lower()
+    client.send(TEXT, b"exit")
+    assert client.receive() == (CLOSE, b"\x03\xf3")  # 1011: it ended without a word
+    client.socket.close()
+    assert opened("parts/socket?protocol=other") == 500  # Deno refuses what was not offered
+    for _ in range(20):  # each gets its own, at the same time
+        clients = [opened(f"parts/socket?protocol=chat.v{n}") for n in (1, 2)]
+        for number, client in enumerate(clients, 1):
+            assert f"sec-websocket-protocol: chat.v{number}\r\n" in client.head.lower()
+            client.socket.close()
 
 
 # Says "three" only where it is held as in production.
@@ -409,6 +452,56 @@ def test_the_command_line(project, tmp_path):
     assert "isolation" in node.cli(*run, "status").stdout
     node.cli(*run, "delete", "greet", "--yes")
     assert project.code("greet") == (404, "function_not_found")
+
+
+def test_a_call_that_a_dead_process_has_not_read_goes_to_another(parts):
+    """Between the end of a process and the word of it, calls of every kind come to it."""
+    calm = """
+      Deno.serve(async (req) => {
+        if (req.url.endsWith("/exit")) Deno.exit(3);
+        return new Response(await req.text());
+      });"""
+    parts.deploy("mortal", calm)
+    assert parts.call("mortal", b"x")[1] == b"x"
+    stop, wrong, answered = threading.Event(), [], []
+
+    def calling(method, body):
+        while not stop.is_set():
+            status, found, _ = parts.call("mortal", body, method)
+            answered.append(1)
+            if (status, found) != (200, body or b""):
+                wrong.append((method, status, found))
+
+    def alive():
+        told = json.loads(parts.node.cli("functions", "status", "--json").stdout)["processes"]
+        return [p["pid"] for p in told if p["function"] == "mortal" and p["state"] == "ready"]
+
+    kinds = [("GET", None), ("POST", b"small"), ("POST", b"x" * 200_000)]
+    threads = [threading.Thread(target=calling, args=kind) for kind in kinds[:2]]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            assert wait_until(alive)
+            before = alive()
+            for pid in before:
+                os.kill(pid, signal.SIGSTOP)  # what comes now is not read
+            time.sleep(0.1)
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            assert wait_until(lambda before=before: set(alive()) - set(before))
+            here = len(answered)
+            assert wait_until(lambda here=here: len(answered) > here + 5)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    parts.deploy("mortal", calm + "// its past is forgotten")
+    for method, body in kinds:  # one that did read it is not given another
+        assert parts.code("mortal/exit", body, method) == (500, "function_error")
+    ends = [line for line in parts.lines(function="mortal") if "Deno.exit(3)" in line["text"]]
+    assert len(ends) == len(kinds)
 
 
 def test_a_call_from_inside_is_quick_and_meets_the_function(parts):

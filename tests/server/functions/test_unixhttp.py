@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import shutil
+import socket
 import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -198,3 +200,40 @@ def test_a_free_connection_that_the_peer_closes_is_no_failure_of_the_next_call(t
 
     asyncio.run(go())
     assert [head.split()[1] for head in seen] == [b"/0", b"/1", b"/2"]
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    ("dies", "taken"),
+    [("before", False), ("unseen", False), ("waiting", False), ("unread", False), ("read", True),
+     ("large", True)],
+)  # fmt: skip
+def test_it_is_known_whether_a_peer_that_ends_has_read_of_the_request(tmp_path, loop, dies, taken):
+    """A request may be sent again to another process when it has not."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(8)
+
+    async def go():
+        pool = Pool(str(tmp_path / "s"))
+        connection = await pool.connect()
+        peer = None if dies == "waiting" else listener.accept()[0]
+        if dies in ("before", "unseen"):
+            peer.close()
+            if dies == "unseen":
+                await asyncio.sleep(0)
+        answer = connection.request(REQUEST if dies != "large" else REQUEST + b"x" * 10_000)
+        await asyncio.sleep(0.02)
+        if dies == "waiting":
+            listener.close()
+        elif dies in ("unread", "read", "large"):
+            if dies != "unread":
+                peer.recv(100)
+            peer.close()
+        with pytest.raises(PeerClosed) as caught:
+            await asyncio.wait_for(answer, 10)
+        assert (caught.value.begun, caught.value.taken) == (False, taken)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(go())
+    listener.close()
