@@ -109,6 +109,8 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 
 #if defined(__linux__) && defined(__LP64__)
 
+#include "handover.h"
+
 #include <link.h>
 #include <netinet/in.h>
 #include <sys/mman.h>
@@ -119,13 +121,32 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 
 static ichi_stream streams[CONNECTIONS]; /* by descriptor; used by one thread at a time */
 static volatile int ends;                /* beyond the highest descriptor that was accepted */
+static int hands_over;                   /* no connection is shut down but by `shut_down` */
 
+/* The library is told that the client has gone, and shuts the connection down before it closes its
+ * descriptor: that would reach whoever has it now. */
 static ssize_t receive(int fd, void *buf, size_t size, int flags)
 {
+    int known = fd >= 0 && fd < CONNECTIONS;
+    if (known && streams[fd].mode == ICHI_GONE)
+        return 0;
     ssize_t n = recv(fd, buf, size, flags);
-    if (n > 0 && flags == 0 && fd >= 0 && fd < CONNECTIONS)
-        return ichi_stream_feed(&streams[fd], buf, n, size);
-    return n;
+    if (n <= 0 || flags != 0 || !known)
+        return n;
+    if (hands_over && streams[fd].mode == ICHI_FRESH && ichi_opens_socket(buf, (size_t)n)
+        && ichi_hand_over(fd, buf, (size_t)n)) {
+        streams[fd].mode = ICHI_GONE;
+        streams[fd].port = 0;
+        return 0;
+    }
+    return ichi_stream_feed(&streams[fd], buf, n, size);
+}
+
+static int shut_down(int fd, int how)
+{
+    if (fd >= 0 && fd < CONNECTIONS && streams[fd].mode == ICHI_GONE)
+        return 0;
+    return shutdown(fd, how);
 }
 
 static int accept_one(int listener, struct sockaddr *address, socklen_t *size, int flags)
@@ -135,7 +156,7 @@ static int accept_one(int listener, struct sockaddr *address, socklen_t *size, i
         int inet = address != NULL
                    && (address->sa_family == AF_INET || address->sa_family == AF_INET6);
         streams[fd].body = 0;
-        streams[fd].mode = ICHI_HEAD;
+        streams[fd].mode = ICHI_FRESH;
         streams[fd].port = inet ? ntohs(((struct sockaddr_in *)address)->sin_port) : 0;
         if (fd >= ends)
             ends = fd + 1;
@@ -154,7 +175,7 @@ int ichi_stream_find(uint16_t port, int from)
 typedef struct {
     const char *name;
     ElfW(Addr) sealed, sealed_end; /* what the loader has made read-only */
-    int accepts, receives;
+    int accepts, receives, shuts;
 } Search;
 
 /* Lets an entry of a library's table of imported functions lead elsewhere. Where the loader has
@@ -185,6 +206,8 @@ static void search(Search *search, ElfW(Addr) base, const ElfW(Rela) *relocation
             search->receives += redirect(search, base + relocation->r_offset, (void *)receive);
         else if (strcmp(name, "accept4") == 0)
             search->accepts += redirect(search, base + relocation->r_offset, (void *)accept_one);
+        else if (strcmp(name, "shutdown") == 0)
+            search->shuts += redirect(search, base + relocation->r_offset, (void *)shut_down);
     }
 }
 
@@ -233,8 +256,9 @@ static int visit(struct dl_phdr_info *info, size_t size, void *data)
 
 int ichi_stream_install(const char *name)
 {
-    Search wanted = {name, 0, 0, 0, 0};
+    Search wanted = {name, 0, 0, 0, 0, 0};
     dl_iterate_phdr(visit, &wanted);
+    hands_over = wanted.shuts > 0;
     return wanted.accepts > 0 && wanted.receives > 0;
 }
 

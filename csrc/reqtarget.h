@@ -11,7 +11,9 @@
 enum {
     ICHI_BLIND = 0, /* where requests begin is not known: nothing is touched any more */
     ICHI_HEAD = 1,  /* the next byte is the first of a request */
-    ICHI_BODY = 2   /* `body` bytes of a request are still to come */
+    ICHI_BODY = 2,  /* `body` bytes of a request are still to come */
+    ICHI_FRESH = 3, /* as ICHI_HEAD, and no request has come yet */
+    ICHI_GONE = 4   /* another process has the connection: for this one it has ended */
 };
 
 typedef struct {
@@ -27,7 +29,8 @@ typedef struct {
 ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room);
 
 /* Has what the library whose path holds `name` receives from the connections that it accepts pass
- * through the above. 1 when that is so now, 0 where it cannot be done. */
+ * through the above, once those that open WebSockets have been handed over (handover.h). 1 when that
+ * is so now, 0 where it cannot be done. */
 int ichi_stream_install(const char *name);
 
 /* The first descriptor from `from` on by which a connection from this port of a client was accepted

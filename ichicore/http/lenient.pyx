@@ -1,8 +1,13 @@
-# distutils: sources = csrc/reqtarget.c
-"""Requests whose target holds quotes, angle brackets and other bytes that have to be encoded.
+# distutils: sources = csrc/reqtarget.c csrc/handover.c
+"""What is done with the bytes of connections before the HTTP server sees them.
+
+Requests whose target holds quotes, angle brackets and other bytes that have to be encoded.
 
 Clients such as curl send them as they are (`?select=data->>name`), and the HTTP server refuses such
 a request with an empty 400. `install` has them encoded between the socket and that server.
+
+Connections that open a WebSocket of /realtime are passed to the process that holds all sockets, with
+their request, where `hand_over` names it: no message of theirs then goes through the HTTP server.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
@@ -18,6 +23,10 @@ cdef extern from "reqtarget.h":
     ssize_t ichi_stream_feed(ichi_stream* stream, char* buf, ssize_t n, size_t room) noexcept
     int ichi_stream_install(const char* name) noexcept
     int ichi_stream_find(unsigned short port, int start) noexcept
+
+cdef extern from "handover.h":
+    int ichi_opens_socket(const char* head, size_t n) noexcept
+    int ichi_hand_over_to(const char* address) noexcept
 
 
 cdef class Stream:
@@ -57,3 +66,14 @@ def accepted(unsigned short port):
         found.append(fd)
         fd = ichi_stream_find(port, fd + 1)
     return found
+
+
+def opens_socket(bytes head not None):
+    """Whether the bytes are one whole request for a WebSocket of /realtime."""
+    return ichi_opens_socket(PyBytes_AS_STRING(head), <size_t>PyBytes_GET_SIZE(head)) == 1
+
+
+def hand_over(str address not None):
+    """Has connections that open a WebSocket passed to whoever listens at a unix socket of packets,
+    from now on, whether or not somebody does already. False where that cannot be done."""
+    return ichi_hand_over_to(address.encode()) == 0

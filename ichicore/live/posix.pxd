@@ -14,6 +14,7 @@ cdef extern from "sys/epoll.h" nogil:
         EPOLLERR
         EPOLLHUP
         EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
         EPOLL_CTL_MOD
         EPOLL_CLOEXEC
     int epoll_create1(int flags)

@@ -33,6 +33,7 @@ cdef class Wire:
     cdef int join(self, PyObject **frames, Py_ssize_t count) noexcept
     cdef int part(self) noexcept
     cdef int watch(self, Peer peer, bint want) except -1
+    cdef int listen_to(self, Peer peer) except -1
     cdef int shut(self, Peer peer) except -1
     cdef int keep(self, Peer peer, const unsigned char *data, Py_ssize_t size) except -1
     cdef int destroy(self, Peer peer, int code) except -1
@@ -50,7 +51,7 @@ cdef class Peer:
     cdef readonly Py_ssize_t queued
     cdef uint64_t stamp
     cdef int fd
-    cdef uint8_t state, told, dirty, wants_out, is_slow, pinged
+    cdef uint8_t state, told, dirty, wants_out, is_slow, pinged, held
     cdef Py_ssize_t slot
     cdef uint32_t seen, deadline, frames
     # what is being read

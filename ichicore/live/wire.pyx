@@ -17,10 +17,11 @@ from libc.string cimport memcmp, memcpy, memmove
 from ichicore.live.frames cimport close_frame, encode_bytes
 from ichicore.live.posix cimport (
     AF_INET, AF_INET6, AF_UNIX, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOCK_CLOEXEC,
-    SOCK_NONBLOCK, TCP_NODELAY, TCP_NOTSENT_LOWAT, accept4, c_close, clear, epoll_create1,
-    epoll_ctl, epoll_event, epoll_wait, getpeername, inet_ntop, iovec, msghdr, recv, send, sendmsg,
-    setsockopt, shutdown, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage,
+    EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL,
+    SHUT_WR, SOCK_CLOEXEC, SOCK_NONBLOCK, TCP_NODELAY, TCP_NOTSENT_LOWAT, accept4, c_close,
+    clear, epoll_create1, epoll_ctl, epoll_event, epoll_wait, getpeername, inet_ntop, iovec,
+    msghdr, recv, send, sendmsg, setsockopt, shutdown, sockaddr, sockaddr_in, sockaddr_in6,
+    sockaddr_storage,
 )
 from ichicore.live.reading cimport read_frames
 
@@ -43,8 +44,8 @@ def encode(bytes payload not None, int opcode=1):
 @cython.final
 cdef class Peer:
     """One connection. owner: whatever its handler keeps for it. expires: a time of the clock that
-    Wire.sweep is given, from which on it is reported, 0 for never. local: over a unix socket.
-    queued: bytes not yet written."""
+    Wire.sweep is given, from which on it is reported, 0 for never. local: from a worker, which opens
+    a unix socket for each of its own. queued: bytes not yet written."""
 
     def __dealloc__(self):
         PyMem_Free(self.message)
@@ -58,6 +59,11 @@ cdef class Peer:
     def open(self):
         """Whether frames can be sent."""
         return self.state == OPEN
+
+    @property
+    def waiting(self):
+        """Whether its request has not been answered."""
+        return self.state == REQUEST
 
     @property
     def address(self):
@@ -81,12 +87,31 @@ cdef class Peer:
         self.owner = owner
         self.append(response)
         self.state = OPEN
+        self.go_on()
+
+    def hold(self, uint32_t seconds=0):
+        """Reads nothing of it until go_on(); what has been read already is handed on. seconds: that
+        its request may wait for an answer."""
+        if self.state > OPEN:
+            return
+        self.held = 1
+        if self.state == REQUEST:
+            self.deadline = self.wire.now + seconds + 1
+        self.wire.listen_to(self)
+
+    def go_on(self):
+        """Reads on."""
+        if self.held:
+            self.held = 0
+            if self.state != DEAD:
+                self.wire.listen_to(self)
 
     def refuse(self, bytes response not None):
         """Answers the request and ends the connection."""
         if self.state == REQUEST:
             self.append(response)
             self.state = ENDING
+            self.go_on()
             self.deadline = self.wire.now + self.wire.close_seconds
 
     def send(self, bytes frame not None):
@@ -107,6 +132,7 @@ cdef class Peer:
             self.append(last)
         self.append(close_frame(code, reason))
         self.state = CLOSE_SENT
+        self.go_on()
         self.deadline = wire.now + wire.close_seconds
         wire.tell_closed(self, code)
 
@@ -170,6 +196,14 @@ cdef class Peer:
         return 0
 
 
+cdef int set_up(int fd) noexcept:
+    """What a TCP socket of ours is told; others take no notice."""
+    cdef int one = 1, unsent = UNSENT
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+    setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
+    return 0
+
+
 @cython.final
 cdef class Wire:
     """handler: has request(peer, head: bytes), which calls peer.upgrade or peer.refuse;
@@ -226,7 +260,7 @@ cdef class Wire:
     def accept(self, int listener, int most=64):
         """Takes up to `most` waiting connections of a listening socket. Gives how many; OSError
         when the process or the machine has no room for more."""
-        cdef int fd, one = 1, unsent = UNSENT, count = 0
+        cdef int fd, count = 0
         while count < most:
             fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
             if fd < 0:
@@ -239,10 +273,22 @@ cdef class Wire:
                 count += 1  # one that ended while it waited
                 continue
             count += 1
-            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
-            setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
+            set_up(fd)
             self.adopt(fd)
         return count
+
+    def take(self, int fd, bytes head not None):
+        """Takes over a socket of which a request has been read already, which is handled here. The
+        descriptor is ours, whatever happens."""
+        cdef Peer peer
+        set_up(fd)
+        try:
+            peer = self.adopt(fd)
+        except OSError:
+            c_close(fd)
+            raise
+        peer.local = 0
+        self.take_request(peer, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head))
 
     def adopt(self, int fd):
         """Takes over a connected, non-blocking socket; gives its Peer."""
@@ -473,12 +519,16 @@ cdef class Wire:
 
     cdef int watch(self, Peer peer, bint want) except -1:
         """Asks to be told when the peer can be written to, or no longer."""
-        cdef epoll_event event
         if want != peer.wants_out:
             peer.wants_out = want
-            event.events = (EPOLLIN | EPOLLOUT) if want else EPOLLIN
-            event.data.ptr = <void *>peer
-            epoll_ctl(self.epoll, EPOLL_CTL_MOD, peer.fd, &event)
+            self.listen_to(peer)
+        return 0
+
+    cdef int listen_to(self, Peer peer) except -1:
+        cdef epoll_event event
+        event.events = (0 if peer.held else EPOLLIN) | (EPOLLOUT if peer.wants_out else 0)
+        event.data.ptr = <void *>peer
+        epoll_ctl(self.epoll, EPOLL_CTL_MOD, peer.fd, &event)
         return 0
 
     cdef int shut(self, Peer peer) except -1:
@@ -494,6 +544,8 @@ cdef class Wire:
         if peer.state != OPEN:
             peer.told = 1
         peer.state = DEAD
+        # closing is not enough while another process still has a descriptor of the same socket
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, peer.fd, NULL)
         c_close(peer.fd)
         peer.fd = -1
         last = self.peers.pop()
@@ -551,7 +603,7 @@ cdef class Wire:
         if peer.state == OPEN and len(whole) > end + 4:
             rest = whole[end + 4:]
             return read_frames(self, peer, <const unsigned char *>PyBytes_AS_STRING(rest), len(rest))
-        if peer.state == REQUEST:
+        if peer.state == REQUEST and not peer.held:
             self.destroy(peer, 1006)
         return 0
 
@@ -575,6 +627,7 @@ cdef class Wire:
         if peer.state == OPEN:
             peer.append(close_frame(code, reason))
         peer.state = ENDING
+        peer.go_on()
         peer.deadline = self.now + self.close_seconds
         if peer.out_head == peer.out_end:
             self.shut(peer)

@@ -37,6 +37,11 @@ def socket_path(data_dir: Path) -> Path:
     return data_dir / "run" / "realtime.sock"
 
 
+def connections_path(data_dir: Path) -> Path:
+    """Where the realtime process takes connections with the request that opens a WebSocket."""
+    return data_dir / "run" / "realtime-fd.sock"
+
+
 def framed(message: Mapping[str, Any]) -> bytes:
     """One message as it travels."""
     body = orjson.dumps(message)

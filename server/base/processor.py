@@ -17,10 +17,11 @@ from pathlib import Path
 
 FULL = 100
 ASIDE = 2  # niceness of what has a full weight and still lets the database and the gateway go first
-# Nanoseconds, above what the kernel takes by itself on any machine: from Linux 6.12 on what wakes
-# up interrupts a longer turn than its own at once, if it may interrupt at all.
-TURN = 4_000_000
-MIDDLE = 3_400_000  # may be interrupted by whoever has the usual turns, and interrupts the longest
+# Nanoseconds of a turn. From Linux 6.12 on what wakes up interrupts a longer turn than its own at
+# once, if it may interrupt at all; among turns of the same length, one lasts to its end first.
+TURN = 4_000_000  # above what the kernel takes by itself on any machine: anybody may interrupt it
+MIDDLE = 500_000  # of what serves many projects at once, and should let them come in between
+SHORT = 200_000  # of what others wait for, while somebody else is heavy
 NUMBERS = {  # of system calls without a function in older C libraries
     "x86_64": {"sched_setattr": 314, "setresuid": 117},
     "aarch64": {"sched_setattr": 274, "setresuid": 147},
@@ -82,11 +83,12 @@ def queue(process: int, interrupts: bool, long: bool = False) -> None:
     the processor from another one, else it waits for the end of that one's turn. long: others may
     interrupt it. OSError."""
     policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
+    length = TURN if long else SHORT if interrupts else 0
 
     def change() -> None:
         for thread in _threads(process):
             with contextlib.suppress(ProcessLookupError):
-                if not turns(thread, policy, TURN if long else 0):
+                if not turns(thread, policy, length):
                     os.sched_setscheduler(thread, policy, os.sched_param(0))
 
     _allowed(process, change)

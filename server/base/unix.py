@@ -19,10 +19,16 @@ def _address(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def listen(path: Path, backlog: int = 4096) -> socket.socket:
+def lasting_address(path: Path) -> str:
+    """A short name of the path, good until this process ends."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return f"/proc/self/fd/{folder}/{path.name}"
+
+
+def listen(path: Path, backlog: int = 4096, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """A unix socket that only this account may connect to; takes the place of an old one."""
     path.unlink(missing_ok=True)
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made = socket.socket(socket.AF_UNIX, kind)
     try:
         with _address(path) as address:
             made.bind(address)

@@ -207,8 +207,8 @@ def main(arguments: list[str]) -> int:
     os.dup2(descriptor, 2)
     os.chdir(folder)
     _write_startup(folder / "startup")
-    # The operations of many projects are one turn of it: others may interrupt it, and it those
-    # whose turns are the longest.
+    # The operations of many projects are its threads, which wait for each other; others may
+    # interrupt them all, and they those whose turns are the longest.
     processor.turns(0, os.SCHED_OTHER, processor.MIDDLE)
     server = command(folder, port, "--auth", "--cache-size", "256M")
     os.execv(server[0], server)  # noqa: S606 - the signal of our parent's death stays in force

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from ichicore.http import lenient
+from server.base import unix
+from server.base.changes import connections_path
 from server.base.context import NodeConfig
 from server.base.serving import register
 from server.node.lifeline import bind_to_parent, name_process, take_turns
@@ -85,6 +87,9 @@ def _load(target: str, main: int) -> Any:
     bind_to_parent(main)
     take_turns()
     name_process(PROCESS_NAMES.get(target, "ichibase-admin"))
+    if target == NODE:
+        realtime = connections_path(read_listener().config.data_dir)
+        lenient.hand_over(unix.lasting_address(realtime))
     lenient.install("_granian")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

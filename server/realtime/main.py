@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 
 import uvloop
 
 from server.base import garbage, unix
 from server.base.bus import PgBus
-from server.base.changes import socket_path
+from server.base.changes import connections_path, socket_path
 from server.base.context import TOKEN_REVOKED, NodeConfig
 from server.base.directory import ControlDirectory, Source
 from server.base.events import Events, Failed, Noted
@@ -66,6 +67,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     process.streams = DocumentFeeds(process, events)
     process.nodes = Nodes(process, node, config.control_dsn, events)
     process.wake_project = directory.wake
+    process.look_for = directory.look
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()
     metrics.gauges += [process.gauges, feeds.gauges, process.nodes.gauges]
@@ -80,6 +82,8 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     feeds.start()
     workers = await control.serve(process, events, socket_path(config.data_dir))
     process.listen(unix.listen(socket_for_workers(config.data_dir)))
+    handed_over = unix.listen(connections_path(config.data_dir), kind=socket.SOCK_SEQPACKET)
+    process.listen_to_workers(handed_over)
     try:
         async with asyncio.timeout(START_WAIT):
             await directory.ready.wait()

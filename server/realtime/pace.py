@@ -1,5 +1,5 @@
-"""How fast one project's sockets may open, send and receive through a worker, which serves others
-too.
+"""How fast one project's sockets may open and send, in the realtime process and through a worker,
+both of which serve others too.
 
 Who is too fast waits, and what he sends stays with him meanwhile. What a project may send in all is
 counted in the realtime process.
@@ -45,24 +45,18 @@ class Paces:
         self.clock = clock
         self._paces: dict[tuple[str, str], Pace] = {}
 
-    async def opening(self, project_id: str, limits: Limits) -> bool:
-        """Waits until a socket may be opened; False when that would take too long."""
+    def opening(self, project_id: str, limits: Limits) -> float | None:
+        """Seconds until a socket may be opened; None when that would take too long."""
         most = max(1, limits.realtime_connections)
         delay = self._pace("openings", project_id).delay(
             self.clock(), max(1.0, most / OPENINGS), max(1.0, most / AHEAD), MOST_SECONDS
         )
-        if delay > MOST_SECONDS:
-            return False
-        if delay:
-            await asyncio.sleep(delay)
-        return True
+        return delay if delay <= MOST_SECONDS else None
 
-    async def frame(self, project_id: str, limits: Limits) -> None:
-        """Waits until a frame may be passed on."""
+    def frame(self, project_id: str, limits: Limits) -> float:
+        """Seconds until a frame may be passed on, or until the one after it may be read."""
         rate = max(1.0, FRAMES * limits.realtime_messages)
-        delay = self._pace("frames", project_id).delay(self.clock(), rate, rate)
-        if delay:
-            await asyncio.sleep(delay)
+        return self._pace("frames", project_id).delay(self.clock(), rate, rate)
 
     async def deliveries(self, project_id: str, limits: Limits, count: int) -> None:
         """Waits until so many frames may be passed to clients."""

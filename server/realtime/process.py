@@ -26,6 +26,7 @@ from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
 from server.realtime.nodes import Nodes
+from server.realtime.pace import Paces
 from server.realtime.session import EXPIRED, REVOKED, Session, Subscription
 from server.realtime.streams import DocumentFeeds, notice
 from server.realtime.tenant import Tenant
@@ -36,6 +37,8 @@ WAIT_SECONDS = 0.002  # between looks at receivers that lag
 MOST_PATIENT = 10_000  # changes: documents come from workers that cannot be held up
 SWEEP_SECONDS = 1.0
 LINGER_TICKS = 30  # between looks at streams of projects without sockets
+HELD_SECONDS = 20  # that a request waits for its project
+PACKETS = 64  # connections of a worker that are taken before the loop may do something else
 FULL_SECONDS = 0.5  # without accepting, when there is no room for another connection
 SHUTDOWN = 4000
 BACKLOG = 4096
@@ -71,11 +74,14 @@ class Process:
         self.refused = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: list[socket.socket] = []
+        self._channels: set[socket.socket] = set()  # of workers
         self._sweeper: asyncio.Task[None] | None = None
         self._pumping: set[str] = set()
         self._moment = 0  # of the documents told last, nanoseconds
         self.wake_project: Callable[[str], Awaitable[Any]] | None = None
-        self._waking: set[asyncio.Task[None]] = set()
+        self.look_for: Callable[[str], Awaitable[Any]] | None = None
+        self.paces = Paces()
+        self._held: set[asyncio.Task[None]] = set()
         directory.on_change(self._changed)
 
     # listening
@@ -109,6 +115,40 @@ class Process:
             self._loop.remove_reader(listener.fileno())
             self._loop.call_later(FULL_SECONDS, self._watch, listener)
 
+    def listen_to_workers(self, listener: socket.socket) -> None:
+        """Takes what workers hand over at a socket of packets: each brings a request and the
+        connection that it came on."""
+        listener.setblocking(False)
+        self._listeners.append(listener)
+        assert self._loop is not None
+        self._loop.add_reader(listener.fileno(), self._accept_worker, listener)
+
+    def _accept_worker(self, listener: socket.socket) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(OSError):
+            channel, _ = listener.accept()
+            channel.setblocking(False)
+            self._channels.add(channel)
+            self._loop.add_reader(channel.fileno(), self._take, channel)
+
+    def _take(self, channel: socket.socket) -> None:
+        for _ in range(PACKETS):
+            try:
+                head, found, _, _ = socket.recv_fds(channel, handshake.MAX_HEAD + 1, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                head, found = b"", []
+            if not head and not found:
+                assert self._loop is not None
+                self._loop.remove_reader(channel.fileno())
+                self._channels.discard(channel)
+                channel.close()
+                return
+            for descriptor in found:  # none, when this process has no room for another one
+                with contextlib.suppress(OSError):
+                    self.wire.take(descriptor, head)
+
     async def stop(self, seconds: float = 2.0) -> None:
         """Tells all clients, gives them a moment to take it in, ends."""
         assert self._loop is not None
@@ -134,6 +174,9 @@ class Process:
         if self.nodes is not None:
             await self.nodes.stop()
         self._loop.remove_reader(self.wire.fileno())
+        for channel in self._channels:
+            self._loop.remove_reader(channel.fileno())
+            channel.close()
         self.wire.close_all()
 
     # the handler of the Wire
@@ -151,7 +194,7 @@ class Process:
             self._loop.call_soon(self._flush)
 
     def request(self, peer: Peer, head: bytes) -> None:
-        try:
+        def serve() -> None:
             if len(head) > handshake.MAX_HEAD:
                 raise ApiError(431, "headers_too_large", "The request's headers are too large.")
             upgrade = handshake.Upgrade(head)
@@ -163,7 +206,14 @@ class Process:
                     )
                 )
                 return
-            self._open(peer, upgrade)
+            self._open(peer, upgrade, not peer.local)
+
+        self._attempt(peer, serve)
+
+    def _attempt(self, peer: Peer, serve: Callable[[], None]) -> None:
+        """Answers a request, whatever goes wrong."""
+        try:
+            serve()
         except ApiError as error:
             self.refused += 1
             peer.refuse(handshake.refusal(error))
@@ -175,7 +225,8 @@ class Process:
                 )
             )
 
-    def _open(self, peer: Peer, upgrade: handshake.Upgrade) -> None:
+    def _open(self, peer: Peer, upgrade: handshake.Upgrade, wait: bool) -> None:
+        """wait: for the project to be found or awake, and for its turn; else it is so already."""
         if upgrade.method != "GET":
             raise ApiError(405, "method_not_allowed", "Sockets are opened with GET.")
         if upgrade.path != "/realtime":
@@ -187,9 +238,23 @@ class Process:
         slug = self.hosts.slug(upgrade.headers.get("host", ""))
         project = None if slug is None else self.directory.get(slug)
         if project is None:
-            raise unknown()
+            if slug is None or not wait or self.look_for is None:
+                raise unknown()
+            self._later(peer, upgrade, self.look_for(slug))
+            return
         if project.state != "active":
-            self._not_active(project)
+            self._not_active(project, peer, upgrade, wait)
+            return
+        if wait:
+            delay = self.paces.opening(project.id, project.limits)
+            if delay is None:
+                raise ApiError(
+                    429, "rate_limited", "The project opens too many sockets.",
+                    headers=(("retry-after", "5"),),
+                )  # fmt: skip
+            if delay:
+                self._later(peer, upgrade, asyncio.sleep(delay))
+                return
         tenant = self.tenant(project)
         origin = upgrade.headers.get("origin")
         if origin is not None and not tenant.cors.allows(origin):
@@ -211,34 +276,64 @@ class Process:
             self.feeds.wanted(tenant)
         self._review_stream(tenant)
 
-    def _not_active(self, project: Project) -> None:
-        """Refuses a socket; one to a sleeping project wakes it, and clients try again."""
+    def _not_active(
+        self, project: Project, peer: Peer, upgrade: handshake.Upgrade, wait: bool
+    ) -> None:
+        """Refuses a socket, or wakes a sleeping project for it."""
         if project.state == "suspended":
             raise ApiError(403, "project_suspended", "This project is suspended.")
-        if self.wake_project is not None:
-            assert self._loop is not None
-            waking = self._loop.create_task(self._wake_project(project.slug))
-            self._waking.add(waking)
-            waking.add_done_callback(self._waking.discard)
+        if wait and project.state == "sleeping" and self.wake_project is not None:
+            self._later(peer, upgrade, self.wake_project(project.slug))
+            return
         raise ApiError(
             503, "project_waking", "The project was asleep and is waking; try again in a moment.",
             headers=(("retry-after", "1"),),
         )  # fmt: skip
 
-    async def _wake_project(self, slug: str) -> None:
-        assert self.wake_project is not None
-        try:
-            await self.wake_project(slug)
-        except Exception as error:
-            self.events.emit(Noted(f"project {slug} was not woken", str(error)))
+    def _later(self, peer: Peer, upgrade: handshake.Upgrade, first: Awaitable[Any]) -> None:
+        """Opens a socket once something has been done; its client waits."""
+        assert self._loop is not None
+        peer.hold(HELD_SECONDS)
+
+        async def go_on() -> None:
+            try:
+                await first
+            except Exception as error:
+                self.events.emit(Noted("a socket's project was not read", str(error)))
+            if peer.waiting:
+                self._attempt(peer, lambda: self._open(peer, upgrade, False))
+
+        task = self._loop.create_task(go_on(), name="open a socket")
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
 
     def message(self, peer: Peer, data: bytes, text: bool) -> None:
         session: Session = peer.owner
+        project = session.tenant.project
+        if delay := self.paces.frame(project.id, project.limits):
+            self._hold(session, delay)
         try:
             session.receive(data, text)
         except Exception:
             self._fault("handling a frame")
             peer.send(messages.error("internal", "The server could not handle this frame."))
+
+    def _hold(self, session: Session, delay: float) -> None:
+        """Reads no more of a socket for so many seconds; the last call counts."""
+        assert self._loop is not None
+        if not session.held_until:
+            session.peer.hold()
+            self._loop.call_later(delay, self._read_on, session)
+        session.held_until = self.now() + delay
+
+    def _read_on(self, session: Session) -> None:
+        assert self._loop is not None
+        left = session.held_until - self.now()
+        if left > 0.001:
+            self._loop.call_later(left, self._read_on, session)
+            return
+        session.held_until = 0.0
+        session.peer.go_on()
 
     def closed(self, peer: Peer, code: int) -> None:
         session = peer.owner

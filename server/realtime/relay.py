@@ -1,8 +1,8 @@
-"""WebSockets of the public port, handed on to the realtime process.
+"""WebSockets of the public port that could not be handed over to the realtime process as they are
+(ichicore.http.lenient), because their request came in pieces or on a connection in use.
 
 A worker takes the socket as it took the request, opens one of its own to the realtime process over
-a unix socket and passes messages both ways. Who may connect is decided there. A proxy that sends
-/realtime straight to the realtime process saves this step.
+a unix socket and passes messages both ways. Who may connect is decided there.
 
 Pings of the realtime process are not answered here: that would keep a client that is gone alive.
 The HTTP server has no way to pass them on, so here it is the client's own frames that count.
@@ -139,7 +139,8 @@ async def _from_client(
 ) -> None:
     while True:
         message = await transport.receive()
-        await paces.frame(project.id, project.limits)
+        if delay := paces.frame(project.id, project.limits):
+            await asyncio.sleep(delay)
         if message.kind == 0:
             writer.write(masked(CLOSE, b""))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -57,9 +58,11 @@ class RealtimeService:
         if request.path not in ("/", ""):
             protocol.close(404)
             return
-        if not await self.paces.opening(request.project.id, request.project.limits):
+        delay = self.paces.opening(request.project.id, request.project.limits)
+        if delay is None:
             protocol.close(429)
             return
+        await asyncio.sleep(delay)
         await relay.relay(self.path, request, protocol, self.paces, self.intake)
 
     async def _publish(self, request: Request) -> Response:

@@ -50,8 +50,8 @@ class Subscription:
 
 class Session:
     __slots__ = (
-        "bucket", "identity", "key", "kid", "peer", "present", "process", "subs", "tenant",
-        "warned",
+        "bucket", "held_until", "identity", "key", "kid", "peer", "present", "process", "subs",
+        "tenant", "warned",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,7 @@ class Session:
         self.present: dict[str, bytes] | None = None  # channel > value, while present there
         self.bucket: Bucket | None = None
         self.warned = 0.0
+        self.held_until = 0.0  # nothing is read of its socket before; 0 while it is
         self.set_expiry()
 
     # frames in

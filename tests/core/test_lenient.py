@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ichicore.http.lenient import Stream
+from ichicore.http.lenient import Stream, hand_over, opens_socket
 from tests.oracle import lenient as oracle
 
 GET = b"GET /a?b->>c HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -81,3 +81,57 @@ def test_any_bytes_are_treated_as_the_twin_does(received):
         if chunk:
             room = len(chunk) + more
             assert ours.feed(chunk, room) == twin.feed(chunk, room)
+
+
+OPENS = (
+    b"GET /realtime?token=x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n"
+    b"Connection: keep-alive, Upgrade\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("head", "opens"),
+    [
+        (OPENS, True),
+        (OPENS.replace(b"?token=x", b""), True),
+        (OPENS.replace(b"Upgrade: websocket", b"uPGRADE:h2c, WebSocket"), True),
+        (OPENS.replace(b"websocket", b"h2c"), False),
+        (OPENS.replace(b"Upgrade: w", b"Upgraded: w"), False),
+        (OPENS.replace(b"/realtime?", b"/realtimes?"), False),
+        (OPENS.replace(b"/realtime?", b"/realtime/publish?"), False),
+        (OPENS.replace(b"GET", b"POST"), False),
+        (OPENS.replace(b"Host: a", b"content-length: 0"), False),
+        (OPENS.replace(b"Host: a", b"Transfer-Encoding: chunked"), False),
+        (OPENS[:-2], False),
+        (OPENS[:-1], False),
+        (OPENS + b"\x81", False),
+        (OPENS + OPENS, False),
+        (OPENS.replace(b"token=x", b"token=" + b"x" * 17_000), False),
+        (b"GET /realtime? HTTP/1.1\r\n\r\n", False),
+        (b"GET /realtime?\r\n\r\n", False),
+        (b"GET /realtime", False),
+        (b"GET /realtime?", False),
+        (b"", False),
+    ],
+)
+def test_whole_requests_for_sockets_are_told_from_others(head, opens):
+    assert opens_socket(head) == opens == oracle.opens_socket(head)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b"GET /realtime", b"?", b" ", b"HTTP/1.1", b"\r\n", b"\r\n\r\n", b"\n", b"upgrade",
+             b":", b"websocket", b"WebSocket", b"Content-Length", b"transfer-encoding", b"a"]
+        ),
+        max_size=14,
+    )
+)  # fmt: skip
+def test_any_bytes_are_told_apart_as_the_oracle_does(parts):
+    for head in (b"".join(parts), b"GET /realtime? HTTP/1.1\r\n" + b"".join(parts)):
+        for whole in (head, head + b"\r\n\r\n"):
+            assert opens_socket(whole) == oracle.opens_socket(whole)
+
+
+def test_an_address_that_is_too_long_is_refused():
+    assert not hand_over("/" + "x" * 108)

@@ -38,3 +38,17 @@ class Stream:
         target = REFUSED.sub(lambda found: b"%%%02X" % found[0][0], head[2])
         made = received[: head.start(2)] + target + received[head.end(2) :]
         return made if len(made) <= room else received
+
+
+def opens_socket(head: bytes) -> bool:
+    lines = head.split(b"\r\n")
+    if len(head) > 16_384 or not re.match(rb"GET /realtime[? ]", head):
+        return False
+    if lines[-2:] != [b"", b""] or b"" in lines[:-2]:
+        return False
+    fields = [line.partition(b":") for line in head.split(b"\n")[1:]]
+    names = {name.lower() for name, colon, _ in fields if colon}
+    upgrades = [value for name, colon, value in fields if colon and name.lower() == b"upgrade"]
+    if names & {b"content-length", b"transfer-encoding"} or not upgrades:
+        return False
+    return b"websocket" in upgrades[-1].lower()

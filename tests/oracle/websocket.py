@@ -6,6 +6,7 @@ import codecs
 import os
 import socket
 import struct
+import time
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
@@ -62,8 +63,9 @@ class Client:
         self.frames: list[tuple[int, int, bytes]] = []
 
     @classmethod
-    def connect(cls, host, port, path, headers=()):
-        """Upgrades; ConnectionRefusedError(status, head) when that is refused."""
+    def connect(cls, host, port, path, headers=(), pieces=False):
+        """Upgrades; ConnectionRefusedError(status, head) when that is refused. pieces: the request
+        does not come all at once."""
         if host is None:
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(port)
@@ -77,7 +79,11 @@ class Client:
         lines = [line for line in lines if line.split(":")[0].lower() not in names]
         lines += [f"{name}: {value}" for name, value in headers if value is not None]
         sock.settimeout(10)
-        sock.sendall("\r\n".join([*lines, "", ""]).encode())
+        request = "\r\n".join([*lines, "", ""]).encode()
+        if pieces:
+            sock.sendall(request[:-2])
+            time.sleep(0.1)
+        sock.sendall(request[-2:] if pieces else request)
         head = b""
         while b"\r\n\r\n" not in head:
             more = sock.recv(4096)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.oracle.websocket import CLOSE, CONTINUATION, TEXT, frame
@@ -56,8 +59,9 @@ def _close_sockets():
         OPEN.pop().close()
 
 
-def connect(node, who, port=None, headers=()):
-    made = Talker.connect("127.0.0.1", port or node.port, f"/realtime?token={who}", headers)
+def connect(node, who, port=None, headers=(), pieces=False):
+    path = f"/realtime?token={who}"
+    made = Talker.connect("127.0.0.1", port or node.port, path, headers, pieces)
     OPEN.append(made)
     return made
 
@@ -86,8 +90,62 @@ def process(node, name):
     return next(p for p in node.process_of().children(recursive=True) if p.name() == name)
 
 
-def test_the_public_port_and_the_realtime_port_meet(node, keys):
-    a, b = connect(node, keys["anon_key"]), connect(node, keys["anon_key"], node.realtime_port)
+def holders(node, client):
+    """The processes that hold the server's end of a connection."""
+    port = client.sock.getsockname()[1]
+    found = set()
+    for one in node.process_of().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            for connection in one.net_connections("tcp"):
+                if connection.raddr and connection.raddr.port == port:
+                    found.add(one.name())
+    return found
+
+
+def test_a_socket_of_the_public_port_is_handed_over(node, keys):
+    client = connect(node, keys["anon_key"])
+    client.silent()
+    assert wait_until(lambda: holders(node, client) == {"ichibase-rt"})
+    time.sleep(0.5)
+    client.silent()  # whatever the worker does with its end
+    client.send(TEXT, b"x" * 70_000)
+    assert client.hear() == ("close", 1009)
+    passed_on = connect(node, keys["anon_key"], pieces=True)
+    passed_on.silent()
+    assert holders(node, passed_on) == {"ichibase-worker"}
+    passed_on.close()
+    with socket.create_connection(("127.0.0.1", node.port)) as used:  # by a request before
+        used.settimeout(10)
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200" in used.recv(4096)
+        used.sendall(
+            b"GET /realtime?token=" + keys["anon_key"].encode() + b" HTTP/1.1\r\nHost: localhost"
+            b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert used.recv(4096).startswith(b"HTTP/1.1 101")
+
+
+def test_workers_find_a_realtime_process_that_was_started_anew(node, keys):
+    process(node, "ichibase-rt").kill()
+
+    def handed_over():
+        try:
+            client = connect(node, keys["anon_key"])
+        except (OSError, ConnectionRefusedError):
+            return False
+        client.silent()
+        found = holders(node, client)
+        client.close()
+        return found == {"ichibase-rt"}
+
+    assert wait_until(handed_over)
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_the_public_port_and_the_realtime_port_meet(node, keys, pieces):
+    a = connect(node, keys["anon_key"], pieces=pieces)
+    b = connect(node, keys["anon_key"], node.realtime_port)
     for client in (a, b):
         join(client)
     a.say(type="broadcast", channel="room:1", event="x", payload={"n": "ü" * 3000})
@@ -156,8 +214,9 @@ def test_publishing_over_http(node, keys):
     client.close()
 
 
-def test_a_client_of_the_public_port_that_never_reads(node, keys):
-    lazy = connect(node, keys["anon_key"])
+@pytest.mark.parametrize("pieces", [False, True])
+def test_a_client_of_the_public_port_that_never_reads(node, keys, pieces):
+    lazy = connect(node, keys["anon_key"], pieces=pieces)
     join(lazy, "room:7")
     workers = [p for p in node.process_of().children(True) if p.name() == "ichibase-worker"]
     before = sum(worker.memory_info().rss for worker in workers)
@@ -173,10 +232,10 @@ def test_a_client_of_the_public_port_that_never_reads(node, keys):
 
 def test_fragments_without_end_are_not_kept_by_the_public_port(node, keys):
     """The HTTP server would join 64 MiB of them for each socket before it tells of any."""
-    healthy = [connect(node, keys["anon_key"]) for _ in range(6)]
+    healthy = [connect(node, keys["anon_key"], pieces=True) for _ in range(6)]
     workers = [p for p in node.process_of().children(True) if p.name() == "ichibase-worker"]
     before = sum(worker.memory_info().rss for worker in workers)
-    greedy = [connect(node, keys["anon_key"]) for _ in range(8)]
+    greedy = [connect(node, keys["anon_key"], pieces=True) for _ in range(8)]
     most, left = 0, set(greedy)
     parts = [frame(kind, b"x" * 60_000, fin=False) for kind in (TEXT, CONTINUATION)]
     for number in range(1000):  # 60 MB of each in four seconds
@@ -319,6 +378,7 @@ def _answers(port):
 
 def test_stopping_says_goodbye_on_both_ports(node, keys):
     sockets = [connect(node, keys["anon_key"], port) for port in (None, node.realtime_port)]
+    sockets.append(connect(node, keys["anon_key"], pieces=True))
     for client in sockets:
         client.silent()
     node.process.terminate()

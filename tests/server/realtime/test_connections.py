@@ -1,5 +1,6 @@
 """Who may connect, for how long, and what a connection may cost."""
 
+import asyncio
 import socket
 import time
 
@@ -8,6 +9,7 @@ import pytest
 
 from ichicore.live.change import Change
 from server.base.limits import DEFAULT_TIERS
+from server.realtime import pace
 from tests.oracle.websocket import CLOSE, TEXT, frame
 from tests.process.running import wait_until
 from tests.server.realtime.world import SECRET, key, project, token
@@ -146,6 +148,79 @@ def test_the_tier_limits_the_sockets(world):
     first.send(CLOSE, b"\x03\xe8")
     assert first.hear() == ("close", 1000)
     one.connect()
+
+
+def test_sockets_that_open_too_fast_wait_and_are_refused(world):
+    one = world(project(SECRET, RULES, tier="free"))
+    most = DEFAULT_TIERS["free"].realtime_connections
+    at_once = int(most / pace.AHEAD)
+    for _ in range(at_once + 1):
+        one.connect()
+    began = time.monotonic()
+    one.connect()
+    one.connect().silent()
+    assert time.monotonic() - began > pace.OPENINGS / most
+    one.call(lambda: one.process.paces._pace("openings", "p1").delay(0.0, 1.0, 1.0, count=10**9))
+    assert refused(one) == 429
+
+
+def test_a_socket_wakes_its_project_and_waits_for_that(world):
+    asleep = project(SECRET, RULES, state="sleeping")
+    one = world(asleep)
+    assert refused(one) == 503  # where nobody can wake it
+    woken = []
+
+    async def wake(slug):
+        woken.append(slug)
+        await asyncio.sleep(0.2)
+        one.directory.set(slug, msgspec.structs.replace(asleep, state="active"))
+
+    one.process.wake_project = wake
+    client = one.connect()
+    client.silent()
+    assert woken == ["default"]
+
+
+def test_a_socket_of_a_project_that_is_not_woken_is_refused(world):
+    one = world(project(SECRET, RULES, state="sleeping"))
+
+    async def fail(slug):
+        raise OSError("the control database is away")
+
+    one.process.wake_project = fail
+    assert refused(one) == 503
+
+
+def test_a_project_that_was_just_made_is_looked_for(world):
+    one = world()
+    asked = []
+
+    async def look(slug):
+        asked.append(slug)
+        if slug == "default":
+            one.directory.set(slug, project(SECRET, RULES))
+
+    one.process.look_for = look
+    one.connect().silent()
+    assert refused(one, slug="nobody") == 404
+    assert refused(one, headers=[("Host", "a.example.org")]) == 404
+    assert asked == ["default", "nobody"]
+
+
+def test_of_who_sends_too_fast_no_more_is_read_for_a_while(world):
+    one = world(project(SECRET, RULES, tier="free"), project(OTHER, RULES, slug="other", id="p2"))
+    loud, other = one.connect(), one.connect(key(secret=OTHER, slug="other"), slug="other")
+    rate = pace.FRAMES * DEFAULT_TIERS["free"].realtime_messages
+    count = int(rate * 1.5)
+    began = time.monotonic()
+    loud.sock.sendall(b"".join(frame(TEXT, b'{"type":"pong"}') for _ in range(count)))
+    other.silent()
+    assert time.monotonic() - began < 0.4
+    time.sleep(0.1)
+    loud.say(type="ping")
+    while loud.hear() != {"type": "pong"}:
+        pass
+    assert time.monotonic() - began > (count - rate) / rate * 0.8
 
 
 def test_the_tier_limits_the_messages(world):
@@ -383,8 +458,6 @@ def test_stopping_tells_the_clients(world):
     client.sock.sendall(frame(TEXT, b'{"type":"ping"}'))
     assert client.hear() == {"type": "pong"}
     one.call(lambda: None)
-    import asyncio
-
     stopping = asyncio.run_coroutine_threadsafe(one.process.stop(5), one.loop)
     assert client.hear() == {"type": "closing", "reason": "shutdown", "code": 4000}
     assert client.hear() == ("close", 4000)
