@@ -14,8 +14,9 @@ SHARED = ("anon", "authenticated", "service_role")
 
 
 @pytest.fixture(scope="module")
-def two(pg_cluster, tmp_path_factory):
-    """(ours, theirs, record of theirs): the attacker's project and the other one."""
+def three(pg_cluster, tmp_path_factory):
+    """(ours, theirs, record of theirs, wild): the attacker's project, the other one, and one of the
+    attacker's that may be left in disorder."""
     cluster = Cluster(
         kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
         socket_dir=str(pg_cluster.socket_dir), database="control_isolation",
@@ -23,10 +24,17 @@ def two(pg_cluster, tmp_path_factory):
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     projects = Projects(dsn, {cluster.id: cluster}, config)
-    mine, other = (asyncio.run(projects.create(name)) for name in ("mine", "other"))
+    mine, other, wild = (asyncio.run(projects.create(name)) for name in ("mine", "other", "wild"))
     with psycopg.connect(records.to_project(other, config).owner_dsn, autocommit=True) as theirs:
         theirs.execute("create table secrets (id int); insert into secrets values (1)")
-    return records.to_project(mine, config), records.to_project(other, config), other
+    made = (records.to_project(record, config) for record in (mine, other, wild))
+    ours, theirs, disorder = made
+    return ours, theirs, other, disorder
+
+
+@pytest.fixture(scope="module")
+def two(three):
+    return three[:3]
 
 
 def attempt(dsn, *statements):
@@ -126,8 +134,8 @@ def test_the_activity_of_others_shows_no_statement(two):
 
 
 @pytest.mark.parametrize("role", SHARED)
-def test_what_an_owner_does_to_a_shared_role_stays_at_home(two, role):
-    mine, theirs, other = two
+def test_what_an_owner_does_to_a_shared_role_stays_at_home(three, role):
+    _, theirs, other, mine = three
     # He may become the role, so these are allowed; they must not reach the other project.
     attempt(
         mine.owner_dsn, f"set role {role}", f"drop owned by {role}",

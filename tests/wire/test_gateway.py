@@ -56,7 +56,9 @@ def test_routes(echo, control):
     for path in ("/", "/nothing", "/storagex", "//storage", "/STORAGE/x"):
         answer = echo.call("GET", path)
         assert (answer.status, answer.json["code"]) == (404, "not_found"), path
-    answer = echo.call("GET", "/mongo/v1/find/x", {"apikey": control.anon()})
+    answer = echo.call(
+        "GET", "/mongo/v1/find/x", {"apikey": control.anon("shop")}, host="shop.localhost"
+    )
     assert (answer.status, answer.json["code"]) == (404, "mongo_not_enabled")
     answer = echo.call(
         "GET", "/postgres/x", {"apikey": control.anon("docs")}, host="docs.localhost"

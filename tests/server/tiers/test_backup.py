@@ -310,7 +310,7 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(request, shop, sealed, 
     where = shop if kind == "plain" else sealed
     backup = request.getfixturevalue("backup" if kind == "plain" else "sealed_backup")
     path = where.folder(backup) / file
-    good = path.read_bytes()
+    good, mode = path.read_bytes(), path.stat().st_mode & 0o777
     with where.session() as owner:
         owner.execute("create table if not exists untouched (id int)")
     try:
@@ -333,6 +333,7 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(request, shop, sealed, 
             assert not error.startswith("internal"), error
     finally:
         path.write_bytes(good)
+        path.chmod(mode)  # also where it has been made anew
     with where.session() as owner:
         assert owner.execute("select to_regclass('untouched')").fetchone() != (None,)
         owner.execute("drop table untouched")
