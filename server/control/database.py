@@ -6,6 +6,7 @@ as its administrator; a project knows only the cluster's id.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
         await ensure_database(admin, cluster.database, CONTROL_ROLE)
         control_password = await _agreed(cluster, control_password)
         await ensure_login(admin, CONTROL_ROLE, control_password, "inherit connection limit 200")
+        await allow_reserved(admin, CONTROL_ROLE)
         if cluster.kind == "embedded":
             await run(admin, "revoke connect on database postgres, template1 from public")
         parts: dict[str, Any] = {"dbname": cluster.database, "user": CONTROL_ROLE}
@@ -205,6 +207,16 @@ async def allow_ownership(admin: Connection, role: str) -> None:
       where rolname = current_user"""
     if not (await fetch(admin, query, (role, right)))[0][0]:
         await run(admin, sql.SQL("grant {} to current_user").format(sql.Identifier(role)))
+
+
+async def allow_reserved(admin: Connection, role: str) -> None:
+    """Let a login of the node's have the connections that no project's owner can take, where the
+    server keeps any (reserved_connections, from PostgreSQL 16 on)."""
+    if admin.info.server_version < 160000:
+        return
+    grant = "grant pg_use_reserved_connections to {} with inherit true, set false"
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        await run(admin, sql.SQL(grant).format(sql.Identifier(role)))
 
 
 async def migrate(control: Connection) -> int:

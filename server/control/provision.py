@@ -20,6 +20,7 @@ from server.control.database import (
     Cluster,
     Connection,
     allow_ownership,
+    allow_reserved,
     connect,
     ensure_database,
     ensure_login,
@@ -31,7 +32,7 @@ from server.control.records import Record
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
-VERSION = 3  # raised when projects made before lack something that provision() makes
+VERSION = 4  # raised when projects made before lack something that provision() makes
 
 
 async def ensure_shared_roles(admin: Connection) -> None:
@@ -81,6 +82,8 @@ async def ensure_logins(admin: Connection, record: Record) -> None:
         await allow_ownership(admin, role)
         await _grant_switching(admin, role)
     await _ensure_feed(admin, record)
+    for kind in ("authenticator", "system", "feed"):
+        await allow_reserved(admin, record.role(kind))
 
 
 async def equip(dsn: str, record: Record, database: str) -> None:
@@ -97,6 +100,7 @@ async def equip(dsn: str, record: Record, database: str) -> None:
         superuser = "select rolsuper from pg_roles where rolname = current_user"
         if (await fetch(connection, superuser))[0][0]:
             await run(connection, _template("watch.sql").format(**names))
+            await run(connection, (HERE / "hide.sql").read_text())
 
 
 async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
@@ -116,7 +120,7 @@ async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
                 sql.Literal(limits.connections),
             ),
         )  # fmt: skip
-        for kind in ("owner", "authenticator"):
+        for kind in ("owner", "authenticator", "system"):
             role = sql.Identifier(record.role(kind))
             for name, value in _role_settings(record, limits, kind).items():
                 with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
@@ -140,8 +144,14 @@ async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
 
 
 def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
-    """Defaults of a login's sessions. The settings of requests come with each request."""
+    """Defaults of a login's sessions. The settings of requests come with each request. Neither
+    errors nor RAISE of a project go into the server's log: they could fill the disk, and may show
+    values of its rows."""
+    quiet = {"log_min_messages": "fatal", "log_min_error_statement": "panic"}
+    if kind == "system":
+        return quiet
     shared = {
+        **quiet,
         "temp_file_limit": f"{max(1, limits.temp_bytes // 1024)}kB",
         "work_mem": f"{limits.work_memory // 1024}kB",
         "max_parallel_workers_per_gather": str(min(limits.parallel_workers, 1024)),

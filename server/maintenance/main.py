@@ -30,8 +30,10 @@ from server.maintenance.leader import Leader
 from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
+from server.maintenance.shared import Shared
 from server.mongo.address import read_server
 from server.mongo.provision import Documents
+from server.node.embedded_pg import EmbeddedPostgres
 from server.node.gateway_main import read_listener
 from server.node.lifeline import name_process
 
@@ -56,6 +58,7 @@ class Maintenance:
         self.metrics = Metrics()
         self.usage = Usage(config.control_dsn, events)
         self.quotas = Quotas(projects, self.usage, events)
+        self.shared = Shared(projects, events)
         self.jobs = Jobs(projects, events, self.metrics)
         tick = config.maintenance_seconds
         tasks = [
@@ -63,6 +66,7 @@ class Maintenance:
             Task("sizes", tick, self.quotas.measure),
             Task("sleep", tick, lambda: idle.put_to_sleep(projects, events)),
             Task("sessions", min(tick, 10.0), lambda: idle.end_what_holds_up(projects, events)),
+            Task("shared", min(tick, 3.0), self.shared.look),
             Task("backups", tick, self.jobs.plan),
             Task("deleted projects", 10 * tick, Lifecycle(projects).purge),
             Task("old rows", HOUR, self.prune),
@@ -101,6 +105,7 @@ class Maintenance:
         try:
             while not leading.done():
                 await asyncio.sleep(METRICS_SECONDS)
+                EmbeddedPostgres.trim_log(self.config.data_dir / "postgres" / "postgres.log")
                 try:
                     file.write()
                 except OSError as error:
@@ -110,6 +115,7 @@ class Maintenance:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+            await self.shared.stop()
             await self.usage.stop()
 
 

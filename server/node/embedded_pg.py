@@ -30,7 +30,7 @@ from server.node.lifeline import die_with_parent, take_turns
 START_TIMEOUT = 120.0  # crash recovery of a large write-ahead log may take long
 OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its checkpoint
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, without the final zero
-LOG_LIMIT = 16 << 20  # bytes of postgres.log kept from one start to the next
+LOG_LIMIT = 16 << 20  # bytes of postgres.log, and of the one before
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 HBA = """# Written at every start. Logins need their password, replication is the superuser's. The
@@ -156,6 +156,7 @@ class EmbeddedPostgres:
             "wal_level": "logical",
             "max_connections": "200",
             "max_slot_wal_keep_size": "1GB",
+            "max_locks_per_transaction": "128",  # the table is of all projects together
             "max_wal_senders": "128",  # one for each project with open sockets
             "max_replication_slots": "128",
             "logical_decoding_work_mem": "16MB",
@@ -280,6 +281,22 @@ class EmbeddedPostgres:
         if path.exists() and path.stat().st_size > LOG_LIMIT:
             path.rename(path.with_name("postgres.log.1"))
         self._log = open(path, "ab")  # noqa: SIM115
+
+    @staticmethod
+    def trim_log(path: Path) -> None:
+        """Moves what a running server has logged aside, of much but the end. It appends to the file
+        that it has open, so the file is emptied and not renamed."""
+        try:
+            size = path.stat().st_size
+            if size <= LOG_LIMIT:
+                return
+            with path.open("rb+") as file:
+                file.seek(size - LOG_LIMIT)
+                end = file.read(LOG_LIMIT)
+                path.with_name("postgres.log.1").write_bytes(end)
+                file.truncate(0)
+        except FileNotFoundError:
+            pass
 
     def clear_old_server(self) -> None:
         """Wait for a server that a killed node left; drop lock files that name a foreign process.

@@ -23,7 +23,10 @@ from server.node.gateway_main import NODE_FILE, Listener, written
 from server.node.ports import PortTakenError, becomes_free, check_port, kept_port
 from server.node.settings import NodeSettings, tiers
 
-SPARE_CONNECTIONS = 50  # of the embedded database, beside those of the workers' pools
+# Connections of the embedded database beside those of the workers' pools: the node's own, which are
+# kept for it, and those that the projects' owners share.
+SPARE_CONNECTIONS = 50
+OWNERS_CONNECTIONS = 100
 DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
 
 
@@ -100,8 +103,11 @@ class Node:
         if settings.database_url:
             return external_cluster(settings.database_url)
         folder = settings.data_dir / "postgres"
-        connections = max(200, settings.workers * settings.max_connections + SPARE_CONNECTIONS)
-        options = {"max_connections": str(connections)}
+        kept = max(100, settings.workers * settings.max_connections + SPARE_CONNECTIONS)
+        options = {
+            "max_connections": str(kept + OWNERS_CONNECTIONS),
+            "reserved_connections": str(kept),
+        }
         self.postgres = EmbeddedPostgres(folder, settings.postgres_port, options=options)
         self.postgres.clear_old_server()
         port = self.postgres.port = settings.postgres_port or kept_port(self.data, "postgres")

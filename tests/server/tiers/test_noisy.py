@@ -44,9 +44,12 @@ LOGINS = ["owner_dsn", "authenticator_dsn", "system_dsn"]
 def test_no_catalog_names_another_project_or_its_owner(pair, login):
     mine, other, record = pair
     with (
-        psycopg.connect(other.owner_dsn, application_name="the app") as busy,
+        psycopg.connect(other.owner_dsn, application_name="a telling program") as busy,
         psycopg.connect(getattr(mine, login), autocommit=True) as session,
     ):
+        busy.execute("alter role current_user set search_path = a_telling_schema")
+        busy.execute(f"alter database {busy.info.dbname} set search_path = a_telling_schema")
+        busy.commit()
         busy.execute("select 'a very private literal', pg_advisory_xact_lock(99)")
         relations = session.execute(
             "select format('%I.%I', n.nspname, c.relname) from pg_class c "
@@ -62,9 +65,17 @@ def test_no_catalog_names_another_project_or_its_owner(pair, login):
             looked += 1
             text = " ".join(row[0] or "" for row in rows)
             for word in ("secretive-neighbour", "victim@example.com", "very private literal",
+                         "a telling program", "a_telling_schema",
                          record.owner_password, record.storage_secret):  # fmt: skip
                 assert word not in text, relation
+            if relation not in ("pg_catalog.pg_database", "pg_catalog.pg_stat_database",
+                                "pg_catalog.pg_stat_database_conflicts"):  # fmt: skip
+                assert other.id not in text, relation
         assert looked > 100
+        own = session.execute("select a.query, d.setconfig from pg_stat_activity a, pg_roles r, "
+            "lateral (select r.rolconfig) d (setconfig) where a.pid = pg_backend_pid() "
+            "and r.rolname = current_user").fetchall()  # fmt: skip
+        assert own[0][0].startswith("select a.query")
 
 
 def test_settings_show_nothing_of_the_machine(world, pair):

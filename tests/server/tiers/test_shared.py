@@ -1,0 +1,189 @@
+"""What a server has once for all projects is not for one of them to fill."""
+
+import asyncio
+import contextlib
+import time
+
+import psycopg
+import pytest
+
+from server.base.context import NodeConfig
+from server.base.events import Events
+from server.control import records
+from server.control.database import Cluster, prepare
+from server.control.lifecycle import Lifecycle
+from server.control.projects import Projects
+from server.maintenance import shared
+from server.maintenance.shared import Shared
+from server.node.embedded_pg import LOG_LIMIT, EmbeddedPostgres
+from tests.servers import running_server
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)
+
+
+class Small:
+    """A server with little room, and two projects on it."""
+
+    def __init__(self, server, folder):
+        self.server = server
+        cluster = Cluster(
+            kind="embedded", admin_dsn=server.dsn(), host="127.0.0.1", port=server.port,
+            socket_dir=str(server.socket_dir), database="control_small",
+        )  # fmt: skip
+        dsn = run(prepare(cluster, "control password"))
+        self.config = NodeConfig(data_dir=folder, control_dsn=dsn)
+        self.projects = Projects(dsn, {cluster.id: cluster}, self.config)
+        self.greedy, self.other = (
+            records.to_project(run(self.projects.create(name)), self.config)
+            for name in ("greedy", "other")
+        )
+
+    def audited(self):
+        with psycopg.connect(self.config.control_dsn) as control:
+            return control.execute(
+                "select project, detail ->> 'reason' from audit "
+                "where action = 'project.sessions_ended' order by id"
+            ).fetchall()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    options = {"max_connections": "40", "reserved_connections": "25",
+               "max_locks_per_transaction": "64"}  # fmt: skip
+    with running_server(**options) as server:
+        yield Small(server, tmp_path_factory.mktemp("small"))
+
+
+def fill(session):
+    """Takes locks until there is no room; gives what the server says."""
+    try:
+        for n in range(10_000):
+            session.execute(f"select pg_advisory_lock({n}, m) from generate_series(1, 50) m")
+    except psycopg.Error as error:
+        for n in range(60):  # the rest, one by one
+            with contextlib.suppress(psycopg.Error):
+                session.execute(f"select pg_advisory_lock(-1, {n})")
+        return str(error)
+
+
+def look(small):
+    async def once():
+        keeper = Shared(small.projects, Events())
+        ended = await keeper.look()
+        await keeper.stop()
+        return ended
+
+    return run(once())
+
+
+def test_the_table_of_locks_is_emptied_of_who_fills_it(small):
+    told = []
+    events = Events()
+    events.listeners.append(told.append)
+    with (
+        psycopg.connect(small.greedy.owner_dsn, autocommit=True) as greedy,
+        psycopg.connect(small.other.owner_dsn, autocommit=True) as other,
+    ):
+        other.execute("select pg_advisory_lock(n) from generate_series(1, 200) n")
+
+        async def work():
+            keeper = Shared(small.projects, events)
+            assert await keeper.look() == 0
+            assert "out of shared memory" in await asyncio.to_thread(fill, greedy)
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(small.config.control_dsn)  # nobody may even log in
+            ended = await keeper.look()
+            await keeper.stop()
+            return ended
+
+        assert run(work()) == 1
+        with pytest.raises(psycopg.OperationalError):
+            greedy.execute("select 1")
+        other.execute("create table mine (n int)")
+        assert len(told) == 1
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        psycopg.connect(small.greedy.owner_dsn)
+    run(small.projects.recover())  # as the maintenance does at every other look
+    psycopg.connect(small.greedy.owner_dsn).close()
+    assert small.audited() == [("greedy", "locks")]
+
+
+def test_the_queue_of_notifications_is_not_held_up(small, monkeypatch):
+    monkeypatch.setattr(shared, "QUEUE", 1e-6)
+    monkeypatch.setattr(shared, "LONG", 0.2)
+    before = len(small.audited())
+    with (
+        psycopg.connect(small.greedy.owner_dsn) as holds,
+        psycopg.connect(small.greedy.owner_dsn, autocommit=True) as fills,
+    ):
+        holds.execute("listen something")
+        holds.commit()
+        holds.execute("select 1")
+        time.sleep(0.4)
+        assert look(small) == 0
+        for _ in range(5):
+            fills.execute("select count(pg_notify('x', n || repeat('a', 7000))) "
+                          "from generate_series(1, 50) n")  # fmt: skip
+        assert look(small) == 1
+        with pytest.raises(psycopg.OperationalError):
+            holds.execute("select 1")
+    assert small.audited()[before:] == [("greedy", "notifications")]
+    run(small.projects.recover())
+
+
+def test_owners_leave_the_servers_own_connections_alone(small):
+    life = Lifecycle(small.projects)
+    run(life.change("greedy", {"limits": {"connections": 100}}, "test"))
+    held = []
+    try:
+        with contextlib.suppress(psycopg.OperationalError):
+            for _ in range(40):
+                held.append(psycopg.connect(small.greedy.owner_dsn))
+        with pytest.raises(psycopg.OperationalError, match="reserved"):
+            psycopg.connect(small.other.owner_dsn)
+        assert len(held) >= 5
+        for dsn in (small.other.authenticator_dsn, small.other.system_dsn, small.other.feed_dsn):
+            psycopg.connect(dsn).close()
+        psycopg.connect(small.config.control_dsn).close()
+    finally:
+        for one in held:
+            one.close()
+    run(life.change("greedy", {"limits": {}}, "test"))
+
+
+def test_a_project_writes_nothing_into_the_servers_log(small):
+    path = small.server.data_dir / "postgres.log"
+    before = path.stat().st_size
+    for dsn in (small.greedy.owner_dsn, small.greedy.authenticator_dsn):
+        with psycopg.connect(dsn, autocommit=True) as session:
+            session.execute("do $$ begin raise log 'a secret of somebody'; end $$")
+            session.execute("do $$ begin raise warning 'a secret of somebody'; end $$")
+            for statement in (
+                "select 'a secret of somebody'::int", "set log_min_messages = debug5",
+                "set log_statement = 'all'", "set log_error_verbosity = verbose",
+            ):  # fmt: skip
+                with pytest.raises(psycopg.Error):
+                    session.execute(statement)
+    with path.open("rb") as log:
+        log.seek(before)
+        assert b"secret" not in log.read()
+
+
+def test_a_long_log_is_moved_aside_while_the_server_writes_it(tmp_path):
+    path = tmp_path / "postgres.log"
+    EmbeddedPostgres.trim_log(path)
+    with path.open("ab") as server:
+        server.write(b"x" * LOG_LIMIT)
+        server.flush()
+        EmbeddedPostgres.trim_log(path)
+        assert path.stat().st_size == LOG_LIMIT
+        server.write(b"the end")
+        server.flush()
+        EmbeddedPostgres.trim_log(path)
+        server.write(b"more")
+    assert path.read_bytes() == b"more"
+    kept = (tmp_path / "postgres.log.1").read_bytes()
+    assert len(kept) == LOG_LIMIT
+    assert kept.endswith(b"xthe end")
