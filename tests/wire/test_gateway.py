@@ -43,6 +43,28 @@ def test_the_host_selects_the_project(echo, control):
     twice = b"GET /auth/x HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n"
     assert parse(echo.raw(twice)).status == 400
 
+    def raw(target, *lines, version="1.1"):
+        head = "\r\n".join([f"GET {target} HTTP/{version}", *lines, "Connection: close", "", ""])
+        answer = parse(echo.raw(head.encode()))
+        return answer.json.get("project", answer.json.get("code")) if answer.body else answer.status
+
+    other = "X-Forwarded-Host: shop.localhost"
+    assert raw("/storage/x", "Host: nobody.localhost", other) == "project_not_found"
+    assert (
+        raw("/storage/x", "Host: localhost", other, "Forwarded: host=shop.localhost") == "default"
+    )
+    # What a target says of a host counts where there is no header alone.
+    assert raw("http://shop.localhost/storage/x", "Host: localhost") == "default"
+    assert raw("http://localhost/storage/x", "Host: nobody.localhost") == "project_not_found"
+    assert raw("http://SHOP.localhost.:9/storage/x", version="1.0") == "shop"
+    assert raw("/storage/x", version="1.0") == "bad_request"
+    for header in ("Host : localhost", " Host: localhost", "Host: localhost\x00.shop"):
+        assert raw("/storage/x", header) == 400
+    for header in ("Host:", "Host: localhost, shop.localhost", "Host: a@localhost"):
+        assert raw("/storage/x", header) == "bad_request"
+    assert raw("/storage/x", "Host: xn--shp-tna.localhost") == "project_not_found"
+    assert raw("/storage/x", "hOSt:\tSHOP.localhost \t") == "shop"
+
 
 def test_routes(echo, control):
     answer = echo.call("GET", "/storage/a/b?c=%20d", {"x-request-id": "my-id"})
