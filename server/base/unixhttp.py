@@ -122,6 +122,16 @@ class Body:
             connection.close()
 
 
+def _text(head: bytes) -> str:
+    """Headers are written as UTF-8 again: bytes that are that pass as they are."""
+    if head.isascii():
+        return head.decode("ascii")
+    try:
+        return head.decode()
+    except UnicodeDecodeError:
+        return head.decode("latin-1")
+
+
 HEAD, LENGTH, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER, UNTIL_CLOSE, RAW, IDLE = range(9)
 
 
@@ -262,7 +272,7 @@ class Connection(asyncio.Protocol):
                 raise ValueError
             self._buffer = data
             return b""
-        lines = data[:end].decode("latin-1").split("\r\n")
+        lines = _text(data[:end]).split("\r\n")
         first = lines[0]
         if not first.startswith("HTTP/1.1 "):
             raise ValueError

@@ -5,6 +5,7 @@ listener. Only requests to the project's own host pass, and none can say where i
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,9 @@ REFUSED = (
     b'content-length: 82\r\n\r\n{"code":"not_found","detail":"This socket leads to the project of '
     b'the function."}  '
 )
-HEAD, LENGTH, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER, RAW = range(7)
+HEAD, LENGTH, CHUNK_SIZE, CHUNK, CHUNK_END, TRAILER, ASKED, RAW = range(8)
+HEX = re.compile(rb"[0-9a-fA-F]{1,16}\Z")
+SWITCHED = b"HTTP/1.1 101 "
 
 
 class BadRequest(ValueError):
@@ -29,24 +32,42 @@ class BadRequest(ValueError):
 
 class RequestFilter:
     """Takes a client's bytes, gives those for the server. host: the only one that may be named.
-    scheme: of the project's public address."""
+    scheme: of the project's public address.
+
+    The first request of a connection may ask for another protocol: what follows it is kept back
+    until the server has said, in its first answer, whether it is one."""
 
     def __init__(self, host: str, scheme: str) -> None:
         self.host = host.lower().encode()
         self.scheme = scheme.encode()
         self.misdirected = False
         self._state = HEAD
+        self._first = True
         self._buffer = b""
+        self._answer = b""  # its begin, while another protocol is asked for
         self._left = 0
+
+    def answered(self, data: bytes) -> bytes:
+        """Takes in what the server has sent. Gives what it gets besides, of what was kept back."""
+        if self._state != ASKED:
+            return b""
+        self._answer += data[: len(SWITCHED)]
+        if len(self._answer) < len(SWITCHED) and SWITCHED.startswith(self._answer):
+            return b""
+        self._state = RAW if self._answer.startswith(SWITCHED) else HEAD
+        return self.feed(b"")
 
     def feed(self, data: bytes) -> bytes:
         """BadRequest closes the connection."""
-        if self._state == RAW:
-            return data
+        if self._state == ASKED:
+            self._buffer += data
+            if len(self._buffer) > MAX_HEAD:
+                raise BadRequest
+            return b""
         buffer = self._buffer + data
         out: list[bytes] = []
         at = 0
-        while at < len(buffer):
+        while at < len(buffer) and self._state != ASKED:
             if self._state in (LENGTH, CHUNK):
                 piece = buffer[at : at + self._left]
                 out.append(piece)
@@ -79,12 +100,10 @@ class RequestFilter:
 
     def _line(self, line: bytes) -> None:
         if self._state == CHUNK_SIZE:
-            try:
-                self._left = int(line.partition(b";")[0].strip(), 16)
-            except ValueError:
-                raise BadRequest from None
-            if self._left < 0:
+            size = line.partition(b";")[0].strip()
+            if not HEX.match(size):
                 raise BadRequest
+            self._left = int(size, 16)
             self._state = CHUNK if self._left else TRAILER
         elif self._state == CHUNK_END:
             if line:
@@ -131,10 +150,15 @@ class RequestFilter:
                     raise BadRequest
                 chunked = True
             elif name == b"upgrade":
+                if not self._first:
+                    continue
                 upgrade = True
             kept.append(line)
         if not named or len(lengths) > 1 or (lengths and chunked):
             raise BadRequest
+        if upgrade and (chunked or lengths):
+            raise BadRequest
+        self._first = False
         if not {*hosts} <= {self.host, ALIAS.encode()}:
             self.misdirected = True
             raise BadRequest
@@ -148,7 +172,7 @@ class RequestFilter:
             self._left = int(lengths[0])
             self._state = LENGTH if self._left else HEAD
         if upgrade:
-            self._state = RAW
+            self._state = ASKED
         return b"\r\n".join(kept) + HEAD_END
 
 
@@ -177,9 +201,19 @@ class _Side(asyncio.Protocol):
 
 
 class _Server(_Side):
+    def __init__(self, filter: RequestFilter) -> None:
+        super().__init__()
+        self.filter = filter
+
     def data_received(self, data: bytes) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.write(data)
+        if self.other is None or self.other.transport is None:
+            return
+        self.other.transport.write(data)
+        try:
+            if passed := self.filter.answered(data):
+                self.transport.write(passed)
+        except BadRequest:
+            self.transport.close()
 
 
 class _Client(_Side):
@@ -213,7 +247,7 @@ class _Client(_Side):
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        server = _Server()
+        server = _Server(self.filter)
         try:
             await loop.create_connection(lambda: server, *self.origin.listener)
         except OSError:

@@ -214,20 +214,25 @@ function ownAddress(input) {
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 
 async function ownFetch(request, depth) {
-  const target = PLAIN_ORIGIN + request.url.slice(new NativeURL(request.url).origin.length);
+  const here = new NativeURL(request.url);
+  const target = PLAIN_ORIGIN + here.pathname + here.search;
   const mode = request.redirect;
   const answer = await nativeFetch(new NativeRequest(target, request), { client: ownClient(), redirect: "manual" });
   const location = answer.headers.get("location");
   defineProperty(answer, "url", { value: request.url });
+  if (depth > 0) defineProperty(answer, "redirected", { value: true });
   if (mode === "manual" || location === null || !REDIRECTS.has(answer.status)) return answer;
-  if (mode === "error" || depth >= 20) throw new TypeError("The answer is a redirect");
+  if (mode === "error") throw new TypeError("The answer is a redirect");
+  if (depth >= 20) throw new TypeError("There are too many redirects");
   await answer.body?.cancel();
   const next = new NativeURL(location, request.url);
   const turned = answer.status === 303 || (answer.status < 303 && request.method === "POST");
   if (request.body !== null && !turned) throw new TypeError("The body cannot be sent again");
   const headers = new Headers(request.headers);
-  if (next.origin !== new NativeURL(request.url).origin) headers.delete("authorization");
-  return fetch(next, { method: turned ? "GET" : request.method, headers, signal: request.signal });
+  const init = { method: turned ? "GET" : request.method, headers, signal: request.signal };
+  if (ownAddress(next) !== null) return ownFetch(new NativeRequest(next, init), depth + 1);
+  for (const name of ["authorization", "apikey", "cookie"]) headers.delete(name); // the project's own
+  return nativeFetch(next, init);
 }
 
 globalThis.fetch = function fetch(input, init) {

@@ -68,12 +68,48 @@ def test_a_function_cannot_say_where_a_request_comes_from():
         b"GET / HTTP/1.1\r\nhost: project.invalid\r\ncontent-length: +1\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: project.invalid\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
         CHUNKED.replace(b"5\r\n", b"-5\r\n"),
+        CHUNKED.replace(b"5\r\n", b"0x5\r\n"),
+        CHUNKED.replace(b"5\r\n", b"0_5\r\n"),
+        b"GET / HTTP/1.1\r\nhost: project.invalid\r\nupgrade: websocket\r\n"
+        b"content-length: 1\r\n\r\n",
         b"x" * 200_000,
     ],
 )
 def test_what_could_be_read_in_two_ways_closes_the_connection(raw):
     with pytest.raises(BadRequest):
         passed(raw)
+
+
+UPGRADE = GET.replace(b"X-A: 1", b"Upgrade: websocket")
+OTHER = b"GET /secret HTTP/1.1\r\nhost: other.localhost\r\nx-forwarded-for: 1.2.3.4\r\n\r\n"
+
+
+@given(cut=st.integers(0, 20))
+def test_only_a_server_that_has_switched_is_sent_what_is_no_request(cut):
+    """What comes after a request for another protocol waits for the answer to that."""
+    asked = b"GET /a?b HTTP/1.1\r\nhost: shop.localhost:8000\r\nUpgrade: websocket\r\n\r\n"
+
+    def ask(answer, more):
+        found = RequestFilter(HOST, "http")
+        assert found.feed(UPGRADE + more) == asked
+        return found, found.answered(answer[:cut]) + found.answered(answer[cut:])
+
+    switched = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    found, passed_on = ask(switched, b"\x81\x80frame")
+    assert passed_on + found.feed(b"more") == b"\x81\x80framemore"
+    for status in (b"200 OK", b"100 Continue", b"1010 Odd"):
+        answer = b"HTTP/1.1 " + status + b"\r\n\r\n"
+        with pytest.raises(BadRequest):
+            ask(answer, OTHER)
+        found, passed_on = ask(answer, GET)
+        assert passed_on.startswith(b"GET /a?b HTTP/1.1\r\nhost: shop.localhost:8000\r\n")
+        again = found.feed(UPGRADE)  # a later request is one of HTTP alone
+        assert b"pgrade" not in again
+        with pytest.raises(BadRequest):
+            found.feed(OTHER)
+    found, _ = ask(b"", b"")
+    with pytest.raises(BadRequest):
+        found.feed(b"x" * 200_000)
 
 
 @pytest.mark.parametrize(
