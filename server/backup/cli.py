@@ -67,6 +67,10 @@ def show(options: argparse.Namespace) -> int:
          (b["verified_at"] or "")[:16], (b["keep_until"] or "deleted by hand")[:16]]
         for b in found
     ]  # fmt: skip
+    if not rows:
+        print("there are no backups; make one with: ichibase backups create "
+              f"{options.project or 'PROJECT'}")  # fmt: skip
+        return 0
     print_table(["backup", "kind", "state", "size", "encrypted", "verified", "kept until"], rows)
     return 0
 
@@ -87,7 +91,11 @@ def restore(options: argparse.Namespace) -> int:
     if options.into is None and not options.yes:
         if not sys.stdin.isatty():
             raise CommandError("this replaces the project's data; say --yes, or --into NAME")
-        if input("This replaces the project's data. Type yes to go on: ").strip() != "yes":
+        try:
+            said = input("This replaces the project's data. Type yes to go on: ").strip()
+        except EOFError:
+            said = ""
+        if said != "yes":
             raise CommandError("nothing was changed")
     path = f"/admin/v1/backups/{quote(options.backup, safe='')}/restore"
     wanted = {"into": options.into, "keep_sessions": options.keep_sessions}

@@ -11,6 +11,21 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 START_WAIT = 3.0  # seconds
+# What to do next, by the code of a refusal.
+NEXT = {
+    "project_not_found": "ichibase projects list --deleted",
+    "project_exists": "choose another name, or see: ichibase projects list --deleted",
+    "project_limit": "ichibase owners put OWNER --bound NUMBER",
+    "flavor_not_allowed": "another --tier, or --flavor postgres or mongo",
+    "owner_not_found": "ichibase owners list",
+    "owner_suspended": "ichibase owners put OWNER --suspended no",
+    "owner_has_projects": "ichibase projects change PROJECT --owner NAME, or delete them",
+    "invalid_limits": "ichibase tiers shows the names and what is usual",
+    "invalid_tier": "ichibase tiers",
+    "wrong_state": "ichibase projects list --deleted shows the states",
+    "backup_not_found": "ichibase backups list, or after a loss: ichibase backups scan",
+    "mongo_not_available": "ichibase projects create NAME --flavor postgres",
+}
 
 
 class CommandError(Exception):
@@ -93,6 +108,8 @@ def _told(body: bytes, status: int) -> CommandError:
     try:
         error = json.loads(body)
         told = CommandError(f"{error['detail']} [{error['code']}]")
+        if error["code"] in NEXT:
+            told.args = (f"{told}\n  try: {NEXT[error['code']]}",)
         details = error.get("details")
     except (ValueError, KeyError, TypeError):
         return CommandError(f"the node answered {status}")

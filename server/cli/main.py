@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from server.cli.client import AdminClient, CommandError
@@ -243,11 +243,18 @@ def _json(text: str, what: str) -> Any:
     return value
 
 
+class Parser(argparse.ArgumentParser):
+    """Says where to read on when it was used wrongly."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}\n  try: {self.prog} --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared: Any = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--data-dir", help="the node's data folder (ICHIBASE_DATA_DIR, ./data)")
     shared.add_argument("--json", action="store_true", help="JSON for machines")
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="ichibase",
         description="A whole backend from one command.",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong usage.",

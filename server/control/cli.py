@@ -82,6 +82,17 @@ def change(options: argparse.Namespace) -> int:
     return 0
 
 
+def tiers(options: argparse.Namespace) -> int:
+    found = _client(options).call("GET", "/admin/v1/tiers")
+    if options.json:
+        print_json(found)
+        return 0
+    names = list(next(iter(found.values())))
+    rows = [[name, *(f"{limits[name]:,}" for limits in found.values())] for name in names]
+    print_table(["limit", *found], rows)
+    return 0
+
+
 def owners_list(options: argparse.Namespace) -> int:
     found = _client(options).call("GET", "/admin/v1/owners")
     if options.json:
@@ -124,6 +135,9 @@ def register(commands: Any) -> None:
     made = commands.add_parser("usage", help=text, description=text, parents=[shared])
     made.add_argument("project")
     made.set_defaults(run=usage)
+    text = "Show what each tier allows; 0 is no limit where a rate or a time of sleep is meant."
+    made = commands.add_parser("tiers", help=text, description=text, parents=[shared])
+    made.set_defaults(run=tiers)
     made = commands.add_parser("owners", help="List, make and change owners of projects.")
     actions = made.add_subparsers(required=True, metavar="ACTION")
     one = actions.add_parser("list", parents=[shared], help="list the owners")

@@ -45,7 +45,9 @@ def check_slug(slug: str) -> None:
             "A project's name is 1 to 40 lower-case letters, digits and hyphens, begins with a "
             "letter and does not end with a hyphen.",
         )
-    if slug in RESERVED or "--" in slug:
+    if "--" in slug:
+        raise ApiError(400, "invalid_name", "A project's name has no two hyphens in a row.")
+    if slug in RESERVED:
         raise ApiError(400, "invalid_name", f'The name "{slug}" is reserved; choose another one.')
 
 

@@ -44,6 +44,38 @@ def test_help_comes_quickly_and_names_the_exit_codes(node):
         assert "usage: ichibase" in node.cli(*words, "--help").stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["projects"], 2, "projects --help"),
+        (["projects", "create", "x", "--tier", "gold"], 2, "create --help"),
+        (["tiers", "x"], 2, "ichibase --help"),
+        (["usage", "nobody"], 1, "ichibase projects list"),
+        (["projects", "create", "default"], 1, "choose another name"),
+        (["projects", "create", "a--b"], 1, "two hyphens in a row"),
+        (["projects", "create", "x", "--tier", "free", "--flavor", "both"], 1, "another --tier"),
+        (["projects", "change", "default", "--limits", '{"conections": 1}'], 1, "ichibase tiers"),
+        (["projects", "undelete", "nobody"], 1, "projects list --deleted"),
+        (["projects", "change", "default"], 1, "--tier, --owner or --limits"),
+        (["owners", "delete", "nobody"], 1, "ichibase owners list"),
+        (["owners", "delete", "local"], 1, "projects change PROJECT --owner"),
+        (["backups", "create", "nobody"], 1, "ichibase projects list"),
+        (["backups", "restore", "nothing", "--yes"], 1, "ichibase backups list"),
+        (["backups", "restore", "nothing"], 1, "say --yes"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_next_step(node, words, code, said):
+    done = node.cli(*words, ok=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tiers_are_shown(node):
+    assert json.loads(node.cli("tiers", "--json").stdout)["free"]["connections"] == 10
+    line = next(x for x in node.cli("tiers").stdout.splitlines() if x.startswith("database_bytes"))
+    assert line.split()[1:] == ["500,000,000", "20,000,000,000", "200,000,000,000"]
+
+
 def test_sql_shows_tables_and_says_where_an_error_is(node, tmp_path):
     shown = node.cli("sql", "default", "-c", "select 1 as one, null as none; create table z ()")
     assert "one" in shown.stdout
