@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,8 @@ class Journal:
 
 def _labels(running: Running) -> Labels:
     return (("project", running.project.slug), ("function", running.version.name))
+
+
+def say(text: str) -> None:
+    """A line in the node's log."""
+    print(f"functions: {text}", file=sys.stderr, flush=True)

@@ -12,7 +12,8 @@ from server.base.project import Project
 from server.control import records
 from server.functions.build import Builder
 from server.functions.confine import ConfineError
-from server.functions.manager import Manager, say
+from server.functions.journal import say
+from server.functions.manager import Manager
 from server.functions.rpc import Rpc
 from server.functions.schedules import Scheduler
 from server.functions.store import Scheduled, Store

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import shutil
 import signal
-import sys
 from collections import deque
 from pathlib import Path
 from time import monotonic
@@ -22,20 +21,14 @@ import orjson
 
 from ichicore.errors import ApiError
 from server.base.metrics import Labels
-from server.functions import network
+from server.functions import ends, network
 from server.functions.cells import Cell, clear
 from server.functions.confine import ConfineError, Confinement, private_folder
-from server.functions.journal import Journal
+from server.functions.crowds import Crowds
+from server.functions.ends import named
+from server.functions.journal import Journal, say
 from server.functions.origin import Origin
-from server.functions.running import (
-    IDLE_SECONDS,
-    REASONS,
-    Crowd,
-    Loop,
-    Running,
-    ToldProject,
-    most_processes,
-)
+from server.functions.running import IDLE_SECONDS, REASONS, Loop, Running, ToldProject
 from server.functions.slots import Slots
 from server.functions.store import Store, Version, not_found
 from server.functions.vault import VaultError
@@ -75,8 +68,7 @@ class Manager:
         self._spares: deque[Cell] = deque()
         self._filling: asyncio.Task[None] | None = None
         self._starting: dict[tuple[str, str], asyncio.Task[Running]] = {}
-        self._crowds: dict[tuple[str, str], Crowd] = {}
-        self._growing: set[asyncio.Task[None]] = set()
+        self.crowds = Crowds(self.current, self._another, self.retire, self._joined)
         self._coming_up = asyncio.Semaphore(STARTING)
         self._loops: dict[tuple[str, str], Loop] = {}
         self._ended: dict[str, str] = {}  # cell name > reason
@@ -151,7 +143,7 @@ class Manager:
                 if isinstance(error, asyncio.CancelledError) and cell.poll() is None:
                     raise
                 tail = cell.tail.decode("utf-8", "replace").strip()
-                why = _named(cell.poll() or 0) if cell.poll() is not None else "it takes too long"
+                why = named(cell.poll() or 0) if cell.poll() is not None else "it takes too long"
                 raise ApiError(
                     503, "unavailable", f"Deno did not start ({why}). {tail[-300:]}"
                 ) from None
@@ -166,8 +158,7 @@ class Manager:
         if version is None:
             raise not_found(name)
         running = await self._running(project, version)
-        crowd = self._crowds.get((project.id, name))
-        others = [one for one in crowd.others if one.able] if crowd is not None else []
+        others = [one for one in self.crowds.beside(project.id, name) if one.able]
         for one in (running, *others):
             one.leases.add(worker)
         return {
@@ -240,9 +231,7 @@ class Manager:
         self.current[place] = running
         if before is not None:
             self.retire(before)
-        crowd = self._crowds.pop(place, None)
-        for other in crowd.others if crowd is not None else ():
-            self.retire(other)
+        self.crowds.disband(place)
         return running
 
     async def _loaded(
@@ -275,60 +264,19 @@ class Manager:
         cell.state = "ready"
         return running
 
-    # A busy function has more processes, within the calls at once of its tier
+    async def _another(self, first: Running) -> Running:
+        """One more process of a busy function."""
+        environment = await self._environment(first.project)
+        return await self._loaded(first.project, first.version, environment, first.key)
 
-    def _look_at_crowds(self, now: float) -> None:
-        for place, first in list(self.current.items()):
-            most = most_processes(first.project.concurrency)
-            crowd = self._crowds.get(place)
-            if most < 2 or first.cell.state != "ready":
-                continue
-            if crowd is None:
-                crowd = self._crowds[place] = Crowd()
-            rates = [first.rate, *(other.rate for other in crowd.others)]
-            wanted = crowd.look(rates, most, now)
-            if wanted > 0 and not crowd.starting:
-                crowd.starting = True
-                task = asyncio.ensure_future(self._grow(place, first, crowd))
-                self._growing.add(task)
-                task.add_done_callback(self._growing.discard)
-            elif wanted < 0:
-                self.retire(crowd.others[-1])
-
-    async def _grow(self, place: tuple[str, str], first: Running, crowd: Crowd) -> None:
-        project, version = first.project, first.version
-        try:
-            environment = await self._environment(project)
-            made = await self._loaded(project, version, environment, first.key)
-        except (ApiError, ConfineError, OSError) as error:
-            say(f"{version.name} of {project.slug} gets no further process: {error}")
-            return
-        finally:
-            crowd.starting = False
-        if self.current.get(place) is not first or self._crowds.get(place) is not crowd:
-            made.cell.kill("replaced")
-            return
-        crowd.others.append(made)
+    def _joined(self, first: Running, made: Running) -> None:
         message = {
-            "op": "more", "project": project.id, "name": version.name,
+            "op": "more", "project": first.project.id, "name": first.version.name,
             "beside": first.cell.name, "process": made.cell.name, "socket": made.cell.socket,
         }  # fmt: skip
         for worker in first.leases:
             made.leases.add(worker)
             self.more(worker, message)
-
-    def _leave(self, running: Running) -> None:
-        """It is none of its function's processes any more; when it was the first, another is."""
-        place = (running.project.id, running.version.name)
-        crowd = self._crowds.get(place)
-        if crowd is not None and running in crowd.others:
-            crowd.others.remove(running)
-        if self.current.get(place) is running:
-            del self.current[place]
-            if crowd is not None and crowd.others:
-                self.current[place] = crowd.others.pop(0)
-            elif crowd is not None:
-                del self._crowds[place]
 
     async def _take(self, outbound: tuple[str, ...] | None) -> Cell:
         while outbound is None and self._spares:
@@ -349,7 +297,7 @@ class Manager:
             return
         running.retired_at = monotonic()
         running.cell.state = "retired"
-        self._leave(running)
+        self.crowds.leave(running)
         self.gone(running.cell.name)
 
     def retire_all(self, project_id: str, name: str) -> None:
@@ -420,24 +368,16 @@ class Manager:
         tail = cell.tail.decode("utf-8", "replace")
         expected = running.retired_at is not None
         if cell.reason is None:
-            cell.reason = "memory" if _out_of_memory(tail, code) else "crash"
-            if code == -signal.SIGXCPU or code == 128 + signal.SIGXCPU:
-                cell.reason = "cpu"
-            cell.detail = "" if cell.reason != "crash" else f"it ended with {_named(code)}"
+            cell.reason = ends.reason(tail, code)
+            cell.detail = "" if cell.reason != "crash" else f"it ended with {named(code)}"
         self._ended[cell.name] = cell.reason
         while len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
         place = (running.project.id, running.version.name)
-        self._leave(running)
+        self.crowds.leave(running)
         self.gone(cell.name)
         if not running.loaded.done():
-            why = {"memory": "It used more memory than it may while loading.",
-                   "cpu": "It used more processor time than it may while loading."}  # fmt: skip
-            last = [line for line in tail.strip().splitlines() if line.strip()]
-            default = f"Its process ended with {_named(code)} while loading."
-            if last and cell.reason == "crash":
-                default += f" {last[-1][:500]}"
-            running.loaded.set_result(why.get(cell.reason, default))
+            running.loaded.set_result(ends.while_loading(cell.reason, tail, code))
             return
         if cell.reason in ("memory", "cpu", "crash") and not (expected and cell.reason == "crash"):
             detail = f": {cell.detail}" if cell.detail else ""
@@ -537,7 +477,7 @@ class Manager:
                 self._overdue(running, wall)
             elif running.worn(now) or (idle and now - running.idle_since > running.keep):
                 self.retire(running)
-        self._look_at_crowds(now)
+        self.crowds.look(now)
 
     def _overdue(self, running: Running, seconds: float) -> None:
         """Work after the last answer has taken as long as an invocation may."""
@@ -590,23 +530,3 @@ class Manager:
                 for running in self.running.values()
             ],
         }  # fmt: skip
-
-
-def _out_of_memory(tail: str, code: int) -> bool:
-    return "out of memory" in tail.lower() or "Fatal JavaScript out" in tail or (
-        code in (-signal.SIGTRAP, 128 + signal.SIGTRAP) and "heap" in tail
-    )  # fmt: skip
-
-
-def _named(code: int) -> str:
-    """An exit code for people."""
-    number = -code if code < 0 else code - 128 if code > 128 else 0
-    try:
-        return f"the signal {signal.Signals(number).name}" if number else f"exit code {code}"
-    except ValueError:
-        return f"exit code {code}"
-
-
-def say(text: str) -> None:
-    """A line in the node's log."""
-    print(f"functions: {text}", file=sys.stderr, flush=True)

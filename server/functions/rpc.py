@@ -13,7 +13,8 @@ from server.base import unix
 from server.base.functions import packed, unpacked
 from server.functions import cron, network
 from server.functions.build import Builder, Sources
-from server.functions.manager import Manager, say
+from server.functions.journal import say
+from server.functions.manager import Manager
 
 NAME = re.compile(r"_?[a-z0-9][a-z0-9_-]{0,62}\Z")
 INTERNAL = ("_mongo_policy",)

@@ -1,12 +1,9 @@
-"""What the functions process knows of a process that serves a function, and when it has more of
-them or fewer."""
+"""What the functions process knows of a process that serves a function."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
-from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -22,9 +19,6 @@ CRASH_WINDOW = 60.0  # seconds; ends within it count as a loop
 LONGEST_BACKOFF = 60.0
 FREE_CRASHES = 3  # ends that are followed by a new start at once
 IDLE_SECONDS = 60.0  # without a lease until a process ends
-CALLS_EACH = 25  # calls at once of a project, for each of which a function may have a process
-FULL, SLACK = 0.85, 0.35  # of a processor: processes that use more are short of it, or less not
-SOON, LATER = 1.0, 10.0  # seconds of either until there is one more, or one less
 SMOOTH = 0.3  # weight of the newest look
 
 SOFT_MEMORY = 0.8  # of the limit: a process that stays above is replaced before it is killed
@@ -126,30 +120,3 @@ class Loop:
         recent = sum(1 for at in self.ends if now - at < CRASH_WINDOW)
         if recent > FREE_CRASHES:
             self.until = now + min(LONGEST_BACKOFF, 2.0 ** (recent - FREE_CRASHES - 1))
-
-
-class Crowd:
-    """The processes of one busy function besides its first."""
-
-    def __init__(self) -> None:
-        self.others: list[Running] = []
-        self.starting = False
-        self._since: dict[bool, float] = {}  # full or slack: since when
-
-    def look(self, rates: Sequence[float], most: int, now: float) -> int:
-        """1 when there should be one more, -1 for one less, else 0. rates: of all of them."""
-        full = min(rates) > FULL and len(rates) < most
-        slack = sum(rates) < SLACK * len(rates) and len(rates) > 1
-        for kind, held, seconds in ((True, full, SOON), (False, slack, LATER)):
-            if not held:
-                self._since.pop(kind, None)
-            elif now - self._since.setdefault(kind, now) >= seconds:
-                self._since.clear()
-                return 1 if kind else -1
-        return 0
-
-
-def most_processes(concurrency: int) -> int:
-    """How many processes a function may have, by the calls at once of its project's tier."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(concurrency // CALLS_EACH, cores or 1))

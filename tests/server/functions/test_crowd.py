@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from server.base.functions import Functions, socket_path
-from server.functions import network, running
+from server.functions import crowds, network, running
+from server.functions.crowds import Crowd, most_processes
 from server.functions.manager import Manager
 from server.functions.rpc import Rpc
-from server.functions.running import Crowd, most_processes
 from tests.server.functions.test_shapes import Codes
 
 BURN = """
@@ -111,10 +111,10 @@ class Parts:
 @pytest.fixture
 def eager(monkeypatch):
     """Any use of a processor counts as busy: the machine of the tests may have little to give."""
-    monkeypatch.setattr(running, "FULL", 0.02)
-    monkeypatch.setattr(running, "SLACK", 0.0)
-    monkeypatch.setattr(running, "SOON", 0.3)
-    monkeypatch.setattr(running, "LATER", 0.5)
+    monkeypatch.setattr(crowds, "FULL", 0.02)
+    monkeypatch.setattr(crowds, "SLACK", 0.0)
+    monkeypatch.setattr(crowds, "SOON", 0.3)
+    monkeypatch.setattr(crowds, "LATER", 0.5)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
 
 
@@ -130,8 +130,8 @@ def test_a_busy_function_gets_a_second_process_which_shares_its_calls_and_goes_a
             assert first in ids
             assert len(parts.processes()) == 2  # 50 calls at once are two processes, not more
             assert {len(one.leases) for one in parts.processes()} == {1}
-            monkeypatch.setattr(running, "FULL", 1.5)
-            monkeypatch.setattr(running, "SLACK", 1.0)
+            monkeypatch.setattr(crowds, "FULL", 1.5)
+            monkeypatch.setattr(crowds, "SLACK", 1.0)
             async with asyncio.timeout(60):
                 while len(parts.processes()) > 1:
                     await asyncio.sleep(0.05)
@@ -147,7 +147,7 @@ def test_the_second_process_takes_over_when_the_first_ends(monkeypatch):
         async with Parts() as parts:
             first = await parts.call()
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
-            monkeypatch.setattr(running, "FULL", 1.5)
+            monkeypatch.setattr(crowds, "FULL", 1.5)
             dead = parts.manager.current["p", "burn"].cell
             dead.kill("memory")
             async with asyncio.timeout(60):
@@ -170,7 +170,7 @@ def test_another_version_takes_the_place_of_all_processes(monkeypatch):
             before = {await parts.call()}
             await parts.busy(lambda: len(parts.worker.leases["p", "burn"].others) == 1)
             before |= set(await parts.busy(after(50)))
-            monkeypatch.setattr(running, "FULL", 1.5)
+            monkeypatch.setattr(crowds, "FULL", 1.5)
             parts.manager._secrets["p"] = {"A": "changed"}
             for lease in list(parts.worker.leases.values()):
                 parts.worker._drop(lease)
@@ -182,7 +182,7 @@ def test_another_version_takes_the_place_of_all_processes(monkeypatch):
                     await asyncio.sleep(0.05)
             parts.manager.retire_all("p", "burn")
             assert not parts.manager.current
-            assert not parts.manager._crowds
+            assert not parts.manager.crowds.by_place
 
     asyncio.run(go())
 
