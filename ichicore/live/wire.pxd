@@ -51,7 +51,7 @@ cdef class Peer:
     cdef readonly Py_ssize_t queued
     cdef uint64_t stamp
     cdef int fd
-    cdef uint8_t state, told, dirty, wants_out, is_slow, pinged, held
+    cdef uint8_t state, told, dirty, wants_out, is_slow, pinged, held, hasty
     cdef Py_ssize_t slot
     cdef uint32_t seen, deadline, frames
     # what is being read

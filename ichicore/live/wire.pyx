@@ -27,6 +27,7 @@ from ichicore.live.reading cimport read_frames
 
 cdef enum:
     SCRATCH = 65536  # bytes of one read
+    SPARING = 4096  # the same, of who has sent too fast before: their frames are handled in one go
     MAX_HEAD = 16384  # bytes of an HTTP request
     EVENTS = 128  # connections looked at in one round
     VECTORS = 64  # frames of one write
@@ -97,6 +98,8 @@ cdef class Peer:
         self.held = 1
         if self.state == REQUEST:
             self.deadline = self.wire.now + seconds + 1
+        else:
+            self.hasty = 1
         self.wire.listen_to(self)
 
     def go_on(self):
@@ -573,7 +576,7 @@ cdef class Wire:
     cdef int read(self, Peer peer) except -1:
         cdef ssize_t size
         while True:
-            size = recv(peer.fd, self.scratch, SCRATCH, MSG_DONTWAIT)
+            size = recv(peer.fd, self.scratch, SPARING if peer.hasty else SCRATCH, MSG_DONTWAIT)
             if size >= 0 or errno != EINTR:
                 break
         if size < 0 and errno == EAGAIN:

@@ -26,7 +26,7 @@ class Room:
         self.stores = stores
         self.rulebook = rulebook
         self.quota = Quota(context)
-        self.turns = Turns(stores.others)
+        self.turns = Turns(stores.others, stores.working)
 
     @staticmethod
     def caps(book: Book, service: bool) -> Caps:

@@ -60,6 +60,10 @@ class Stores:
         since = time.monotonic() - 1.0
         return any(store.used > since for id, store in self._stores.items() if id != project_id)
 
+    def working(self, project_id: str) -> bool:
+        """Whether an operation of another project is on its way."""
+        return any(store.busy for id, store in self._stores.items() if id != project_id)
+
     async def start(self) -> None:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="mongo stores")
 

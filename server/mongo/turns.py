@@ -3,7 +3,8 @@ them itself.
 
 A project whose tier gives it less than a full weight has few operations at once. While other
 projects use the server too, it has one, and gets its weight's part of the time: what it has not
-used adds up to BURST seconds, and when that is spent its operations wait.
+used adds up to BURST seconds, and when that is spent its operations wait. None of them begins while
+one of another project is on its way, unless that takes long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from server.base.project import Project
 PLACES = 2  # operations of such a project at once
 BURST = 0.05  # seconds of work
 LOOK = 0.1  # seconds between looks whether the others are still there
+AFTER = 0.02  # seconds that an operation waits for those of others, at most
+MOMENT = 0.0005  # seconds between looks whether they are done
 KEPT = 1024  # projects
 
 
@@ -40,12 +43,17 @@ class Share:
 
 
 class Turns:
-    """others(project id): whether anybody else has used the server of late."""
+    """others(project id): whether anybody else has used the server of late. working: whether an
+    operation of anybody else is on its way."""
 
     def __init__(
-        self, others: Callable[[str], bool], clock: Callable[[], float] = time.monotonic
+        self,
+        others: Callable[[str], bool],
+        working: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.others = others
+        self.working = working
         self.clock = clock
         self._shares: dict[str, Share] = {}
 
@@ -81,6 +89,9 @@ class Turns:
             now = self.clock()
             share.refill(now, rate)
             if share.left > 0:
+                until = now + AFTER
+                while self.working(project_id) and self.clock() < until:
+                    await asyncio.sleep(MOMENT)
                 return
             if now >= deadline:
                 raise busy()

@@ -7,7 +7,6 @@ counted in the realtime process.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -58,13 +57,11 @@ class Paces:
         rate = max(1.0, FRAMES * limits.realtime_messages)
         return self._pace("frames", project_id).delay(self.clock(), rate, rate)
 
-    async def deliveries(self, project_id: str, limits: Limits, count: int) -> None:
-        """Waits until so many frames may be passed to clients."""
+    def deliveries(self, project_id: str, limits: Limits, count: int) -> float:
+        """Seconds until so many frames may be passed to clients, or until more may follow them."""
         rate = max(1.0, DELIVERIES * limits.realtime_messages)
         pace = self._pace("deliveries", project_id)
-        delay = pace.delay(self.clock(), rate, rate / 50, count=count)
-        if delay:
-            await asyncio.sleep(delay)
+        return pace.delay(self.clock(), rate, rate / 50, count=count)
 
     def _pace(self, kind: str, project_id: str) -> Pace:
         pace = self._paces.get((kind, project_id))

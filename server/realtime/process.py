@@ -22,6 +22,7 @@ from server.base.context import Directory
 from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule, unknown
 from server.base.keys import Denied, revoke
+from server.base.processor import FULL
 from server.base.project import Identity, Project
 from server.base.usage import Usage
 from server.realtime import handshake, messages
@@ -33,6 +34,7 @@ from server.realtime.tenant import Tenant
 
 FLUSH = 160  # connections written to before the loop may do something else, about a millisecond
 PUMP = 1_000  # decisions and frames before the loop may do something else
+PART = 100  # the same, of a project of less than a full weight
 WAIT_SECONDS = 0.002  # between looks at receivers that lag
 MOST_PATIENT = 10_000  # changes: documents come from workers that cannot be held up
 SWEEP_SECONDS = 1.0
@@ -465,22 +467,29 @@ class Process:
 
     def _pump(self, project_id: str) -> None:
         """Changes wait for receivers that have much to take, as long as that happens rarely; else
-        those that are slow are let go."""
+        those that are slow are let go. Those of a project of less than a full weight are delivered
+        at its pace, in small parts."""
         assert self._loop is not None
         tenant = self.tenants.get(project_id)
-        more = 0
+        more, delay = 0, 0.0
         if tenant is not None:
             now = self.now()
+            limits, before = tenant.project.limits, tenant.hub.delivered
+            light = limits.cpu_weight < FULL and tenant.hub.behind <= MOST_PATIENT
             patient = tenant.patience.has(now, WAIT_SECONDS) and tenant.hub.behind <= MOST_PATIENT
             try:
-                more = tenant.hub.pump(PUMP, now if patient else -1.0)
+                more = tenant.hub.pump(PART if light else PUMP, now if patient else -1.0)
             except Exception:
                 more = 1  # the next change is another one
                 self._fault("delivering a change")
             if more == WAIT:
                 tenant.patience.take(now, WAIT_SECONDS)
+            if light and tenant.hub.delivered > before:
+                delay = self.paces.deliveries(project_id, limits, tenant.hub.delivered - before)
         if more == WAIT:
-            self._loop.call_later(WAIT_SECONDS, self._pump, project_id)
+            delay = max(delay, WAIT_SECONDS)
+        if delay:
+            self._loop.call_later(delay, self._pump, project_id)
         elif more:
             self._loop.call_soon(self._pump, project_id)
         else:

@@ -161,8 +161,7 @@ async def _to_client(
         for number, (opcode, payload) in enumerate(found):
             if number % TOGETHER == 0:  # the worker's other requests come in between
                 some = min(TOGETHER, len(found) - number)
-                await paces.deliveries(project.id, project.limits, some)
-                await asyncio.sleep(0)
+                await asyncio.sleep(paces.deliveries(project.id, project.limits, some))
             if opcode == TEXT:
                 await transport.send_str(payload.decode())
             elif opcode == CLOSE:

@@ -49,6 +49,11 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
+def idle(project_id):
+    """Nobody else's operation is on its way."""
+    return False
+
+
 def works(clock, shared, project, seconds, times, patience=1e9):
     async def work():
         for _ in range(times):
@@ -59,7 +64,7 @@ def works(clock, shared, project, seconds, times, patience=1e9):
 
 
 def test_a_light_project_gets_its_part_while_others_are_there(clock):
-    shared = Turns(lambda _: True, clock)
+    shared = Turns(lambda _: True, idle, clock)
     works(clock, shared, FREE, 0.05, 100)
     worked, whole = 5.0, clock.now - 100
     # After what it had saved up, ten seconds for each second of work.
@@ -67,13 +72,13 @@ def test_a_light_project_gets_its_part_while_others_are_there(clock):
 
 
 def test_it_gets_all_while_it_is_alone(clock):
-    shared = Turns(lambda _: False, clock)
+    shared = Turns(lambda _: False, idle, clock)
     works(clock, shared, FREE, 0.05, 100)
     assert clock.slept == 0
 
 
 def test_a_modest_one_never_waits(clock):
-    shared = Turns(lambda _: True, clock)
+    shared = Turns(lambda _: True, idle, clock)
 
     async def work():
         for _ in range(200):
@@ -86,7 +91,7 @@ def test_a_modest_one_never_waits(clock):
 
 
 def test_a_full_weight_never_waits(clock):
-    shared = Turns(lambda _: True, clock)
+    shared = Turns(lambda _: True, idle, clock)
     works(clock, shared, PRO, 1.0, 100)
     assert (clock.slept, shared._shares) == (0, {})
 
@@ -105,7 +110,7 @@ def test_only_a_full_weight_takes_the_short_way():
 
 @pytest.mark.parametrize(("others", "places"), [(False, turns.PLACES), (True, 1)])
 def test_few_operations_at_once_and_who_waits_too_long_is_refused(others, places):
-    shared = Turns(lambda _: others)
+    shared = Turns(lambda _: others, idle)
     most = at_once = 0
     refused = []
 
@@ -128,8 +133,20 @@ def test_few_operations_at_once_and_who_waits_too_long_is_refused(others, places
     assert set(refused) == {(503, "unavailable")}
 
 
+def test_none_begins_while_one_of_another_project_is_on_its_way_unless_that_takes_long(clock):
+    done_at = 0.0
+    shared = Turns(lambda _: True, lambda _: clock.now < done_at, clock)
+    for on_its_way, waits in ((0.003, 0.003), (5.0, turns.AFTER), (0.0, 0.0)):
+        done_at, before = clock.now + on_its_way, clock.slept
+        works(clock, shared, FREE, 0.0, 1)
+        assert clock.slept - before == pytest.approx(waits, abs=1.1 * turns.MOMENT)
+    done_at, before = clock.now + 1.0, clock.slept
+    works(clock, shared, PRO, 0.0, 1)
+    assert clock.slept == before
+
+
 def test_the_shares_of_many_projects_are_bounded(clock):
-    shared = Turns(lambda _: True, clock)
+    shared = Turns(lambda _: True, idle, clock)
     for number in range(turns.KEPT + 50):
         works(clock, shared, Project(f"p{number}", DEFAULT_TIERS["free"]), 0.0, 1)
     assert len(shared._shares) == turns.KEPT

@@ -223,6 +223,29 @@ def test_of_who_sends_too_fast_no_more_is_read_for_a_while(world):
     assert time.monotonic() - began > (count - rate) / rate * 0.8
 
 
+@pytest.mark.parametrize("tier", ["free", "pro"])
+def test_changes_of_a_light_project_come_at_its_pace(world, tier):
+    limits = DEFAULT_TIERS[tier]
+    rate = pace.DELIVERIES * limits.realtime_messages
+    one = world(project(SECRET, {"tables": {"t": {"rule": {}}}}, tier=tier))
+    clients = [one.connect() for _ in range(20)]
+    for client in clients:
+        client.ask(type="subscribe", ref="1", kind="postgres", table="t")
+    count = int(DEFAULT_TIERS["free"].realtime_messages * pace.DELIVERIES / len(clients))
+    changes = [
+        Change("postgres", "public.t", "INSERT", record={"n": number}) for number in range(count)
+    ]
+    began = time.monotonic()
+    one.change(*changes)
+    for client in clients:
+        assert [client.hear()["record"]["n"] for _ in range(count)] == list(range(count))
+    took = time.monotonic() - began
+    if limits.cpu_weight < 100:
+        assert took > count * len(clients) / rate * 0.9
+    else:
+        assert took < 0.9
+
+
 def test_the_tier_limits_the_messages(world):
     limits = msgspec.structs.replace(DEFAULT_TIERS["free"], realtime_messages=2)
     one = world(project(SECRET, {**RULES, "frames_per_second": 1_000}, limits=limits))

@@ -1,6 +1,4 @@
-"""The paces of projects in a worker, by a clock of the test's own."""
-
-import asyncio
+"""The paces of projects in one process, by a clock of the test's own."""
 
 import pytest
 
@@ -12,23 +10,15 @@ FREE = DEFAULT_TIERS["free"]
 
 
 class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 50.0
-        sleep = asyncio.sleep
-
-        async def slept(seconds):
-            self.now += seconds
-            await sleep(0)
-
-        monkeypatch.setattr(pace.asyncio, "sleep", slept)
+    now = 50.0
 
     def __call__(self):
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    return Clock(monkeypatch)
+def clock():
+    return Clock()
 
 
 def test_a_burst_passes_and_then_so_many_a_second():
@@ -66,11 +56,8 @@ def test_frames_go_at_the_projects_rate_and_others_are_not_concerned(clock):
 def test_deliveries_go_at_many_times_the_rate(clock):
     paces = Paces(clock)
 
-    async def pass_on():
-        for _ in range(100):
-            await paces.deliveries("loud", FREE, 200)
-
-    asyncio.run(pass_on())
+    for _ in range(100):
+        clock.now += paces.deliveries("loud", FREE, 200)
     rate = pace.DELIVERIES * FREE.realtime_messages
     assert clock.now - 50.0 == pytest.approx(20_000 / rate, rel=0.1)
 
