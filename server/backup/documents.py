@@ -8,7 +8,8 @@ server gave it. The end is a record of kind E without a document, so that a cut 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ BATCH_BYTES = 4 << 20
 BATCH = 500
 HEAD = 5
 PIECE = 1 << 18
+PARTIAL = "ichibase.restored."  # what collections are called until all of them are there
 
 
 class Collection(msgspec.Struct, frozen=True):
@@ -29,7 +31,7 @@ class Collection(msgspec.Struct, frozen=True):
 
 
 class DocumentsError(RuntimeError):
-    """A stream of documents that is damaged."""
+    """A stream of documents that is damaged, or a server that does not take them."""
 
 
 def record(kind: bytes, body: bytes = b"") -> bytes:
@@ -58,7 +60,7 @@ async def _records(url: str, found: dict[str, Collection]) -> AsyncIterator[byte
     async with client:
         database = client.get_default_database()
         for name in sorted(await database.list_collection_names()):
-            if name.startswith("system."):
+            if name.startswith(("system.", PARTIAL)):
                 continue
             collection = database[name]
             indexes = [
@@ -96,21 +98,44 @@ async def parse(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, byte
     raise DocumentsError("the documents are cut off")
 
 
-async def write(url: str, source: AsyncIterator[bytes]) -> dict[str, Collection]:
-    """Replaces all collections of a database by those of the stream; gives what was written."""
-    import bson
-    from bson.raw_bson import RawBSONDocument
-    from pymongo import AsyncMongoClient, WriteConcern
+async def clear(url: str) -> None:
+    """Removes what load() has made, where it is not to replace anything."""
+    async with _opened(url) as database:
+        await _clear(database)
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Any]:
+    """The database of the address. DocumentsError for what the server does not do."""
+    from pymongo import AsyncMongoClient
+    from pymongo.errors import PyMongoError
 
     client: AsyncMongoClient[Any] = AsyncMongoClient(
         url, appname="ichibase backup", serverSelectionTimeoutMS=30_000
     )
+    try:
+        async with client:
+            yield client.get_default_database()
+    except PyMongoError as error:
+        raise DocumentsError(f"the document server: {str(error)[:500]}") from None
+
+
+async def _clear(database: Any) -> None:
+    for name in await database.list_collection_names():
+        if name.startswith(PARTIAL):
+            await database.drop_collection(name)
+
+
+async def load(url: str, source: AsyncIterator[bytes], expected: dict[str, Collection]) -> None:
+    """Makes the collections of the stream beside those in use, for replace(). DocumentsError when
+    they are not as expected."""
+    import bson
+    from bson.raw_bson import RawBSONDocument
+    from pymongo import WriteConcern
+
     found: dict[str, Collection] = {}
-    async with client:
-        database = client.get_default_database()
-        for name in await database.list_collection_names():
-            if not name.startswith("system."):
-                await database.drop_collection(name)
+    async with _opened(url) as database:
+        await _clear(database)
         collection: Any = None
         batch: list[RawBSONDocument] = []
         name, size, count, checksum = "", 0, 0, 0
@@ -136,10 +161,33 @@ async def write(url: str, source: AsyncIterator[bytes]) -> dict[str, Collection]
             if kind == b"C":
                 opening = bson.decode(body)
                 name, count, checksum = opening["name"], 0, 0
-                collection = database.get_collection(name, write_concern=WriteConcern(w=1, j=True))
-                await database.create_collection(name)
-                await _index(database, name, opening["indexes"])
-    return found
+                partial = f"{PARTIAL}{len(found)}"
+                collection = database.get_collection(
+                    partial, write_concern=WriteConcern(w=1, j=True)
+                )
+                await database.create_collection(partial)
+                await _index(database, partial, opening["indexes"])
+    same(expected, found)
+
+
+async def replace(url: str, names: Iterable[str]) -> None:
+    """Puts the collections that load() has made in the places of those in use, and drops those that
+    have no such name. names: sorted, as in the stream."""
+    kept = sorted(names)
+    async with _opened(url) as database:
+        for number, name in enumerate(kept):
+            await database[f"{PARTIAL}{number}"].rename(name, dropTarget=True)
+        for name in await database.list_collection_names():
+            if name not in kept and not name.startswith("system."):
+                await database.drop_collection(name)
+
+
+def same(expected: dict[str, Collection], found: dict[str, Collection]) -> int:
+    """How many documents there are; DocumentsError when they are others."""
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise DocumentsError(f"the collection {name} differs from the backup")
+    return sum(one.documents for one in found.values())
 
 
 async def _index(database: Any, name: str, indexes: list[dict[str, Any]]) -> None:

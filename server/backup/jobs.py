@@ -16,7 +16,7 @@ import msgspec
 import psycopg
 
 from ichicore.errors import ApiError
-from server.backup import archive, restore
+from server.backup import archive, documents, restore
 from server.backup.archive import MANIFEST, PROJECT, BackupError, Kept, Reader
 from server.backup.documents import DocumentsError
 from server.backup.seal import SealError
@@ -24,6 +24,7 @@ from server.backup.store import Store, StoreError, open_store
 from server.backup.tools import ToolError
 from server.base.events import Events, Failed, Noted
 from server.base.metrics import Labels, Metrics
+from server.control import records
 from server.control.database import fetch
 from server.control.lifecycle import owe
 from server.control.projects import Projects, audit
@@ -162,9 +163,10 @@ class Jobs:
     async def recover(self) -> None:
         """What a process that died was doing has failed, and leaves nothing behind."""
         async with self.projects.control() as control:
-            await control.execute(
+            jobs = await fetch(
+                control,
                 "update jobs set state = 'failed', error = 'interrupted', finished_at = now() "
-                "where state = 'running'"
+                "where state = 'running' returning kind, coalesce(args ->> 'into', project)",
             )
             rows = await fetch(
                 control,
@@ -179,6 +181,18 @@ class Jobs:
                 await self.store.remove(archive.folder(project_id, backup_id))
             except StoreError as error:
                 self.events.emit(Noted("an interrupted backup was not removed", str(error)))
+        for kind, project in jobs:
+            if kind == "restore" and project is not None:
+                await self._clear_documents(project)
+
+    async def _clear_documents(self, project: str) -> None:
+        """What does not go now goes with the next restore."""
+        from pymongo.errors import PyMongoError
+
+        with contextlib.suppress(ApiError, PyMongoError):
+            url = records.to_project(await self.projects.find(project), self.config).mongo_url
+            if url is not None:
+                await documents.clear(url)
 
     async def once(self) -> bool:
         """Takes and does one job; False when there is none."""

@@ -1,7 +1,8 @@
 """Brings a backup back: into its project, into a new one, or into a scratch database to verify it.
 
 A database is built beside the one in use and takes its place by renaming, in one transaction, once
-its tables have been found to be those of the backup. Until then the project goes on unchanged.
+its tables have been found to be those of the backup, and the collections of documents have been
+made beside those in use. Until then the project goes on unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from server.backup.archive import (
     Progress,
     Reader,
 )
-from server.backup.documents import Collection
+from server.backup.documents import DocumentsError
 from server.backup.files import Stored
 from server.backup.listing import Entry
 from server.base.migrations import MigrationError
@@ -258,11 +259,18 @@ async def into_project(
     target = Target(cluster, record, record.database + NEW)
     async with unpacked(reader, projects.config.data_dir, progress) as folder:
         before = msgspec.json.decode((folder / CONTENT).read_bytes(), type=Content)
+        url = records.to_project(record, projects.config).mongo_url
+        if not (folder / DOCUMENTS).exists():
+            url = None
+        swapped = False
         try:
             await build(target)
             warnings = await load(target, folder / DUMP, before, progress)
             outcome = await check(target, before, progress)
             outcome.warnings = warnings
+            if url is not None:
+                await progress("documents", 0, 0)
+                await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
             async with projects.control() as control, locked(control, record.id):
                 kept = None
                 if keep_sessions:
@@ -271,6 +279,10 @@ async def into_project(
                         kept = await sessions.live(connection)
                 outcome.sessions = await sessions.settle(target.dsn("system"), kept)
                 await swap(cluster, record)
+                swapped = True
+                if url is not None:
+                    await documents.replace(url, before.collections)
+                    outcome.documents = sum(one.documents for one in before.collections.values())
                 await told(control, record)
                 await _recount(control, cluster, record)
             await provision.settle(cluster, record, projects.limits(record))
@@ -278,13 +290,13 @@ async def into_project(
                 await migrate(records.to_project(record, projects.config))
             except MigrationError as error:
                 outcome.warnings.append(str(error))
+        except BaseException:
+            if url is not None and not swapped:
+                with contextlib.suppress(DocumentsError):
+                    await documents.clear(url)
+            raise
         finally:
             await _drop(cluster, target.database)
-        url = records.to_project(record, projects.config).mongo_url
-        if url is not None and (folder / DOCUMENTS).exists():
-            await progress("documents", 0, 0)
-            found = await documents.write(url, _pieces(folder / DOCUMENTS))
-            outcome.documents = _same(before.collections, found)
         if (folder / STORAGE).exists():
             stored = msgspec.json.decode((folder / STORAGE).read_bytes(), type=list[Stored])
             outcome.files = len(stored)
@@ -426,16 +438,8 @@ async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outc
         if (folder / DOCUMENTS).exists():
             await progress("documents", 0, 0)
             found = await documents.sums(_pieces(folder / DOCUMENTS))
-            outcome.documents = _same(before.collections, found)
+            outcome.documents = documents.same(before.collections, found)
     return outcome
-
-
-def _same(before: dict[str, Collection], found: dict[str, Collection]) -> int:
-    """How many documents there are; BackupError when they are others."""
-    for name in sorted(before.keys() | found.keys()):
-        if before.get(name) != found.get(name):
-            raise BackupError(f"the collection {name} differs from the backup")
-    return sum(one.documents for one in found.values())
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

@@ -151,7 +151,11 @@ class DocumentFeed:
         }  # fmt: skip
         if self.place.since is not None:
             options["startAtOperationTime"] = self.place.since
-        wanted = {"ns.coll": {"$in": sorted(self.names)}, "operationType": {"$in": sorted(KINDS)}}
+        names = {"$in": sorted(self.names)}
+        wanted = {"$or": [
+            {"ns.coll": names, "operationType": {"$in": sorted(KINDS)}},
+            {"to.coll": names, "operationType": "rename"},
+        ]}  # fmt: skip
         async with client.start_session() as session:
             cursor = await client.get_default_database().aggregate(
                 [{"$changeStream": options}, {"$match": wanted}],
@@ -191,6 +195,8 @@ class DocumentFeed:
                 session.peer.send(messages.frame(told))
 
     def _tell(self, event: Any) -> None:
+        if event["operationType"] == "rename":  # another collection in its place, as by a restore
+            raise _Invalidated
         kind = KINDS.get(event["operationType"])
         name = event["ns"]["coll"]
         if kind is None or name not in self.names:

@@ -131,6 +131,30 @@ def test_a_killed_document_server_and_changed_settings_lose_and_repeat_nothing(n
         client.close()
 
 
+def test_a_collection_that_takes_the_place_of_another_is_a_gap(node, orders):
+    """As a restore puts it there."""
+    project = node.project()
+    client = Talker.connect("127.0.0.1", node.port, f"/realtime?token={project['anon_key']}")
+    try:
+        client.say(type="subscribe", ref="1", kind="mongo", collection="orders")
+        assert client.hear()["type"] == "subscribed"
+        fresh = orders.database["fresh"]
+        fresh.insert_one({"_id": "restored", "owner": "anon"})
+        fresh.rename("orders", dropTarget=True)
+        frame = client.hear()
+        assert (frame["type"], frame["code"]) == ("error", "feed_gap")
+        deadline = time.monotonic() + 60
+        for number in itertools.count():
+            orders.insert_one({"_id": f"then {number}", "owner": "anon"})
+            try:
+                assert client.hear(0.3)["event"] == "insert"
+                break
+            except TimeoutError:
+                assert time.monotonic() < deadline
+    finally:
+        client.close()
+
+
 def test_a_dropped_database_is_a_gap(node, orders):
     client = watching(node)
     try:
