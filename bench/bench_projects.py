@@ -315,29 +315,30 @@ def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> 
     try:
         asked, attack, port = _pair(admin)
 
-        def p99() -> list[float]:
-            times = neighbour.measure(asked, port, seconds)
-            return [neighbour.percentile(one, 0.99) for one in times]
-
-        p99()
+        neighbour.measure(asked, port, seconds)
         found: dict[str, float] = {}
         parts = [(kind, (kind,)) for kind in neighbour.KINDS] + [("together", neighbour.KINDS)]
         for name, kinds in parts:
             if only and name not in only:
                 continue
-            alone, beside = [], []
-            for _ in range(rounds):
-                alone.append(p99())
+            alone: list[list[float]] = [[], []]
+            beside: list[list[float]] = [[], []]
+            for _ in range(rounds):  # in turns, so that a slow minute of the machine is both's
+                for taken, times in zip(
+                    alone, neighbour.measure(asked, port, seconds), strict=True
+                ):
+                    taken += times
                 with attack.going(kinds):
-                    beside.append(p99())
+                    for taken, times in zip(
+                        beside, neighbour.measure(asked, port, seconds), strict=True
+                    ):
+                        taken += times
                 time.sleep(1)
             for place, of in enumerate(("rows", "documents")):
-                before, during = ([one[place] for one in times] for times in (alone, beside))
-                found[f"{name}_{of}_alone_ms"] = statistics.median(before)
-                found[f"{name}_{of}_beside_ms"] = statistics.median(during)
-                found[f"{name}_{of}_ratio"] = statistics.median(
-                    b / a for a, b in zip(before, during, strict=True)
-                )
+                before, during = (neighbour.percentile(one[place], 0.99) for one in (alone, beside))
+                found[f"{name}_{of}_alone_ms"] = before
+                found[f"{name}_{of}_beside_ms"] = during
+                found[f"{name}_{of}_ratio"] = during / before
     finally:
         admin.stop()
     return {**found, "target_ratio": 2.0}
