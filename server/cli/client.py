@@ -24,6 +24,11 @@ NEXT = {
     "invalid_tier": "ichibase tiers",
     "wrong_state": "ichibase projects list --deleted shows the states",
     "backup_not_found": "ichibase backups list, or after a loss: ichibase backups scan",
+    "function_not_found": "ichibase functions list",
+    "version_not_found": "ichibase functions versions NAME",
+    "secret_not_found": "ichibase functions secrets list",
+    "invalid_secret": "ichibase functions secrets set NAME=VALUE",
+    "function_load_failed": "ichibase functions logs NAME",
     "mongo_not_available": "ichibase projects create NAME --flavor postgres",
 }
 

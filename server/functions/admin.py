@@ -37,7 +37,7 @@ class Deploy(msgspec.Struct, forbid_unknown_fields=True):
 class Rollback(msgspec.Struct, forbid_unknown_fields=True):
     """version: a kept one; null is the one before."""
 
-    version: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    version: Annotated[int, msgspec.Meta(ge=1, le=2_147_483_647)] | None = None
 
 
 class Secrets(msgspec.Struct, forbid_unknown_fields=True):

@@ -45,6 +45,7 @@ LOOK = 0.2  # seconds between looks at what a build takes on disk
 OUTPUT = 256 << 10  # bytes of messages read
 NICE = 10
 SHOWN = 10  # errors in the text of a refusal
+LEADS_OUT = "An import leads out of the function's folder and of _shared."
 INSIDE = "/build"  # where a build in namespaces sees its folder
 ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
 PASSED = ("NPM_CONFIG_REGISTRY", "JSR_URL", "DENO_TLS_CA_STORE")
@@ -74,6 +75,7 @@ PLAIN_ERROR = re.compile(
     re.MULTILINE,
 )
 CAUSE = re.compile(r"^\s+(?:\d+: )?")
+BARE = re.compile(r'(?:Relative i|I)mport "([^"]+)" not a dependency.*', re.DOTALL)
 NOT_ALLOWED = re.compile(r'Requires import access to "([^"]+)".*')
 NAMED = re.compile(rb"^// ((?:\.\./|/).*)$", re.MULTILINE)
 MAP = b"//# sourceMappingURL=data:application/json;base64,"
@@ -115,6 +117,9 @@ class Sources:
                 raise _refused(f"{name} is not valid JSON.") from None
             if not isinstance(found, dict):
                 raise _refused(f"{name} is not an object.")
+            for key in CONFIG_KEPT:
+                if not isinstance(found.get(key, {}), dict):
+                    raise _refused(f"{name}: {key} is an object.")
             return {key: found[key] for key in CONFIG_KEPT if key in found}
         return {}
 
@@ -248,7 +253,7 @@ class Builder:
                 await asyncio.to_thread(_keep, cache, kept, tools)
         raw = (out / "index.js").read_bytes()
         if leads_out(raw, seen):
-            raise _refused("An import leads out of the function's folder.")
+            raise _refused(LEADS_OUT)
         code = compacted(raw, seen / "out", seen / "src")
         if len(code) > limit:
             raise ApiError(
@@ -420,7 +425,9 @@ def _check_graph(raw: bytes, seen: Path) -> ApiError | None:
         specifier = str(module.get("specifier", ""))
         if specifier.startswith("file:") and not specifier.startswith(inside):
             where = unquote(urlsplit(specifier).path)
-            raise _refused(f"An import leads out of the function's folder: {where[:200]}")
+            raise _refused(
+                f"An import leads out of the function's folder and of _shared: {where[:200]}"
+            )
         if "error" in module and wrong is None:
             message = _without(str(module["error"]), seen / "src")[:2000]
             wrong = _failed([{"message": message}])
@@ -457,7 +464,7 @@ def failure(text: str, source: Path) -> ApiError:
             continue
         marked = MARKED.search(told)
         message = told[: marked.start() if marked is not None else place.start()]
-        message = _without(message, source).strip()[:2000]
+        message = BARE.sub(_bare, _without(message, source).strip())[:2000]
         found.append({"code": code, "message": message, **at(*place.groups())})
     if not found:
         for message, file, line, column in PARSE_ERROR.findall(text):
@@ -465,6 +472,7 @@ def failure(text: str, source: Path) -> ApiError:
     if not found:
         for match in PLAIN_ERROR.finditer(text):
             message = NOT_ALLOWED.sub(_not_allowed, _without(match["text"], source).strip())
+            message = BARE.sub(_bare, message)
             causes = [CAUSE.sub("", line) for line in match["causes"].splitlines() if line]
             if causes and causes[-1] not in message:
                 message = f"{message} {causes[-1]}"
@@ -473,7 +481,7 @@ def failure(text: str, source: Path) -> ApiError:
                 one |= at(match["file"], match["line"], match["column"])
             found.append(one)
     if any(one.get("file", "").startswith("file:") for one in found):  # it may show what is there
-        return _refused("An import leads out of the function's folder.")
+        return _refused(LEADS_OUT)
     if len(found) > 1:
         found = [one for one in found if one["message"] != "bundling failed"]
     if "out of memory" in text.lower():
@@ -481,6 +489,11 @@ def failure(text: str, source: Path) -> ApiError:
     if not found:
         found = [{"message": _without(text.strip(), source)[-2000:] or "Deno ended early."}]
     return _failed(found[:50])
+
+
+def _bare(match: re.Match[str]) -> str:
+    name = match[1]
+    return f'Import "{name}" is no address: write "npm:{name}", or name it in imports of deno.json.'
 
 
 def _without(text: str, source: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import http.client
 import json
 import re
 import sys
@@ -22,8 +23,17 @@ from server.functions.build import MAX_FILES, MAX_SOURCE, PATH, SHARED, without_
 
 FOLDER = "functions"
 NAME = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,62}|_mongo_policy)\Z")
+HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*:[^\r\n\0]*\Z")
+METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 LEFT_OUT = {".git", "node_modules", ".env", ".npmrc", "package.json", "package-lock.json",
             ".DS_Store", ".vscode", ".idea"}  # fmt: skip
+# What deno.json may say of a function, and how.
+SETTINGS = {
+    "auth": '"key", "user" or "none"',
+    "outbound": 'a list of hosts, such as ["api.example.com"]',
+    "schedule": 'such as "0 7 * * *" or "every 10 minutes", or a list of those',
+    "entrypoint": 'the file to start with, such as "main.ts"',
+}
 POLL = 0.5  # seconds between looks at the files that `serve` watches
 TEMPLATE = """\
 Deno.serve(async (req: Request) => {
@@ -119,15 +129,29 @@ class _Admin:
         return self.client.call(method, f"{self.base}/{path}", body, seconds)
 
 
+def _named(name: str) -> str:
+    if not NAME.match(name):
+        raise CommandError(
+            f"{name[:80]!r} is no name of a function: choose one such as send-mail, of lower-case "
+            "letters, digits, - and _, at most 63 of them"
+        )
+    return name
+
+
 def new(options: argparse.Namespace) -> int:
-    if not NAME.match(options.name):
-        raise CommandError("a name has lower-case letters, digits, - and _, at most 63 of them")
-    folder = Path(options.dir) / options.name
+    folder = Path(options.dir) / _named(options.name)
     if folder.exists():
-        raise CommandError(f"{folder} is there already")
-    folder.mkdir(parents=True)
-    (folder / "index.ts").write_text(TEMPLATE)
-    (folder / "deno.json").write_text(CONFIG)
+        raise CommandError(
+            f"{folder} is there already; next: ichibase functions deploy {options.name}"
+        )
+    try:
+        folder.mkdir(parents=True)
+        (folder / "index.ts").write_text(TEMPLATE)
+        (folder / "deno.json").write_text(CONFIG)
+    except OSError as error:
+        raise CommandError(
+            f"cannot write {folder}: {error.strerror}; name another folder by --dir"
+        ) from None
     print(f"wrote {folder}/index.ts; next: ichibase functions deploy {options.name}")
     return 0
 
@@ -142,9 +166,12 @@ def _folders(options: argparse.Namespace) -> list[Path]:
                                "ichibase functions new NAME")  # fmt: skip
     found = []
     for name in names:
-        folder = base / name
+        folder = base / _named(name)
         if not folder.is_dir():
-            raise CommandError(f"there is no folder {folder}")
+            raise CommandError(
+                f"there is no folder {folder}; write one with: ichibase functions new {name}, or "
+                "name where the functions are by --dir"
+            )
         found.append(folder)
     return found
 
@@ -153,13 +180,20 @@ def _files(folder: Path) -> dict[str, Path]:
     """What is uploaded of a function's folder, and of what it shares with others where it names
     that."""
     found = _within(folder, "")
+    if not found:
+        raise CommandError(f"{folder} is empty; write {folder / 'index.ts'}")
     shared = folder.parent / SHARED.strip("./")
     if shared.is_dir() and any(_names_shared(path) for path in found.values()):
         found |= _within(shared, SHARED)
     if len(found) > MAX_FILES:
-        raise CommandError(f"{folder} has more than {MAX_FILES} files")
+        raise CommandError(
+            f"{folder} has more than {MAX_FILES} files; move what it does not import elsewhere"
+        )
     if sum(_told(path)[0] for path in found.values()) > MAX_SOURCE:
-        raise CommandError(f"{folder} has more than {MAX_SOURCE >> 20} MiB")
+        raise CommandError(
+            f"{folder} has more than {MAX_SOURCE >> 20} MiB; move data to storage, and large "
+            "libraries to npm: imports"
+        )
     return found
 
 
@@ -171,6 +205,10 @@ def _within(folder: Path, before: str) -> dict[str, Path]:
             continue
         if path.name.endswith("~") or path.name.startswith("#"):  # an editor's copy
             continue
+        if not path.resolve().is_relative_to(folder.parent.resolve()):
+            raise CommandError(
+                f"{path} links to {path.resolve()}, outside of {folder.parent}; copy that file"
+            )
         name = unicodedata.normalize("NFC", "/".join(parts))
         if not PATH.match(name):
             raise CommandError(f"{path}: a file's name has letters, digits and . _ - only")
@@ -222,10 +260,19 @@ def _settings(path: Path, raw: bytes) -> dict[str, Any]:
     """The member `ichibase` of deno.json: auth, outbound, schedule, entrypoint."""
     try:
         found = json.loads(without_comments(raw)).get("ichibase", {})
-    except (ValueError, AttributeError):
-        raise CommandError(f"{path} is not valid JSON") from None
-    if not isinstance(found, dict) or set(found) - {"auth", "outbound", "schedule", "entrypoint"}:
-        raise CommandError(f"{path}: `ichibase` takes auth, outbound, schedule and entrypoint")
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{path} is not valid JSON: {error}") from None
+    except AttributeError:
+        raise CommandError(f'{path} is an object, such as {{"imports": {{}}}}') from None
+    if not isinstance(found, dict) or set(found) - set(SETTINGS):
+        raise CommandError(f"{path}: `ichibase` takes {', '.join(SETTINGS)}")
+    for name, value in found.items():
+        many = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        right = {
+            "outbound": many, "schedule": many or isinstance(value, str),
+        }.get(name, isinstance(value, str))  # fmt: skip
+        if value is not None and not right:
+            raise CommandError(f"{path}: {name} is {SETTINGS[name]}")
     return found
 
 
@@ -288,7 +335,7 @@ def listed(options: argparse.Namespace) -> int:
 
 
 def versions(options: argparse.Namespace) -> int:
-    path = f"functions/{quote(options.name, safe='')}/versions"
+    path = f"functions/{_named(options.name)}/versions"
     found = _Admin(options).call("GET", path)["versions"]
     if options.json:
         print_json(found)
@@ -300,13 +347,14 @@ def versions(options: argparse.Namespace) -> int:
 
 
 def rollback(options: argparse.Namespace) -> int:
-    path = f"functions/{quote(options.name, safe='')}/rollback"
+    path = f"functions/{_named(options.name)}/rollback"
     told = _Admin(options).call("POST", path, {"version": options.version})
     print_json(told) if options.json else print(f"serving version {told['version']}")
     return 0
 
 
 def delete(options: argparse.Namespace) -> int:
+    _named(options.name)
     if not options.yes:
         if not sys.stdin.isatty():
             raise CommandError("this deletes the function with all its versions; say --yes")
@@ -345,7 +393,8 @@ def _print_lines(options: argparse.Namespace, lines: list[dict[str, Any]]) -> No
 
 
 def invoke(options: argparse.Namespace) -> int:
-    project = _Admin(options).client.project(options.project)
+    admin = _Admin(options)
+    project = admin.client.project(options.project)
     body = None
     if options.data is not None:
         body = sys.stdin.buffer.read() if options.data == "-" else options.data.encode()
@@ -354,28 +403,45 @@ def invoke(options: argparse.Namespace) -> int:
         headers["content-type"] = "application/json"
     for header in options.header:
         name, colon, value = header.partition(":")
-        if not colon:
-            raise CommandError(f"a header is 'NAME: VALUE', not {header!r}")
+        if not colon or not HEADER.match(header):
+            raise CommandError(f"a header is written 'NAME: VALUE', not {header!r}")
         headers[name.strip().lower()] = value.strip()
+    if options.method is not None and not METHOD.match(options.method):
+        raise CommandError(f"{options.method!r} is no method; one is such as GET or POST")
+    base, host = admin.client.reach(project)
+    path = quote(options.name, safe="/?&=%")
     request = urllib.request.Request(  # noqa: S310
-        f"{project['url']}/functions/{quote(options.name, safe='/?&=%')}",
-        body, headers, method=options.method,
-    )  # fmt: skip
+        f"{base}/functions/{path}", body, {**host, **headers}, method=options.method
+    )
+    # neither to a proxy nor, with the key, to where an answer leads
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay)
     try:
-        with urllib.request.urlopen(request, timeout=300) as answer:  # noqa: S310
+        with opener.open(request, timeout=300) as answer:
             status, raw = answer.status, answer.read()
     except urllib.error.HTTPError as error:
         status, raw = error.code, error.read()
-    except OSError:
-        raise CommandError(f"the project does not answer at {project['url']}") from None
+    except (OSError, http.client.HTTPException):
+        raise CommandError(
+            f"the node does not answer at {base}; see whether it runs: ichibase status"
+        ) from None
     sys.stdout.flush()
     sys.stdout.buffer.write(raw)
     if raw and not raw.endswith(b"\n"):
         sys.stdout.buffer.write(b"\n")
     sys.stdout.buffer.flush()
     if status >= 400:
-        raise CommandError(f"the function answered {status}")
+        name = re.split(r"[/?]", options.name)[0]
+        missing = status == 404 and b'"function_not_found"' in raw
+        what = "list" if missing else f"logs {name}"
+        raise CommandError(f"the function answered {status}; see: ichibase functions {what}")
     return 0
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
 
 
 def status(options: argparse.Namespace) -> int:
@@ -407,10 +473,15 @@ def secrets_set(options: argparse.Namespace) -> int:
         try:
             lines = Path(options.env_file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"cannot read {options.env_file}: {error}") from None
-    for line in lines:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise CommandError(
+                f"cannot read {options.env_file}: {why}; name a file of NAME=VALUE lines"
+            ) from None
+    for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
-            name, _, value = line.strip().removeprefix("export ").partition("=")
+            name, equals, value = line.strip().removeprefix("export ").partition("=")
+            if not equals:
+                raise CommandError(f"line {number} of {options.env_file} is not NAME=VALUE")
             values[name.strip()] = _unquoted(value.strip())
     for pair in options.pairs:
         name, equals, value = pair.partition("=")
