@@ -2,11 +2,14 @@
 by curl."""
 
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from server.functions.confine import deno_binary
 from tests.process.functions_node import Project
 
 MIRROR = """
@@ -51,6 +54,21 @@ def test_every_call_gives_what_the_clients_expect(modules, project):
     done = subprocess.run(
         ["node", "functions.mjs", f"{project.node.url}/functions", project.anon, token],
         cwd=modules, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "ok"), done.stderr[-3000:]
+
+
+def test_the_published_client(project):
+    folder = os.environ.get("ICHIBASE_CLIENT")
+    if not folder:
+        pytest.skip("ICHIBASE_CLIENT names no checkout of the published client")
+    gateway = Path(folder) / "examples" / "nextjs" / "edge_functions" / "files.ts"
+    project.deploy("files", gateway.read_text())
+    done = subprocess.run(
+        [str(deno_binary()), "run", "--quiet", "--allow-all", "--unstable-sloppy-imports",
+         str(Path(__file__).parent / "functions_ichibase.ts"), str(Path(folder) / "src"),
+         project.node.url, project.anon],
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, "ok"), done.stderr[-3000:]
 
