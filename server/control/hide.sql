@@ -47,7 +47,8 @@ declare
   roles text := pg_get_viewdef('pg_roles'::regclass);
   users text := pg_get_viewdef('pg_user'::regclass);
   ours constant text := $q$ where %1$s !~ '^ichi_[a-z0-9]{12}_'
-    or starts_with(%1$s::text, current_database()::text || '_') or ichibase.sees_all()$q$;
+    or starts_with(%1$s::text, current_database()::text || '_')
+    or (select ichibase.sees_all())$q$;  -- once, and not for each of some thousand roles
 begin
   if strpos(activity, 'pg_stat_get_activity(NULL::integer)') > 0 then
     execute 'create or replace view pg_stat_activity as ' || replace(
