@@ -19,6 +19,7 @@ from server.control.lifecycle import Lifecycle, shown_state
 from server.control.projects import Projects, audit
 from server.control.records import Record
 from server.control.usage import Quota, quota
+from server.maintenance import growth
 
 STAGES = (100, 80)  # percent at which a warning is given, the highest first
 SLACK = 5  # percent that use must fall below a stage before it may be told again
@@ -136,6 +137,8 @@ class Quotas:
         elif disk.percent < WRITABLE and record.read_only:
             if await self.lifecycle.read_only(record.id, False, detail):
                 self.events.emit(Noted(f"project {record.slug} takes writes again"))
+        else:
+            await growth.look(self.projects, self.events, record, disk)
 
     async def _tell(self, record: Record, name: str, found: Quota) -> None:
         """A warning at each stage, once on the way up."""

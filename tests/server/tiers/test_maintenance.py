@@ -11,7 +11,7 @@ from server.base.metrics import Metrics
 from server.base.usage import Usage
 from server.control.database import connect
 from server.control.lifecycle import Lifecycle
-from server.maintenance import idle
+from server.maintenance import growth, idle
 from server.maintenance import leader as leading
 from server.maintenance.leader import Leader
 from server.maintenance.quotas import Quotas, stage_of
@@ -116,6 +116,45 @@ def test_growth_is_seen_without_counting_rows(world, measured):
     assert run(sizes()) > 9_000_000
     with owner(measured) as session:
         session.execute("drop table grown")
+
+
+def test_a_full_project_that_grows_on_loses_its_owners_login(world, measured, monkeypatch):
+    monkeypatch.setattr(growth, "LEAST", 8 << 20)
+    projects, events = world.fresh(), Listening()
+    life = Lifecycle(projects)
+    more = "create table {} as select repeat('x', 500) as t from generate_series(1, 10000)"
+
+    async def passes():
+        usage = Usage(world.dsn)
+        quotas = Quotas(projects, usage, events)
+        await quotas.measure()
+        size = quotas.use[measured.id][1]["database_bytes"].used
+        await life.change("measured", {"limits": {"database_bytes": size // 2}}, "test")
+        await quotas.measure()
+        await quotas.measure()
+        with owner(measured) as session:
+            session.execute("set default_transaction_read_only = off")
+            session.execute(more.format("grown"))
+            await quotas.measure()  # within what it may grow by
+            session.execute(more.format("grown_more"))
+            await quotas.measure()
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("select 1")
+        with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+            owner(measured)
+        await quotas.measure()
+        async with await connect(world.cluster.dsn(measured.database)) as admin:
+            await admin.execute("drop table public.grown, public.grown_more")
+            await quotas.measure()
+        owner(measured).close()
+        await life.change("measured", {"limits": {}}, "test")
+        await quotas.measure()
+        await usage.stop()
+
+    run(passes())
+    assert [e.what for e in events.told if "login" in e.what] == [
+        "the owner's login of project measured is closed"
+    ]
 
 
 def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
