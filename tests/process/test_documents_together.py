@@ -116,6 +116,31 @@ def test_sockets_see_what_their_user_may_read(node):
     asyncio.run(watch())
 
 
+OWN = """
+Deno.serve(async () => {
+  const key = Deno.env.get("ICHIBASE_SERVICE_KEY")!;
+  const call = async (op: string, body: unknown) => {
+    const answer = await fetch(`${Deno.env.get("ICHIBASE_MONGO_URL")}/mongo/v1/${op}/own`, {
+      method: "POST", headers: { apikey: key, "content-type": "application/json" },
+      body: JSON.stringify(body),
+    });
+    return [answer.status, await answer.json()];
+  };
+  const inserted = await call("insertOne", { doc: { _id: "f", n: 1 } });
+  return Response.json([inserted[0], await call("find", { filter: { _id: "f" } })]);
+});
+"""
+
+
+def test_a_function_reaches_the_documents_of_its_project(node):
+    project = Project(node)
+    project.deploy("own", OWN)
+    status, body, _ = project.call("own")
+    assert status == 200, body
+    inserted, (found, told) = json.loads(body)
+    assert (inserted, found, told["docs"]) == (200, 200, [{"_id": "f", "n": 1}])
+
+
 def test_a_function_decides(node):
     project = Project(node)
     project.deploy("_mongo_policy", POLICY)
