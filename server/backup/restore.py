@@ -40,6 +40,7 @@ from server.control.database import (
     Cluster,
     Connection,
     connect,
+    drop_database,
     ensure_database,
     fetch,
     run,
@@ -114,7 +115,7 @@ async def build(target: Target) -> None:
     """An empty database in place of what an earlier try has left."""
     record, name = target.record, sql.Identifier(target.database)
     async with await connect(target.cluster.admin_dsn) as admin:
-        await run(admin, sql.SQL("drop database if exists {} with (force)").format(name))
+        await drop_database(admin, target.database)
         await ensure_database(admin, target.database, record.role("owner"))
     roles = {kind: sql.Identifier(record.role(kind)) for kind in provision.LOGINS}
     async with await connect(target.admin_dsn) as database:
@@ -339,7 +340,7 @@ async def swap(cluster: Cluster, record: Record) -> None:
     name = sql.Identifier(record.database)
     new, before = (sql.Identifier(record.database + end) for end in (NEW, BEFORE))
     async with await connect(cluster.admin_dsn) as admin:
-        await run(admin, sql.SQL("drop database if exists {} with (force)").format(before))
+        await drop_database(admin, record.database + BEFORE)
         await run(admin, sql.SQL("alter database {} with allow_connections false").format(name))
         try:
             for attempt in range(SWAP_TRIES):
@@ -364,7 +365,7 @@ async def swap(cluster: Cluster, record: Record) -> None:
                 )
             raise
         await provision.end_replication(admin, record.database + BEFORE)
-        await run(admin, sql.SQL("drop database if exists {} with (force)").format(before))
+        await drop_database(admin, record.database + BEFORE)
 
 
 async def _end_sessions(admin: Connection, *databases: str) -> None:
@@ -378,8 +379,7 @@ async def _end_sessions(admin: Connection, *databases: str) -> None:
 
 async def _drop(cluster: Cluster, database: str) -> None:
     async with await connect(cluster.admin_dsn) as admin:
-        target = sql.Identifier(database)
-        await run(admin, sql.SQL("drop database if exists {} with (force)").format(target))
+        await drop_database(admin, database)
 
 
 async def clear(cluster: Cluster) -> None:
@@ -393,7 +393,7 @@ async def clear(cluster: Cluster) -> None:
             target = sql.Identifier(name)
             if name.startswith(SCRATCH) or name.endswith((NEW, BEFORE)):
                 await provision.end_replication(admin, name)
-                await run(admin, sql.SQL("drop database if exists {} with (force)").format(target))
+                await drop_database(admin, name)
             elif not open_:
                 await run(
                     admin, sql.SQL("alter database {} with allow_connections true").format(target)

@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 SETTINGS = {
     "search_path": "pg_catalog,pg_temp",
     "role": "none",
+    "local_preload_libraries": "",
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",

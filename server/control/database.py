@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from server.base.guarded import guarded
 
 CONTROL_ROLE = "ichibase_control"
+DROP_TRIES = 10
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCAL_CLUSTER = "local"
 
@@ -136,6 +137,31 @@ async def ensure_database(connection: Connection, name: str, owner: str) -> bool
             found = [(False,)]
     await run(connection, sql.SQL("revoke connect on database {} from public").format(target))
     return not found
+
+
+async def drop_database(connection: Connection, name: str) -> None:
+    """Drop a database if there is one, ending its sessions. Its owner may have called it a
+    template, which cannot be dropped, and a session of the owner's may do so again until it has
+    ended."""
+    for attempt in range(DROP_TRIES):
+        found = await fetch(
+            connection, "select datistemplate from pg_database where datname = $1", (name,)
+        )  # fmt: skip
+        if not found:
+            return
+        target = sql.Identifier(name)
+        if found[0][0]:
+            change = sql.SQL("alter database {} with is_template false allow_connections false")
+            await run(connection, change.format(target))
+        try:
+            await run(connection, sql.SQL("drop database if exists {} with (force)").format(target))
+        except psycopg.errors.WrongObjectType:
+            if attempt == DROP_TRIES - 1:
+                raise
+            await fetch(
+                connection, "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = $1", (name,),
+            )  # fmt: skip
 
 
 async def prepare(cluster: Cluster, control_password: str) -> str:

@@ -22,6 +22,7 @@ from server.control.database import (
     allow_ownership,
     allow_reserved,
     connect,
+    drop_database,
     ensure_database,
     ensure_login,
     fetch,
@@ -120,6 +121,13 @@ async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
                 sql.Literal(limits.connections),
             ),
         )  # fmt: skip
+        # The database is its owner's, who may have closed it to the project's other logins.
+        await run(
+            admin,
+            sql.SQL("alter database {} with connection limit -1 is_template false").format(
+                sql.Identifier(record.database)
+            ),
+        )
         for kind in ("owner", "authenticator", "system"):
             role = sql.Identifier(record.role(kind))
             for name, value in _role_settings(record, limits, kind).items():
@@ -206,13 +214,12 @@ async def end_replication(admin: Connection, database: str) -> None:
 async def remove(cluster: Cluster, record: Record) -> None:
     """Drop the project's database, ending its sessions, and its roles. May be repeated."""
     async with await connect(cluster.admin_dsn) as admin:
-        drop = sql.SQL("drop database if exists {} with (force)")
         feed = record.role("feed")
         if await fetch(admin, "select 1 from pg_roles where rolname = $1", (feed,)):
             # A reader that is ended comes back at once.
             await run(admin, sql.SQL("alter role {} nologin").format(sql.Identifier(feed)))
         await end_replication(admin, record.database)
-        await run(admin, drop.format(sql.Identifier(record.database)))
+        await drop_database(admin, record.database)
         for kind in LOGINS:
             await run(admin, sql.SQL("drop role if exists {}").format(
                 sql.Identifier(record.role(kind))))  # fmt: skip

@@ -144,6 +144,34 @@ def test_a_view_in_the_place_of_a_table_is_not_read(world, trapped):
         owner.execute("drop view public.turncoat")
 
 
+def test_an_owner_cannot_keep_its_database_from_being_replaced_or_removed(world):
+    record = run(world.fresh().create("stubborn", owner="stubborn"))
+    project = records.to_project(record, world.config)
+
+    def close():
+        with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+            for change in ("is_template true", "set local_preload_libraries = 'nothing'",
+                           "connection limit 0"):  # fmt: skip
+                owner.execute(f"alter database {record.database} {change}")
+
+    close()
+    state, result, error = job(world, "backup", "stubborn", kind="manual")
+    assert state == "failed"  # the project's own logins are shut out: settled at the next change
+    run(Lifecycle(world.fresh()).change("stubborn", {"limits": {}}, "test"))
+    state, result, error = job(world, "backup", "stubborn", kind="manual")
+    assert state == "done", error
+    with psycopg.connect(world.cluster.admin_dsn, autocommit=True) as admin:
+        admin.execute(f"alter database {record.database} is_template true")
+    state, result, error = job(world, "restore", "stubborn", backup=result["backup"])
+    assert state == "done", error
+    close()
+    run(world.fresh().delete("stubborn"))
+    with psycopg.connect(world.cluster.admin_dsn) as admin:
+        left = admin.execute("select datname from pg_database where datname like %s",
+                             (f"{record.database}%",)).fetchall()  # fmt: skip
+    assert left == []
+
+
 def test_a_restore_does_not_take_the_owners_objects_for_its_own(world):
     """What is loaded as the owner could make a schema of the name that the server's own has."""
     projects = world.fresh()
