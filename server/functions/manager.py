@@ -39,6 +39,7 @@ LOOK = 0.1  # seconds between looks at the processes
 SPARES = 2  # blank processes kept ready
 WARM_SECONDS = 600.0  # the same, of functions called from inside
 FILL_AFTER = 0.1  # seconds
+WARM_UP_SECONDS = 1.0
 BLANK_SECONDS = 30.0  # for a process to come up
 REMEMBERED = 512  # ended processes whose reason is kept
 STARTING = 8  # processes that come up at the same time
@@ -129,6 +130,7 @@ class Manager:
                 say(f"a function process could not be started: {error}")
                 await asyncio.sleep(1.0)
                 continue
+            await _warm(cell)
             self._spares.append(cell)
 
     async def _blank(self, outbound: tuple[str, ...] | None) -> Cell:
@@ -530,3 +532,16 @@ class Manager:
                 for running in self.running.values()
             ],
         }  # fmt: skip
+
+
+async def _warm(cell: Cell) -> None:
+    """Has it answer a request while nobody waits: the first one takes milliseconds more. There is
+    no function yet, so boot.js answers."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(WARM_UP_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(cell.socket)
+            try:
+                writer.write(b"GET / HTTP/1.1\r\nhost: blank\r\nconnection: close\r\n\r\n")
+                await reader.read()
+            finally:
+                writer.close()

@@ -421,7 +421,7 @@ def test_the_command_line(project, tmp_path):
                       "Deno.serve(() => new Response(two));\n")  # fmt: skip
     (folder / "greet" / "index.ts~").write_text("an editor's copy")
     refused = node.cli(*run, "new", "_shared2", *there, ok=False)
-    assert "a name has" in refused.stderr
+    assert "is no name of a function" in refused.stderr
     watching = subprocess.Popen(
         **node.command(*run, "serve", *there), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
