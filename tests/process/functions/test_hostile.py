@@ -177,6 +177,7 @@ def test_a_thread_that_sleeps_for_ever_is_given_up(hostile):
 
 @pytest.mark.parametrize("path", ["vsock", "more"])
 def test_what_the_runtime_ends_its_process_for_ends_that_alone(hostile, path):
+    hostile.deploy("hostile", f"{HOSTILE}// {path}")  # the ends before are forgotten
     assert hostile.code(f"hostile/{path}") == (500, "function_error")
     assert hostile.call("hostile/method")[:2] == (200, b"POST")
 
