@@ -89,7 +89,8 @@ def _load(target: str, main: int) -> Any:
     name_process(PROCESS_NAMES.get(target, "ichibase-admin"))
     if target == NODE:
         realtime = connections_path(read_listener().config.data_dir)
-        lenient.hand_over(unix.lasting_address(realtime))
+        if realtime.parent.is_dir():  # else no realtime process belongs to this listener
+            lenient.hand_over(unix.lasting_address(realtime))
     lenient.install("_granian")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

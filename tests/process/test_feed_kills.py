@@ -136,8 +136,9 @@ async def under_load(node, kill, first, *, kills=2, away=False):
             kill()
             await asyncio.sleep(0.5)
             await written(writer, 50)  # goes on until everything is up again
-            while away and [len(client.sessions) for client in clients] == sessions:
-                await asyncio.sleep(0.02)
+            async with asyncio.timeout(120):
+                while away and [len(client.sessions) for client in clients] == sessions:
+                    await asyncio.sleep(0.02)
             await written(writer, 50)
     finally:
         writer.ending.set()
@@ -195,4 +196,5 @@ def test_a_gateway_worker_is_killed(node):
                 for worker in process.children():
                     os.kill(worker.pid, signal.SIGKILL)
 
-    asyncio.run(under_load(node, kill, 2_000_000, kills=1, away=True))
+    clients = asyncio.run(under_load(node, kill, 2_000_000, kills=1))
+    assert all(len(client.sessions) == 1 for client in clients)  # they were handed over
