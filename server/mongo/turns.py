@@ -19,7 +19,7 @@ from server.base import processor
 from server.base.project import Project
 
 PLACES = 2  # operations of such a project at once
-BURST = 0.05  # seconds of work
+BURST = 0.01  # seconds of work
 LOOK = 0.1  # seconds between looks whether the others are still there
 AFTER = 0.02  # seconds that an operation waits for those of others, at most
 MOMENT = 0.0005  # seconds between looks whether they are done
