@@ -215,8 +215,9 @@ def test_of_who_sends_too_fast_no_more_is_read_for_a_while(world):
     began = time.monotonic()
     loud.sock.sendall(b"".join(frame(TEXT, b'{"type":"pong"}') for _ in range(count)))
     other.silent()
-    assert time.monotonic() - began < 0.4
-    time.sleep(0.1)
+    sessions = {name: one.process.tenants[name].sessions for name in ("p1", "p2")}
+    assert wait_until(lambda: any(session.held_until for session in sessions["p1"]))
+    assert not any(session.held_until for session in sessions["p2"])
     loud.say(type="ping")
     while loud.hear() != {"type": "pong"}:
         pass
@@ -243,7 +244,7 @@ def test_changes_of_a_light_project_come_at_its_pace(world, tier):
     if limits.cpu_weight < 100:
         assert took > count * len(clients) / rate * 0.9
     else:
-        assert took < 0.9
+        assert ("deliveries", "p1") not in one.process.paces._paces
 
 
 def test_the_tier_limits_the_messages(world):
