@@ -315,7 +315,11 @@ def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> 
     try:
         asked, attack, port = _pair(admin)
 
-        neighbour.measure(asked, port, seconds)
+        def add(taken: list[list[float]]) -> None:
+            for one, times in zip(taken, neighbour.measure(asked, port, seconds), strict=True):
+                one += times
+
+        add([[], []])
         found: dict[str, float] = {}
         parts = [(kind, (kind,)) for kind in neighbour.KINDS] + [("together", neighbour.KINDS)]
         for name, kinds in parts:
@@ -324,15 +328,9 @@ def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> 
             alone: list[list[float]] = [[], []]
             beside: list[list[float]] = [[], []]
             for _ in range(rounds):  # in turns, so that a slow minute of the machine is both's
-                for taken, times in zip(
-                    alone, neighbour.measure(asked, port, seconds), strict=True
-                ):
-                    taken += times
+                add(alone)
                 with attack.going(kinds):
-                    for taken, times in zip(
-                        beside, neighbour.measure(asked, port, seconds), strict=True
-                    ):
-                        taken += times
+                    add(beside)
                 time.sleep(1)
             for place, of in enumerate(("rows", "documents")):
                 before, during = (neighbour.percentile(one[place], 0.99) for one in (alone, beside))

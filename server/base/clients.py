@@ -9,15 +9,17 @@ import socket
 
 from ichicore.http import lenient
 
+MOST_OPEN = 4096  # descriptors among which a connection is looked for
+
 
 def connection_of(client: str) -> socket.socket | None:
     """The connection from `client`, address:port, beside the HTTP server's own hold on it; None
-    when the client has left or the server cannot be asked. Closing it does not end the connection,
+    when the client has left or it cannot be told. Closing it does not end the connection,
     shutdown() does."""
     host, _, port = client.rpartition(":")
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
-        descriptors = lenient.accepted(int(port))
+        address = _address(host.strip("[]"))
+        descriptors = lenient.accepted(int(port)) or _all()
     except (ValueError, OverflowError):
         return None
     for descriptor in descriptors:
@@ -27,10 +29,21 @@ def connection_of(client: str) -> socket.socket | None:
             continue
         with contextlib.suppress(OSError, ValueError, IndexError):
             other = held.getpeername()
-            if ipaddress.ip_address(other[0]) == address and other[1] == int(port):
+            if _address(other[0]) == address and other[1] == int(port):
                 return held
         held.close()
     return None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(text.partition("%")[0])
+
+
+def _all() -> list[int]:
+    """For an HTTP server that was not asked to tell what it accepts. The list's own is among them,
+    and closed by now."""
+    names = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    return [int(name) for name in names] if len(names) <= MOST_OPEN else []
 
 
 def _held(descriptor: int) -> socket.socket | None:

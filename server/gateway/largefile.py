@@ -14,9 +14,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import ctypes
 import fcntl
-import ipaddress
 import logging
 import os
 import socket
@@ -29,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+from server.base.clients import connection_of
 from server.base.http import Headers
 
 log = logging.getLogger("ichibase.gateway")
@@ -40,7 +39,6 @@ READ_AHEAD = 2 << 20  # bytes that the disk is told of before they are read
 SOON, LINGER, LATE = 0.0001, 0.002, 0.05  # seconds: least pause, longest in the pump, longest
 WATCH = 1.0  # seconds between looks at what the server sends by itself
 IDLE = 1.0  # seconds between looks at a client that takes nothing
-MOST_OPEN = 4096  # descriptors among which a connection is looked for
 ESTABLISHED = 1  # of TCP_INFO's state
 ACKED = 120  # where TCP_INFO has the acknowledged bytes
 
@@ -310,23 +308,22 @@ _pump = _Pump()
 class Flow:
     """How far one connection of this process is. open: whether it was at the last look."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(descriptor))
+    def __init__(self, connection: socket.socket) -> None:
+        """It is closed with the flow."""
+        self._socket = connection
         self._waiting = array.array("i", [0])
         self._start = self._given()
 
     @classmethod
     def of(cls, client: str) -> Flow | None:
         """The connection from an address ("10.0.0.1:4711"); None when it cannot be told."""
-        wanted = _address(client)
-        if wanted is None or not works():
-            return None
-        descriptor = _find(wanted)
-        if descriptor < 0:
+        connection = connection_of(client) if works() else None
+        if connection is None:
             return None
         try:
-            return cls(descriptor)
+            return cls(connection)
         except OSError:
+            connection.close()
             return None
 
     def sent(self) -> int:
@@ -352,7 +349,7 @@ def works() -> bool:
             socket.create_server(("127.0.0.1", 0)) as server,
             socket.create_connection(server.getsockname()) as one,
             server.accept()[0] as other,
-            contextlib.closing(Flow(other.fileno())) as flow,
+            contextlib.closing(Flow(other.dup())) as flow,
         ):
             other.sendall(bytes(1000))
             other.sendall(bytes(24))
@@ -361,34 +358,3 @@ def works() -> bool:
             return waiting == flow.sent() == len(received)
     except (OSError, AttributeError, struct.error):
         return False
-
-
-def _address(client: str) -> tuple[int, bytes, bytes] | None:
-    """Family, port and address as the kernel has them."""
-    host, _, port = client.rpartition(":")
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        return family, struct.pack("!H", int(port)), address.packed
-    except (ValueError, struct.error):
-        return None
-
-
-def _find(wanted: tuple[int, bytes, bytes]) -> int:
-    """The descriptor of the connection from there; -1 when there is none."""
-    family, port, address = wanted
-    at = 4 if family == socket.AF_INET else 8
-    names = os.listdir("/proc/self/fd")
-    if len(names) > MOST_OPEN:
-        return -1
-    room, size = ctypes.create_string_buffer(28), ctypes.c_uint()
-    for name in names:
-        size.value = len(room)
-        if _getpeername(int(name), room, ctypes.byref(size)) == 0:
-            raw = room.raw
-            if raw[2:4] == port and raw[at : at + len(address)] == address:
-                return int(name)
-    return -1
-
-
-_getpeername = ctypes.CDLL(None).getpeername

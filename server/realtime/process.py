@@ -196,21 +196,20 @@ class Process:
             self._loop.call_soon(self._flush)
 
     def request(self, peer: Peer, head: bytes) -> None:
-        def serve() -> None:
-            if len(head) > handshake.MAX_HEAD:
-                raise ApiError(431, "headers_too_large", "The request's headers are too large.")
-            upgrade = handshake.Upgrade(head)
-            if upgrade.path in ("/healthz", "/readyz"):
-                ready = upgrade.path == "/healthz" or self.ready()
-                peer.refuse(
-                    handshake.answer(
-                        200 if ready else 503, {"status": "ok" if ready else "starting"}
-                    )
-                )
-                return
-            self._open(peer, upgrade, not peer.local)
+        self._attempt(peer, lambda: self._serve(peer, head))
 
-        self._attempt(peer, serve)
+    def _serve(self, peer: Peer, head: bytes) -> None:
+        """Answers what asks for the process's state, opens a socket for the rest. ApiError."""
+        if len(head) > handshake.MAX_HEAD:
+            raise ApiError(431, "headers_too_large", "The request's headers are too large.")
+        upgrade = handshake.Upgrade(head)
+        if upgrade.path in ("/healthz", "/readyz"):
+            ready = upgrade.path == "/healthz" or self.ready()
+            peer.refuse(
+                handshake.answer(200 if ready else 503, {"status": "ok" if ready else "starting"})
+            )
+            return
+        self._open(peer, upgrade, not peer.local)
 
     def _attempt(self, peer: Peer, serve: Callable[[], None]) -> None:
         """Answers a request, whatever goes wrong."""
@@ -475,8 +474,9 @@ class Process:
         if tenant is not None:
             now = self.now()
             limits, before = tenant.project.limits, tenant.hub.delivered
-            light = limits.cpu_weight < FULL and tenant.hub.behind <= MOST_PATIENT
-            patient = tenant.patience.has(now, WAIT_SECONDS) and tenant.hub.behind <= MOST_PATIENT
+            few = tenant.hub.behind <= MOST_PATIENT
+            light = few and limits.cpu_weight < FULL
+            patient = few and tenant.patience.has(now, WAIT_SECONDS)
             try:
                 more = tenant.hub.pump(PART if light else PUMP, now if patient else -1.0)
             except Exception:
