@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import unittest.mock
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,6 +102,12 @@ class Files(RunningNode):
     def read(self, path: str, headers: dict[str, str] | None = None, method: str = "GET") -> Answer:
         """Of the public host's path /default/<path>."""
         return self.send(method, f"/cdn/default/{path}", None, headers)
+
+    def all_workers(self, holds: Callable[[], bool]) -> bool:
+        """Whether something holds of so many answers, some at the same time, that all workers have
+        given some of them: each learns of a change by itself."""
+        with ThreadPoolExecutor(4) as many:
+            return all(many.map(lambda _: holds(), range(24)))
 
     def signed(self, bucket: str, path: str, **more: Any) -> str:
         answer = self.call("get-url", {"bucket": bucket, "path": path, **more})

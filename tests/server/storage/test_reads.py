@@ -171,9 +171,9 @@ def test_private_files_are_for_listed_pages(files):
         assert files.upload("cors", "x", b"1").status == 200
         url = files.signed("cors", "x")
         asked = {"origin": "https://app.example"}
-        assert wait_until(
+        assert wait_until(lambda: files.all_workers(
             lambda: "access-control-allow-origin" in files.send("GET", url, headers=asked).headers
-        )
+        ))  # fmt: skip
         got = files.send("GET", url, headers=asked)
         assert got.headers["access-control-allow-origin"] == "https://app.example"
         assert got.headers["vary"] == "Origin"
@@ -188,6 +188,9 @@ def test_private_files_are_for_listed_pages(files):
         assert got.headers["access-control-allow-origin"] == "https://app.example"
     finally:
         files.inline("settings", "default", "set", "cors", '{"origins": []}')
+        assert wait_until(
+            lambda: files.all_workers(lambda: "vary" not in files.read("cors/x", asked).headers)
+        )
 
 
 def test_the_host_of_public_files(files):

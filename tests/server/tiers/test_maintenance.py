@@ -1,7 +1,6 @@
 """Measuring, warning, sleeping; one leader at a time; tasks that fail alone."""
 
 import asyncio
-import time
 
 import psycopg
 import pytest
@@ -16,7 +15,6 @@ from server.maintenance import leader as leading
 from server.maintenance.leader import Leader
 from server.maintenance.quotas import Quotas, stage_of
 from server.maintenance.scheduler import Scheduler, Task
-from tests.timing import slowness
 
 
 def run(coroutine):
@@ -157,45 +155,64 @@ def test_a_full_project_that_grows_on_loses_its_owners_login(world, measured, mo
     ]
 
 
+def long_ago(world, record):
+    """All that the control database knows of the project's use was two days ago."""
+    with psycopg.connect(world.dsn, autocommit=True) as control:
+        for change in (
+            "update projects set created_at = created_at - interval '2 days', "
+            "state_at = state_at - interval '2 days' where id = %s",
+            "update usage set changed_at = changed_at - interval '2 days' where project_id = %s",
+        ):  # fmt: skip
+            control.execute(change, (record.id,))
+
+
 def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
     life = Lifecycle(world.fresh())
-    seconds = 0.8 * slowness()
-    run(life.change("measured", {"limits": {"sleep_days": seconds / 86_400}}, "test"))
-    time.sleep(seconds + 0.1)
+
+    def sleep_after(days):
+        run(life.change("measured", {"limits": {"sleep_days": days}}, "test"))
 
     def sleepers():
         return run(idle.put_to_sleep(world.fresh(), Events()))
 
+    sleep_after(1)
+    assert sleepers() == []  # made just now
+    long_ago(world, measured)
     with owner(measured) as session:
-        session.execute("select 1")
         with psycopg.connect(world.dsn, autocommit=True) as control:
             control.execute("insert into usage (project_id, day, counter, value) values "
                             "(%s, now()::date, 'requests', 1)", (measured.id,))  # fmt: skip
         assert sleepers() == []  # used just now
-        time.sleep(seconds + 0.1)
+        long_ago(world, measured)
         session.execute("select 1")
         assert sleepers() == []  # its developer is at it
-        time.sleep(seconds + 0.1)
-        assert sleepers() == ["measured"]
+        sleep_after(1e-9)
+        assert sleepers() == ["measured"]  # connected, but idle for longer
         with pytest.raises(psycopg.OperationalError):
             session.execute("select 1")
     assert run(world.fresh().find("measured")).state == "sleeping"
     assert sleepers() == []
+    sleep_after(1)
     run(life.step("measured", "wake", "test"))
+    assert sleepers() == []  # woken just now
+    long_ago(world, measured)
+    run(life.change("measured", {"limits": {"sleep_days": 0}}, "test"))
+    assert sleepers() == []  # never
     run(life.change("measured", {"limits": {}}, "test"))
-    assert sleepers() == []
 
 
 def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
     monkeypatch.setattr(leading, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(leading, "BEAT_SECONDS", 0.05)
-    at_work = []
+    at_work, began, most = [], [], []
 
     def make(name):
         async def work():
             at_work.append(name)
+            began.append(name)
+            most.append(len(at_work))
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(600)
             finally:
                 at_work.remove(name)
 
@@ -203,10 +220,10 @@ def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
 
     async def story():
         one, two = make("one"), make("two")
-        tasks = [asyncio.create_task(one.run())]
+        tasks = {"one": asyncio.create_task(one.run())}
         await until(lambda: at_work == ["one"])
-        tasks.append(asyncio.create_task(two.run()))
-        await asyncio.sleep(0.3)
+        tasks["two"] = asyncio.create_task(two.run())
+        await asyncio.sleep(0.3)  # for as many tries as fit
         assert (at_work, one.leads, two.leads) == (["one"], True, False)
         async with await connect(world.cluster.admin_dsn) as admin:  # its connection breaks
             await admin.execute(
@@ -214,24 +231,19 @@ def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
                 "and granted and database = (select oid from pg_database where datname = $1)",
                 (psycopg.conninfo.conninfo_to_dict(world.dsn)["dbname"],),
             )
-        deadline = time.monotonic() + 60
-        seen = set()
-        while time.monotonic() < deadline and not (two.leads or one.leads):
-            seen.add(tuple(at_work))
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
-        await until(lambda: len(at_work) == 1 and (one.leads or two.leads))
-        assert all(len(names) <= 1 for names in seen)
-        first = tasks[0] if one.leads else tasks[1]
-        first.cancel()
-        await asyncio.wait([first])
-        await until(lambda: len(at_work) == 1)
-        for task in tasks:
+        await until(lambda: len(began) == 2 and at_work)  # whoever is quicker
+        last = at_work[0]
+        tasks[last].cancel()
+        await asyncio.wait([tasks[last]])
+        await until(lambda: len(began) == 3 and at_work)
+        assert at_work != [last]
+        for task in tasks.values():
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait(tasks.values())
 
     run(story())
     assert at_work == []
+    assert set(most) == {1}  # never both
 
 
 def test_a_task_that_fails_does_not_keep_the_others_waiting():
