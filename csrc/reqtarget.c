@@ -1,22 +1,28 @@
 #define _GNU_SOURCE
 #include "reqtarget.h"
 
+#include "reqbody.h"
+
 #include <string.h>
 #include <strings.h>
 
+enum { MANY = 64 }; /* headers, from which on none is added: the HTTP server takes a hundred */
+
 /* The end of the request's headers, or NULL. *body becomes the length that they announce, -1 when
- * it is not certain where the body ends. *line_end: the CR of the first line. */
-static char *read_head(char *p, char *end, char **line_end, int64_t *body)
+ * it is not certain where the body ends. *line_end: the CR of the first line. *lines: how many. */
+static char *read_head(char *p, char *end, char **line_end, int64_t *body, int *lines)
 {
     int lengths = 0;
     *line_end = NULL;
     *body = 0;
+    *lines = 0;
     while (p < end) {
         char *lf = memchr(p, '\n', (size_t)(end - p));
         if (lf == NULL || lf == p || lf[-1] != '\r')
             return NULL;
         char *cr = lf - 1;
         size_t size = (size_t)(cr - p);
+        ++*lines;
         if (*line_end == NULL) {
             *line_end = cr;
         } else if (size == 0) {
@@ -83,6 +89,7 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
 {
     char *line_end, *after, *start, *stop;
     int64_t body;
+    int lines;
     if (n <= 0 || stream->mode == ICHI_BLIND)
         return n;
     if (stream->mode == ICHI_BODY) {
@@ -92,7 +99,7 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
         return n;
     }
     stream->mode = ICHI_BLIND;
-    after = read_head(buf, buf + n, &line_end, &body);
+    after = read_head(buf, buf + n, &line_end, &body, &lines);
     if (after == NULL || body < 0 || buf[0] < 'A' || buf[0] > 'Z')
         return n;
     start = memchr(buf, ' ', (size_t)(line_end - buf));
@@ -104,7 +111,10 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
         stream->mode = body == 0 ? ICHI_HEAD : ICHI_BODY;
         stream->body = body;
     }
-    return escape(buf, n, room, start + 1, stop);
+    ssize_t size = escape(buf, n, room, start + 1, stop);
+    if (body == 0 && after < buf + n && lines < MANY)
+        return ichi_body_keep(buf, size, room, (size_t)(after - buf + (size - n)));
+    return size;
 }
 
 #if defined(__linux__) && defined(__LP64__)

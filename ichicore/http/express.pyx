@@ -9,12 +9,15 @@ cimport cython
 from ichicore.http.plain cimport body_length, plain_headers, verified
 from ichicore.pg.group cimport Group, Statement
 from ichicore.pg.placing cimport Placing
+from ichicore.http import lenient as _lenient
 from ichicore.rest import payload as _payload
 from ichicore.rest import shape as _shape
 from ichicore.rest.sql cimport bind
 
 cdef object scan = _shape.scan
 cdef object look_into = _payload.scan
+cdef object kept_body = _lenient.body
+cdef str BODY_HEADER = _lenient.BODY_HEADER
 
 # Headers with which a request takes the general way: any, and a read.
 PECULIAR = frozenset((
@@ -122,6 +125,7 @@ cdef class Ticket:
     cdef object headers
     cdef str query
     cdef str path
+    cdef str kept                   # what the header says of a body that is kept
     cdef Express express
     cdef Lane lane
     cdef double started
@@ -296,6 +300,7 @@ cdef class Express:
         loop, with nothing done."""
         cdef Ticket ticket
         cdef str method = scope.method
+        cdef bytes body
         if method == "GET":
             ticket = self.ticket(scope, protocol, method, path)
             return ticket is not None and self.fits(ticket, None) and self.send(ticket)
@@ -312,6 +317,11 @@ cdef class Express:
             return False
         if body_length(ticket.headers, MAX_BODY) < 0:
             return False
+        if ticket.kept is not None:
+            body = kept_body(ticket.kept)
+            if body is not None:
+                return len(body) == int(ticket.headers["content-length"]) and \
+                    self.fits(ticket, body) and self.send(ticket)
         protocol().add_done_callback(ticket)  # comes back by Handover, in this thread
         return True
 
@@ -361,12 +371,14 @@ cdef class Express:
         cdef str query
         cdef dict headers
         cdef object known
+        cdef str kept
         cdef bint reads = method == "GET"
         if not path.startswith(self.mount):
             return None
         headers = plain_headers(scope.headers, MAX_HEADERS)
         if headers is None:
             return None
+        kept = None if reads else headers.pop(BODY_HEADER, None)
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.engine.generation is not lane.generation:
             return None
@@ -391,6 +403,7 @@ cdef class Express:
         ticket.identity = known.identity
         ticket.query = query
         ticket.path = path
+        ticket.kept = kept
         ticket.express = self
         ticket.lane = lane
         return ticket

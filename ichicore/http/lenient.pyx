@@ -1,4 +1,4 @@
-# distutils: sources = csrc/reqtarget.c csrc/handover.c
+# distutils: sources = csrc/reqtarget.c csrc/reqbody.c csrc/handover.c
 """What is done with the bytes of connections before the HTTP server sees them.
 
 Requests whose target holds quotes, angle brackets and other bytes that have to be encoded.
@@ -8,7 +8,12 @@ a request with an empty 400. `install` has them encoded between the socket and t
 
 Connections that open a WebSocket of /realtime are passed to the process that holds all sockets, with
 their request, where `hand_over` names it: no message of theirs then goes through the HTTP server.
+
+Small bodies that come with their request's head, of which `keep_bodies` has a copy kept: `body` gives
+it by the header that such a request has.
 """
+import secrets
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
@@ -24,9 +29,19 @@ cdef extern from "reqtarget.h":
     int ichi_stream_install(const char* name) noexcept
     int ichi_stream_find(unsigned short port, int start) noexcept
 
+cdef extern from "reqbody.h":
+    int ichi_body_begin(const char* name, const char* prefix) noexcept
+    void* ichi_body_take(unsigned long long number, const char** bytes, size_t* size) noexcept
+    void ichi_body_free(void* taken) noexcept
+
 cdef extern from "handover.h":
     int ichi_opens_socket(const char* head, size_t n) noexcept
     int ichi_hand_over_to(const char* address) noexcept
+
+
+# The header that tells where a request's body is kept. Clients cannot know its name; whoever reads
+# the headers of a request takes it out.
+BODY_HEADER = "x-body-" + secrets.token_hex(8)
 
 
 cdef class Stream:
@@ -77,3 +92,22 @@ def hand_over(str address not None):
     """Has connections that open a WebSocket passed to whoever listens at a unix socket of packets,
     from now on, whether or not somebody does already. False where that cannot be done."""
     return ichi_hand_over_to(address.encode()) == 0
+
+
+def keep_bodies(str prefix not None):
+    """Has bodies of requests whose target starts with `prefix` kept from now on."""
+    if not ichi_body_begin(BODY_HEADER.encode(), prefix.encode()):
+        raise ValueError("the prefix is too long")
+
+
+def body(str number not None):
+    """The body that is kept under what the header says, once; None when there is none any more."""
+    cdef const char* bytes_
+    cdef size_t size
+    cdef void* taken = ichi_body_take(int(number), &bytes_, &size)
+    if taken is NULL:
+        return None
+    try:
+        return PyBytes_FromStringAndSize(bytes_, <Py_ssize_t>size)
+    finally:
+        ichi_body_free(taken)

@@ -154,7 +154,7 @@ class Edge:
             self.line(request, scope, status, seconds, code)
 
     async def _answer(self, request: EdgeRequest, scope: Any, protocol: Any) -> Response | None:
-        request.headers = headers = limits.collect(scope.headers)
+        headers = request.collect()
         given = headers.get("x-request-id")
         if given is not None and len(given) <= MAX_ID and _ID_CHARACTERS.issuperset(given):
             request.id = given or request.id

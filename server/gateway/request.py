@@ -7,6 +7,7 @@ import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any
 
+from ichicore.http import lenient
 from server.base.batches import Batches, StreamBatches
 from server.base.http import Request
 from server.base.project import NOBODY
@@ -23,12 +24,13 @@ class EdgeRequest(Request):
     cors: headers that every answer to it carries. slug: of its project, "" before.
     """
 
-    __slots__ = ("_protocol", "_scope", "body_limit", "cors", "route", "slug")
+    __slots__ = ("_kept", "_protocol", "_scope", "body_limit", "cors", "route", "slug")
 
     def __init__(self, scope: Any, protocol: Any, body_limit: int) -> None:
         # the parent's fields are set one by one on the way: a call of it would be paid per request
         self._scope = scope
         self._protocol = protocol
+        self._kept: str | None = None
         self.body_limit = body_limit
         self.method = scope.method
         self.query = scope.query_string
@@ -37,6 +39,12 @@ class EdgeRequest(Request):
         self.route: Route | None = None
         self.cors: tuple[tuple[str, str], ...] = ()
         self.slug = ""
+
+    def collect(self) -> dict[str, str]:
+        """Reads the headers. ApiError 400 as limits.collect."""
+        self.headers = headers = limits.collect(self._scope.headers)
+        self._kept = headers.pop(lenient.BODY_HEADER, None)
+        return headers
 
     @property
     def base_url(self) -> str:  # type: ignore[override]
@@ -55,6 +63,11 @@ class EdgeRequest(Request):
     async def read_body(self, limit: int | None = None) -> bytes:
         """The whole body; ApiError 413 beyond `limit` bytes or the node's own limit."""
         most = self.body_limit if limit is None else min(limit, self.body_limit)
+        if self._kept is not None:
+            body = lenient.body(self._kept)
+            if body is not None and len(body) <= most:
+                if len(body) == limits.declared(self.headers):
+                    return body
         return await limits.read_body(self._protocol, self.headers, most)
 
     def read_stream(self, limit: int | None = None) -> AsyncIterator[bytes]:

@@ -23,6 +23,7 @@ NODE_FILE = "ICHIBASE_NODE_FILE"
 BUFFER = 208 << 10
 NODE = "server.app:application"
 REST = "server.standalone.app:application"
+SHORT_WAYS = {NODE: "/postgres/", REST: "/"}  # where requests may go one
 PROCESS_NAMES = {NODE: "ichibase-worker", REST: "ichibase-rest"}
 
 
@@ -91,7 +92,8 @@ def _load(target: str, main: int) -> Any:
         realtime = connections_path(read_listener().config.data_dir)
         if realtime.parent.is_dir():  # else no realtime process belongs to this listener
             lenient.hand_over(unix.lasting_address(realtime))
-    lenient.install("_granian")
+    if lenient.install("_granian") and target in SHORT_WAYS:
+        lenient.keep_bodies(SHORT_WAYS[target])
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

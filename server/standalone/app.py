@@ -253,7 +253,7 @@ class Standalone:
         request.headers = {}
         request.id = ""
         try:
-            request.headers = headers = limits.collect(scope.headers)
+            headers = request.collect()
             preflight = self.cors.preflight(request.method, headers)
             if preflight is not None:
                 status = 200

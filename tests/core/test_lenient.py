@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ichicore.http.lenient import Stream, hand_over, opens_socket
+from ichicore.http.lenient import BODY_HEADER, Stream, body, hand_over, keep_bodies, opens_socket
 from tests.oracle import lenient as oracle
 
 GET = b"GET /a?b->>c HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -135,3 +135,68 @@ def test_any_bytes_are_told_apart_as_the_oracle_does(parts):
 
 def test_an_address_that_is_too_long_is_refused():
     assert not hand_over("/" + "x" * 108)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    """The bytes and the number of the body that come of a request to /kept/ of this process."""
+    keep_bodies("/kept/")
+
+    def feed(request, room=-1, stream=None):
+        seen = (stream or Stream()).feed(request, room)
+        _, found, rest = seen.partition(BODY_HEADER.encode() + b": ")
+        return seen, rest.partition(b"\r\n")[0].decode() if found else None
+
+    return feed
+
+
+def to_kept(text, length=None, target=b"/kept/a"):
+    head = b"POST %s HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+    return head % (target, len(text) if length is None else length) + text
+
+
+def test_a_body_that_comes_with_its_head_is_kept_once(kept):
+    stream = Stream()
+    for text in (b"one", b"\0" * 16384):
+        seen, number = kept(to_kept(text), 20000, stream)
+        line = f"{BODY_HEADER}: {number}\r\n".encode()
+        assert seen == to_kept(text).replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n", 1)
+        assert body(number) == text
+        assert body(number) is None
+
+
+def test_a_body_of_a_target_that_is_encoded_is_kept(kept):
+    seen, number = kept(to_kept(b"x", target=b"/kept/?a->>b=<c>"), 500)
+    assert seen.startswith(b"POST /kept/?a-%3E%3Eb=%3Cc%3E HTTP/1.1\r\n")
+    assert seen.endswith(b"\r\n\r\nx")
+    assert body(number) == b"x"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        to_kept(b""),
+        to_kept(b"x" * 16385),
+        to_kept(b"ab", length=3),
+        to_kept(b"abc", length=2),
+        to_kept(b"ab", target=b"/kept"),
+        to_kept(b"ab", target=b"/other/kept/"),
+        to_kept(b"ab").replace(b"POST", b"GET"),
+        to_kept(b"ab").replace(b"Content-Length: 2", b"Transfer-Encoding: chunked"),
+        to_kept(b"ab").replace(b"\r\n\r\n", b"\r\n" + b"a: b\r\n" * 70 + b"\r\n", 1),
+    ],
+)
+def test_other_bodies_are_left_alone(kept, request_):
+    assert kept(request_, 2 * len(request_)) == (request_, None)
+
+
+def test_a_buffer_without_room_for_the_header_stays_as_it_is(kept):
+    request = to_kept(b"ab")
+    assert kept(request, len(request) + 8) == (request, None)
+
+
+def test_bodies_that_nobody_takes_give_way(kept):
+    first = kept(to_kept(b"first"), 500)[1]
+    numbers = [kept(to_kept(b"%d" % n), 500)[1] for n in range(256)]
+    assert body(first) is None
+    assert [body(number) for number in numbers] == [b"%d" % n for n in range(256)]

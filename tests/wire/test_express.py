@@ -27,6 +27,11 @@ create view failing as select 1 / (id - id) as x from notes;
 create table things (id int primary key, name text unique, n int default 7);
 create table open (id int primary key);
 insert into open select generate_series(1, 3);
+create function headers() returns json language sql as
+  $$ select current_setting('request.headers')::json $$;
+create table told (id int primary key, headers json default headers());
+create function given(id int) returns json language sql as
+  $$ select json_build_array(id, headers()) $$;
 """
 USERS = [f"00000000-0000-4000-8000-00000000000{n}" for n in (0, 1)]
 
@@ -180,6 +185,54 @@ def test_a_write_that_breaks_off_writes_nothing(node):
     time.sleep(0.2)
     found = answer(f"{node['url']}/postgres/things?id=eq.50", bearer(node))
     assert json.loads(found[2]) == []
+
+
+def post(node, path, body, *more):
+    lines = [f"POST /postgres/{path} HTTP/1.1", f"Host: {node['url'].removeprefix('http://')}",
+             f"Authorization: Bearer {node['service_key']}", "Content-Type: application/json",
+             f"Content-Length: {len(body)}", *more]  # fmt: skip
+    return "\r\n".join([*lines, "", body]).encode()
+
+
+def replies(peer):
+    """Status and parsed body of each answer to come on a connection."""
+    stream = peer.makefile("rb")
+    while True:
+        status = int(stream.readline().split()[1])
+        length = 0
+        while (line := stream.readline()) != b"\r\n":
+            name, _, value = line.partition(b": ")
+            if name == b"content-length":
+                length = int(value)
+        text = stream.read(length)
+        yield status, json.loads(text) if text else None
+
+
+def test_bodies_that_come_at_once_in_pieces_or_for_nothing_share_a_connection(node):
+    """On either way, and nobody sees a header that the client has not sent."""
+    port = int(node["url"].rpartition(":")[2])
+    whole = "Prefer: return=representation"
+    names = {"host", "authorization", "content-type", "content-length"}
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as peer:
+        answers = replies(peer)
+        for n in range(1, 60):
+            request = post(node, "told", json.dumps({"id": n}), whole)
+            cut = [len(request), len(request) - 4, 40, request.index(b"{")][n % 4]
+            for piece in filter(None, (request[:cut], request[cut:])):
+                peer.sendall(piece)
+                time.sleep(0.003 if cut < len(request) else 0)
+            status, body = next(answers)
+            assert (status, body[0]["id"]) == (201, n)
+            assert set(body[0]["headers"]) == {*names, "prefer"}
+            peer.sendall(post(node, "told", json.dumps({"id": n})))
+            assert next(answers)[0] == 409
+            peer.sendall(post(node, "told", '{"id": '))
+            assert next(answers)[0] == 400
+            peer.sendall(post(node, "nowhere", '{"id": 1}'))
+            assert next(answers)[0] == 404
+            peer.sendall(post(node, "rpc/given", json.dumps({"id": n})))
+            status, body = next(answers)
+            assert (status, body[0], set(body[1])) == (200, n, names)
 
 
 def test_users_of_one_plan_see_their_own_rows_only(node):
