@@ -11,7 +11,7 @@ import urllib.request
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from server.cli.client import CommandError
+from server.cli.client import CommandError, direct
 from server.cli.output import print_json, print_table
 
 
@@ -100,7 +100,7 @@ class _Users:
             headers=self.headers,
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with direct(request, timeout=60) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from pathlib import Path
+
+LOCK_TRIES = 10  # a command that looks whether a node runs has the lock for a moment
 
 
 class InUseError(RuntimeError):
@@ -30,13 +33,17 @@ class DataDir:
         self.secrets.mkdir(mode=0o700, exist_ok=True)
         (self.run / "metrics").mkdir(mode=0o700, exist_ok=True)
         self._lock = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InUseError(
-                f"a node already runs on {self.root}; stop it, or choose another --data-dir"
-            ) from None
-        self.held = True
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0.02)
+            else:
+                self.held = True
+                return
+        raise InUseError(
+            f"a node already runs on {self.root}; stop it, or choose another --data-dir"
+        )
 
     def secret(self, name: str) -> str:
         """A random secret that is made once and kept."""
