@@ -160,6 +160,8 @@ class KeyRing:
 
     def _key(self, text: str, now: float) -> dict[str, Any]:
         """The claims of a project key."""
+        if not text:
+            raise missing_key()
         if text.startswith(PUBLISHABLE):
             role, token = "anon", text[len(PUBLISHABLE) :]
         elif text.startswith(SECRET):

@@ -118,7 +118,7 @@ class _Routes:
         _, project = await self.api.record(request)
         told = told_project(project)
         found = await self._call(
-            "deploy", request, name=request.params["name"],
+            "deploy", request, name=request.params["name"], told=told,
             files=msgspec.to_builtins(wanted.files), entrypoint=wanted.entrypoint,
             auth=wanted.auth, outbound=wanted.outbound, update=wanted.update,
             bundle=told["bundle"], functions=told["functions"], schedule=wanted.schedule,

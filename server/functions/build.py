@@ -74,6 +74,9 @@ PLAIN_ERROR = re.compile(
     r"(?:\n\s+at (?P<file>file://\S+?):(?P<line>\d+):(?P<column>\d+)$)?",
     re.MULTILINE,
 )
+STACK = re.compile(
+    r"\n +at (?:async )?(?:.*\()?([^\s():]+):(\d+):(\d+)\)?(?: \{)?(?=\n|$)(?:\n\}$)?"
+)
 CAUSE = re.compile(r"^\s+(?:\d+: )?")
 BARE = re.compile(r'(?:Relative i|I)mport "([^"]+)" not a dependency.*', re.DOTALL)
 NOT_ALLOWED = re.compile(r'Requires import access to "([^"]+)".*')
@@ -514,6 +517,17 @@ def _failed(errors: list[dict[str, Any]]) -> ApiError:
     if len(errors) > SHOWN:
         lines.append(f"and {len(errors) - SHOWN} more")
     return ApiError(400, "build_failed", "\n".join(lines), details={"errors": errors})
+
+
+def not_loaded(text: str, entrypoint: str) -> ApiError:
+    """The refusal of a module that loads with an error, or without a handler. text: what boot.js
+    told, with a stack whose first place is taken."""
+    place = STACK.search(text)
+    at: dict[str, Any] = {"file": entrypoint}
+    if place is not None:
+        at = {"file": place[1], "line": int(place[2]), "column": int(place[3])}
+        text = STACK.sub("", text)
+    return _failed([{**at, "message": text.strip()[:2000]}])
 
 
 def compacted(code: bytes, out: Path, source: Path) -> bytes:

@@ -41,6 +41,7 @@ WARM_SECONDS = 600.0  # the same, of functions called from inside
 FILL_AFTER = 0.1  # seconds
 WARM_UP_SECONDS = 1.0
 BLANK_SECONDS = 30.0  # for a process to come up
+LOAD_SECONDS = 10.0  # of a module that is tried out
 REMEMBERED = 512  # ended processes whose reason is kept
 STARTING = 8  # processes that come up at the same time
 
@@ -240,31 +241,52 @@ class Manager:
         self, project: ToldProject, version: Version, environment: dict[str, str], key: str
     ) -> Running:
         code = await self.store.code(version)
-        cell = await self._take(version.outbound)
-        running = Running(cell, version, project, key)
+        running = Running(await self._take(version.outbound), version, project, key)
         running.keep = WARM_SECONDS if version.name.startswith("_") else self.idle_seconds
+        problem = await self._load(running, code, environment, project.wall_ms / 1000)
+        if problem is not None:
+            self.journal.line(running, "error", problem)
+            running.cell.kill("load")
+            self._loops.setdefault((project.id, version.name), Loop()).ended()
+            raise ApiError(*REASONS["load"])
+        running.cell.forget_code()
+        running.cell.state = "ready"
+        return running
+
+    async def _load(
+        self, running: Running, code: bytes, environment: dict[str, str], seconds: float
+    ) -> str | None:
+        """Makes a blank process one of the function; gives what went wrong."""
+        cell, project = running.cell, running.project
         self.running[cell.name] = running
         cell.weigh(project.weight)
         running.origin = Origin(project.url, self.listener)
         await running.origin.start(cell.origin)
         try:
             await cell.assign(code, environment, project.url, project.memory)
-            async with asyncio.timeout(project.wall_ms / 1000):
-                problem = await running.loaded
+            async with asyncio.timeout(seconds):
+                return await running.loaded
         except TimeoutError:
             cell.kill("wall")
-            problem = f"It took longer than {project.wall_ms / 1000:g} s to load."
+            return f"It took longer than {seconds:g} s to load."
         except OSError:
             cell.kill("crash")
-            problem = "Its process ended while it was loading."
-        if problem is not None:
-            self.journal.line(running, "error", problem)
-            cell.kill("load")
-            self._loops.setdefault((project.id, version.name), Loop()).ended()
-            raise ApiError(*REASONS["load"])
-        cell.forget_code()
-        cell.state = "ready"
-        return running
+            return "Its process ended while it was loading."
+
+    async def try_out(
+        self, told: dict[str, Any], name: str, outbound: tuple[str, ...] | None, code: bytes
+    ) -> str | None:
+        """Loads a module as a call would, in a process that serves nothing; gives what went
+        wrong. No blank process is taken: those are for callers."""
+        project = msgspec.convert(told, ToldProject)
+        environment = await self._environment(project)
+        version = Version(project.id, name, 0, "key", outbound, "")
+        running = Running(await self._blank(outbound), version, project, "")
+        try:
+            seconds = min(LOAD_SECONDS, project.wall_ms / 1000)
+            return await self._load(running, code, environment, seconds)
+        finally:
+            running.cell.kill("replaced")
 
     async def _another(self, first: Running) -> Running:
         """One more process of a busy function."""
@@ -396,7 +418,8 @@ class Manager:
             return
         kind = message.get("t")
         if kind == "log":
-            self.journal.logged(running, message)
+            if running.version.version:
+                self.journal.logged(running, message)
         elif kind == "background":
             running.background = bool(message.get("n"))
             running.idle_since = monotonic()
@@ -409,7 +432,7 @@ class Manager:
 
     def _wrote(self, cell: Cell, text: str) -> None:
         running = self.running.get(cell.name)
-        if running is not None:
+        if running is not None and running.version.version:
             self.journal.wrote(running, text)
 
     def _gauges(self) -> list[tuple[str, Labels, float]]:

@@ -12,7 +12,7 @@ from ichicore.errors import ApiError
 from server.base import unix
 from server.base.functions import packed, unpacked
 from server.functions import cron, network
-from server.functions.build import Builder, Sources
+from server.functions.build import Builder, Sources, not_loaded
 from server.functions.journal import say
 from server.functions.manager import Manager
 
@@ -198,6 +198,10 @@ class Rpc:
         if asked.get("update"):
             lock = None
         built = await self.builder.build(project, sources, lock, asked["bundle"])
+        allowed = None if outbound is None else tuple(outbound)
+        problem = await self.manager.try_out(asked["told"], name, allowed, built.code)
+        if problem is not None:
+            raise not_loaded(problem, built.entrypoint)
         version = await self.manager.store.deploy(
             project, name, built, auth, outbound, asked["functions"], schedule
         )

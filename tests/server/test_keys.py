@@ -77,7 +77,7 @@ def test_who_the_caller_is(ring):
 
 
 @pytest.mark.parametrize("text", [
-    "", "x", "ich_pub_", "ich_pub_x.y.z", sign({"role": "anon"}), user(),
+    "x", "ich_pub_", "ich_pub_x.y.z", sign({"role": "anon"}), user(),
     "ich_admin_" + sign({"role": "anon"}), "ich_pub_" + sign({"role": "service_role"}),
     "ich_pub_" + user(), key(secret=OTHER), key(ref="other"), key(exp=1), "ich_other_x",
     key(sub=UID), "Bearer " + key(), "ICH_PUB_" + key()[8:],
@@ -86,6 +86,12 @@ def test_bad_keys(ring, text):
     assert refused(ring, apikey=text) == "invalid_api_key"
     # a good token beside it changes nothing
     assert refused(ring, f"Bearer {user()}", text) == "invalid_api_key"
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_key_is_none(ring, text):
+    assert refused(ring, apikey=text) == "missing_api_key"
+    assert refused(ring, f"Bearer {user()}", text) == "missing_api_key"
 
 
 @pytest.mark.parametrize(("value", "code"), [

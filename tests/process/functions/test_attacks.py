@@ -15,7 +15,7 @@ import pytest
 
 from tests.process.functions import names
 from tests.process.functions_node import Neighbour, Project
-from tests.process.running import RunningNode
+from tests.process.running import RunningNode, wait_until
 from tests.timing import slowness, within
 
 LIMITS = {
@@ -301,23 +301,70 @@ def test_slow_clients_hold_no_invocation(evil, node):
 
 
 def test_a_crash_while_loading_is_told_and_backs_off(evil):
-    evil.deploy("crash", "console.log('loading'); throw new Error('not today');")
+    breaks = "if (Deno.env.get('BREAK')) throw new Error('not today');"
+    evil.deploy("crash", breaks + "Deno.serve(() => new Response('well'));")
+    assert evil.admin("PUT", "/secrets", {"values": {"BREAK": "1"}})[0] == 200
     for _ in range(5):
         status, body, headers = evil.call("crash")
         assert (status, json.loads(body)["code"]) == (502, "function_load_failed")
         assert b"not today" not in body
     assert headers["retry-after"]
     assert "not today" in evil.logged("not today")["text"]
-    assert "index.ts:1:31" in evil.logged("not today")["text"]
+    assert "index.ts:1:34" in evil.logged("not today")["text"]
     evil.deploy("crash", "Deno.serve(() => new Response('mended'));")
     assert evil.call("crash")[1] == b"mended"
-    evil.deploy("empty", "export const nothing = 1;")
-    assert evil.code("empty") == (502, "function_load_failed")
-    evil.deploy("stuck", "for (;;);")
-    assert evil.code("stuck") == (502, "function_load_failed")
+    assert evil.admin("DELETE", "/secrets/BREAK")[0] == 200
+
+
+NOT_SERVING = [
+    ("export const nothing = 1;", {}, "registers no handler"),
+    ("const port = 1;\nDeno.serve({ port } as never);", {"line": 2, "column": 6}, "a handler"),
+    ("function far() { throw new Error('not today'); }\nfar();",
+     {"line": 1, "column": 24}, "Error: not today"),
+    ("Deno.exit(3);", {}, "exit code 3"),
+    ("for (;;);", {}, "processor time"),
+]  # fmt: skip
+
+
+def test_a_module_that_cannot_serve_is_refused_when_it_is_deployed(evil, node):
+    evil.deploy("loads", "Deno.serve(() => new Response('before'));")
+    for code, place, text in NOT_SERVING:
+        status, told = evil.admin("PUT", "/functions/loads", {"files": {"index.ts": code}})
+        assert (status, told["code"]) == (400, "build_failed"), told
+        (error,) = told["details"]["errors"]
+        assert text in error["message"], error
+        assert error == {"file": "index.ts", **place, "message": error["message"]}
+        assert told["detail"].startswith("index.ts:")
+    assert evil.call("loads")[1] == b"before"
+    assert len(evil.admin("GET", "/functions/loads/versions")[1]["versions"]) == 1
+    assert wait_until(lambda: not _tried(node))
+
+
+def _tried(node):
+    """The processes that modules are tried out in."""
+    state = json.loads(node.cli("functions", "status", "--json").stdout)
+    return [one for one in state["processes"] if one["version"] == 0]
+
+
+def test_a_module_is_tried_out_with_the_rights_and_secrets_of_a_call(evil):
+    evil.admin("PUT", "/secrets", {"values": {"TRIED": "secret"}})
+    found = evil.deploy("tried", """
+const secret = Deno.env.get("TRIED");
+if (secret !== "secret") throw new Error("it has no secret");
+let read = "nothing";
+try { read = Deno.readTextFileSync("/etc/hostname"); } catch (e) { read = (e as Error).name; }
+if (read !== "NotCapable") throw new Error(`it read ${read}`);
+Deno.serve(() => new Response(read));
+console.log("tried out");
+""")  # fmt: skip
+    assert not [line for line in evil.lines(function="tried") if line["version"] == 0]
+    assert evil.call("tried")[1] == b"NotCapable"
+    assert evil.logged("tried out", function="tried")["version"] == found["version"]
 
 
 def test_no_process_is_left_behind_and_each_has_its_own_account(evil, node):
+    assert wait_until(lambda: not _tried(node))
+
     def cells():
         return [p for p in node.process_of().children(recursive=True) if p.name() == "deno"]
 
