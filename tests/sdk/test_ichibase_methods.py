@@ -17,7 +17,7 @@ def test_every_method_gives_what_the_client_expects():
     if not folder:
         pytest.skip("ICHIBASE_CLIENT names no checkout of the published client")
     with open_folder("ichi-node-") as data:
-        node = RunningNode(data)
+        node = RunningNode(data, environment={"ICHIBASE_DEFAULT_FLAVOR": "both"})
         node.start()
         try:
             told = json.loads(node.cli("status", "--json").stdout)
