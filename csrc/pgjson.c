@@ -1,10 +1,16 @@
 #include "pgjson.h"
 
+#include "pgvalues.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "pgjson reads network order by swapping bytes and is written for little-endian machines"
 #endif
 
-static const char HEX[] = "0123456789abcdef";
+#define ROW(h) h "0" h "1" h "2" h "3" h "4" h "5" h "6" h "7" \
+               h "8" h "9" h "a" h "b" h "c" h "d" h "e" h "f"
+static const char HEX_PAIRS[] = ROW("0") ROW("1") ROW("2") ROW("3") ROW("4") ROW("5") ROW("6")
+    ROW("7") ROW("8") ROW("9") ROW("a") ROW("b") ROW("c") ROW("d") ROW("e") ROW("f");
+#undef ROW
 
 static int put_text(jb_buf *out, const pj_codec *codec, const unsigned char *p, int len)
 {
@@ -116,10 +122,8 @@ static int put_bytea(jb_buf *out, const pj_codec *codec, const unsigned char *p,
     o = out->data + out->len;
     memcpy(o, "\"\\\\x", 4);
     o += 4;
-    for (i = 0; i < len; i++) {
-        *o++ = HEX[p[i] >> 4];
-        *o++ = HEX[p[i] & 15];
-    }
+    for (i = 0; i < len; i++, o += 2)
+        memcpy(o, &HEX_PAIRS[2 * p[i]], 2);
     *o++ = '"';
     out->len = (size_t)(o - out->data);
     return PJ_OK;
@@ -133,11 +137,10 @@ static int put_uuid(jb_buf *out, const pj_codec *codec, const unsigned char *p, 
     if (len != 16)
         return PJ_MALFORMED;
     *o++ = '"';
-    for (i = 0; i < 16; i++) {
+    for (i = 0; i < 16; i++, o += 2) {
         if (i == 4 || i == 6 || i == 8 || i == 10)
             *o++ = '-';
-        *o++ = HEX[p[i] >> 4];
-        *o++ = HEX[p[i] & 15];
+        memcpy(o, &HEX_PAIRS[2 * p[i]], 2);
     }
     *o++ = '"';
     return jb_put(out, tmp, sizeof tmp);
@@ -295,31 +298,46 @@ pj_codec *pj_array_of(const pj_codec *element)
     return made;
 }
 
+static int in_place; /* whether values are read where libpq keeps them */
+
+int pj_read_in_place(int wanted)
+{
+    return in_place = wanted && pg_rows_known();
+}
+
 int pj_row(jb_buf *out, const PGresult *res, int row, const pj_column *columns, int ncolumns,
            int strip)
 {
-    int i, rc;
+    const pg_value *values = in_place ? pg_values(res, row) : NULL;
+    int i, rc, at;
     char sep = '{';
     for (i = 0; i < ncolumns; i++) {
         const pj_column *column = &columns[i];
-        /* An SQL NULL has length 0 and, unlike an empty value, its flag set. */
-        int len = PQgetlength(res, row, i);
-        int null = len == 0 && PQgetisnull(res, row, i);
-        if (null && strip)
+        pg_value value;
+        char *o;
+        if (values != NULL) {
+            value = values[i];
+        } else {
+            value.len = PQgetisnull(res, row, i) ? -1 : PQgetlength(res, row, i);
+            value.p = (const unsigned char *)PQgetvalue(res, row, i);
+        }
+        if (value.len < 0 && strip)
             continue;
-        if (jb_room(out, (size_t)column->key_len + 5))
+        if (jb_room(out, (size_t)column->key_len + PJ_KEY_PAD + 5))
             return PJ_NO_MEMORY;
-        out->data[out->len++] = sep;
+        o = out->data + out->len;
+        *o++ = sep;
         sep = ',';
-        memcpy(out->data + out->len, column->key, (size_t)column->key_len);
-        out->len += (size_t)column->key_len;
-        if (null) {
-            memcpy(out->data + out->len, "null", 4);
+        for (at = 0; at < column->key_len; at += PJ_KEY_PAD)
+            memcpy(o + at, column->key + at, PJ_KEY_PAD);
+        o += column->key_len;
+        out->len = (size_t)(o - out->data);
+        if (value.len < 0) {
+            memcpy(o, "null", 4);
             out->len += 4;
             continue;
         }
-        rc = column->codec->fn(out, column->codec,
-                               (const unsigned char *)PQgetvalue(res, row, i), len);
+        rc = column->codec->fn(out, column->codec, value.p, value.len);
         if (rc)
             return rc;
     }

@@ -33,8 +33,10 @@ struct pj_codec {
     unsigned needs;          /* settings as above */
 };
 
+enum { PJ_KEY_PAD = 16 };
+
 typedef struct {
-    const char *key; /* `"name":`, escaped */
+    const char *key; /* `"name":`, escaped; PJ_KEY_PAD bytes more can be read */
     int key_len;
     const pj_codec *codec;
 } pj_column;
@@ -45,6 +47,10 @@ const pj_codec *pj_builtin(uint32_t oid);
 const pj_codec *pj_text(void);
 /* An array of elements of `element`; owned by the caller, free() it. */
 pj_codec *pj_array_of(const pj_codec *element);
+
+/* Lets pj_row read values without asking libpq for each, if `wanted` and this library is known well
+ * enough. Whether it does. */
+int pj_read_in_place(int wanted);
 
 /* One row of a binary result as a JSON object; `strip` leaves NULL columns out. */
 int pj_row(jb_buf *out, const PGresult *res, int row, const pj_column *columns, int ncolumns,
@@ -94,26 +100,43 @@ static inline uint64_t pj_u64(const unsigned char *p)
     return __builtin_bswap64(v);
 }
 
-/* Decimal digits of v at p, without leading zeros; returns the end. 20 bytes at most. */
-static inline char *pj_digits(char *p, uint64_t v)
-{
-    char tmp[20];
-    int n = 0;
-    do {
-        tmp[n++] = (char)('0' + v % 10);
-        v /= 10;
-    } while (v);
-    while (n)
-        *p++ = tmp[--n];
-    return p;
-}
-
 /* v (under 100) as two digits. */
 static inline char *pj_two(char *p, unsigned v)
 {
-    p[0] = (char)('0' + v / 10);
-    p[1] = (char)('0' + v % 10);
+    static const char PAIRS[] =
+        "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
+        "40414243444546474849505152535455565758596061626364656667686970717273747576777879"
+        "8081828384858687888990919293949596979899";
+    memcpy(p, PAIRS + 2 * v, 2);
     return p + 2;
+}
+
+/* How many decimal digits v has; 1 for zero. */
+static inline int pj_count(uint64_t v)
+{
+    static const uint64_t POWERS[] = {
+        1ULL, 10ULL, 100ULL, 1000ULL, 10000ULL, 100000ULL, 1000000ULL, 10000000ULL, 100000000ULL,
+        1000000000ULL, 10000000000ULL, 100000000000ULL, 1000000000000ULL, 10000000000000ULL,
+        100000000000000ULL, 1000000000000000ULL, 10000000000000000ULL, 100000000000000000ULL,
+        1000000000000000000ULL, 10000000000000000000ULL,
+    };
+    int about = (64 - __builtin_clzll(v | 1)) * 1233 >> 12; /* of bits, times log10(2) */
+    return about + (v >= POWERS[about]) + (v == 0);
+}
+
+/* Decimal digits of v at p, without leading zeros; returns the end. 20 bytes at most. */
+static inline char *pj_digits(char *p, uint64_t v)
+{
+    char *end = p + pj_count(v), *o = end;
+    while (v >= 100) {
+        pj_two(o -= 2, (unsigned)(v % 100));
+        v /= 100;
+    }
+    if (v >= 10)
+        pj_two(o - 2, (unsigned)v);
+    else
+        o[-1] = (char)('0' + v);
+    return end;
 }
 
 #endif

@@ -119,6 +119,8 @@ cdef extern from "pgjson.h" nogil:
     const pj_codec *pj_builtin(uint32_t oid)
     const pj_codec *pj_text()
     pj_codec *pj_array_of(const pj_codec *element)
+    int PJ_KEY_PAD
+    int pj_read_in_place(int wanted)
     int pj_row(jb_buf *out, const PGresult *res, int row, const pj_column *columns, int ncolumns,
                int strip)
     int pj_string(jb_buf *out, const unsigned char *p, size_t len)

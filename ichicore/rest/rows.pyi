@@ -6,6 +6,7 @@ BYTEA: int
 FLOAT: int
 DOCUMENT: int
 
+def read_in_place(wanted: bool) -> bool: ...
 def json_string(text: bytes) -> bytes: ...
 
 @final

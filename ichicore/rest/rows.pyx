@@ -13,9 +13,9 @@ from libc.string cimport strcmp
 
 from ichicore.buffer cimport jb_buf, jb_free, jb_init
 from ichicore.pg.libpq cimport (
-    PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT, PJ_INTERVAL, PJ_MALFORMED, PJ_NO_MEMORY, PJ_POW10_MAX,
-    PJ_POW10_MIN, PJ_ZONE, PQfname, PQftype, PQnfields, pj_array_of,
-    pj_builtin, pj_row, pj_set_pow10, pj_string, pj_text,
+    PJ_BYTEA, PJ_DOCUMENT, PJ_FLOAT, PJ_INTERVAL, PJ_KEY_PAD, PJ_MALFORMED, PJ_NO_MEMORY,
+    PJ_POW10_MAX, PJ_POW10_MIN, PJ_ZONE, PQfname, PQftype, PQnfields, pj_array_of, pj_builtin,
+    pj_read_in_place, pj_row, pj_set_pow10, pj_string, pj_text,
 )
 
 from ichicore import powers
@@ -29,6 +29,14 @@ DOCUMENT = PJ_DOCUMENT
 
 for _power in powers.table(PJ_POW10_MIN, PJ_POW10_MAX):
     pj_set_pow10(_power[0], _power[1], _power[2])
+
+pj_read_in_place(True)
+
+
+def read_in_place(bint wanted) -> bool:
+    """Whether values are read where libpq keeps them, instead of asking it for each: as wanted, where
+    this libpq is known. They are from the start."""
+    return pj_read_in_place(wanted) != 0
 
 
 def json_string(bytes text not None) -> bytes:
@@ -155,10 +163,10 @@ cdef class RowFormat:
             if codec is NULL:
                 raise LookupError(f"no encoder for type {oids[i]}")
             self._keep.append(types._known.get(oids[i]))
-            key = json_string((<str> columns[i]).encode()) + b":"
+            key = json_string((<str> columns[i]).encode()) + b":" + bytes(PJ_KEY_PAD)
             self._keep.append(key)
             self._columns[i].key = PyBytes_AS_STRING(key)
-            self._columns[i].key_len = <int> PyBytes_GET_SIZE(key)
+            self._columns[i].key_len = <int> PyBytes_GET_SIZE(key) - PJ_KEY_PAD
             self._columns[i].codec = codec
             self._oids[i] = oids[i]
             name = (<str> columns[i]).encode()

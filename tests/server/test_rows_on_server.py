@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ichicore.rest.rows import TypeTable
+from ichicore.rest.rows import TypeTable, read_in_place
 from server.node.embedded_pg import EmbeddedPostgres
-from server.postgres.pool import JSON, NONE, VALUES, Group, Pool, Statement
+from server.postgres.pool import JSON, NONE, VALUES, Group, Pool, Spool, Statement
 
 SLOW_OK = settings(
     max_examples=25,
@@ -256,6 +256,36 @@ def test_setting_as_a_parameter(pg_database: str) -> None:
         await pool.close()
 
     asyncio.run(work())
+
+
+def test_values_asked_of_libpq_are_those_where_it_keeps_them(pg_database: str) -> None:
+    wide = ", ".join(f"nullif(g, 5) as i{n}, nullif('', repeat('x', g - 4)) as \"t{n}\u00e9\""
+                     for n in range(40))  # fmt: skip
+    texts = (f"select {wide} from generate_series(1, 9) g", "select null as a where false",
+             "select null as a, '' as b, 0 as c")  # fmt: skip
+
+    async def bodies() -> list[bytes | Spool]:
+        pool = Pool(pg_database)
+        try:
+            found = []
+            for strip in (False, True):
+                group = Group("r")
+                for text in texts:
+                    group.add(Statement(text, result=JSON, strip_nulls=strip))
+                found += [result.body for result in await pool.run(group)]
+            return found
+        finally:
+            await pool.close()
+
+    assert read_in_place(True)
+    direct = asyncio.run(bodies())
+    try:
+        assert not read_in_place(False)
+        assert asyncio.run(bodies()) == direct
+    finally:
+        read_in_place(True)
+    assert direct[2] == b'[{"a":null,"b":"","c":0}]'
+    assert direct[5] == b'[{"b":"","c":0}]'
 
 
 def test_strip_nulls(pg_database: str) -> None:
