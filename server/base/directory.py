@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from server.base.project import Project
 
 Change = Callable[[Project | None, str], None]
 RETRY_SECONDS = 1.0
+URGE_SECONDS = 2.0  # between messages that a project is waited for
+MOST_URGES = 30
+UPGRADE = "upgrade"  # topic of the bus: a project is asked for that is not up to date
 LOOK_PAUSE = 0.1  # seconds in which those who look for projects that are not known share a reading
 LOOK_AGAIN = 1.0  # seconds in which a project that was not found is not looked for again
 MOST_LOOKS = 64
@@ -49,6 +53,8 @@ class ControlDirectory:
         self._looks: dict[str, asyncio.Future[None]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._missing: set[str] = set()
+        self._bus = bus
+        self._news: dict[str, asyncio.Event] = {}  # of projects that are brought up to date
         bus.subscribe(source.topic, self._told)
         bus.subscribe(RECONNECTED, lambda _: self._want(None))
 
@@ -62,8 +68,8 @@ class ControlDirectory:
         self._callbacks.append(callback)
 
     async def wake(self, slug: str) -> Project | None:
-        """The project, awake; those who ask meanwhile share one waking. OSError or psycopg.Error
-        when the control database is away."""
+        """The project, awake and up to date; those who ask meanwhile share one waking. OSError or
+        psycopg.Error when the control database is away."""
         task = self._waking.get(slug)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._wake_up(slug), name="wake")
@@ -72,10 +78,33 @@ class ControlDirectory:
         return await asyncio.shield(task)
 
     async def _wake_up(self, slug: str) -> Project | None:
-        async with await self._connect() as connection:
-            await connection.execute(self.source.wake, (slug,))
-            await self._read(connection, {slug})
+        project = self._projects.get(slug)
+        if project is None or project.state == "sleeping":
+            async with await self._connect() as connection:
+                await connection.execute(self.source.wake, (slug,))
+                await self._read(connection, {slug})
+        if self._outdated(slug):
+            await self._upgraded(slug)
         return self._projects.get(slug)
+
+    def _outdated(self, slug: str) -> bool:
+        project = self._projects.get(slug)
+        return project is not None and project.state == "outdated"
+
+    async def _upgraded(self, slug: str) -> None:
+        """Asks for the project to be brought up to date, and waits until it has been or cannot."""
+        news = self._news[slug] = asyncio.Event()
+        try:
+            for _ in range(MOST_URGES):
+                await self._bus.publish(UPGRADE, {"slug": slug})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(URGE_SECONDS):
+                        await news.wait()
+                        news.clear()
+                if not self._outdated(slug):
+                    return
+        finally:
+            del self._news[slug]
 
     async def look(self, slug: str) -> Project | None:
         """The project of a slug that `get` does not know: it may have been made a moment ago.
@@ -188,6 +217,8 @@ class ControlDirectory:
             if known is not None and known == project:
                 return
             self._projects[slug] = project
+        if slug in self._news:
+            self._news[slug].set()
         for callback in self._callbacks:
             try:
                 callback(project, slug)

@@ -10,7 +10,9 @@ from ichicore.errors import ApiError
 from server.base.limits import PRO, Limits
 
 Flavor = Literal["postgres", "mongo", "both"]
-State = Literal["creating", "active", "sleeping", "suspended", "deleting", "removing"]
+State = Literal[
+    "creating", "active", "sleeping", "suspended", "deleting", "removing", "outdated", "broken"
+]
 ProjectRole = Literal["anon", "authenticated", "service_role"]
 
 
@@ -44,8 +46,9 @@ class Project(msgspec.Struct, frozen=True):
     tokens, storage_accepted are others that have signed some. limits: what the project may use, by
     its tier and its own overrides. state: a service is only asked for active ones; whoever keeps
     connections, sockets or memory for a project gives them up when it is told
-    (Directory.on_change) of another state. read_only: over its disk quota; what would grow its
-    databases is refused with 507 quota_exceeded.
+    (Directory.on_change) of another state. outdated: active, but made by an older program and not
+    yet brought up to date, which waking it does; broken: that failed. read_only: over its disk
+    quota; what would grow its databases is refused with 507 quota_exceeded.
     """
 
     id: str

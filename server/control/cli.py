@@ -15,6 +15,7 @@ ACTIONS = {
     "resume": "Serve a suspended project again.",
     "sleep": "Put a project to sleep; its next request wakes it.",
     "wake": "Wake a sleeping project.",
+    "upgrade": "Bring a project up to date with this version, after what kept it back is mended.",
     "undelete": "Bring back a project that was deleted within the last week.",
 }
 

@@ -15,7 +15,7 @@ import msgspec
 from ichicore.errors import ApiError
 from server.base import limits
 from server.base.limits import LimitsError
-from server.control import owners
+from server.control import owners, records
 from server.control.database import Connection, fetch
 from server.control.projects import SLUG, Projects, audit, unknown
 from server.control.records import Record
@@ -192,6 +192,5 @@ def wrong_state(slug: str, state: str, action: str) -> ApiError:
 
 def shown_state(record: Record) -> str:
     """The state as people see it."""
-    if record.state == "active" and record.read_only:
-        return "read-only"
-    return record.state
+    served = records.served_state(record)
+    return "read-only" if served == "active" and record.read_only else served

@@ -22,7 +22,7 @@ from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 from server.base.limits import TIERS, Limits
 from server.base.limits import of as limits_of
-from server.base.migrations import MigrationError, apply_async
+from server.base.migrations import apply_async
 from server.base.project import Flavor, Project
 from server.control import owners, provision, records, secrets
 from server.control.database import Cluster, Connection, connect, fetch
@@ -196,33 +196,6 @@ class Projects:
         await self.recover()
         kept = [r.mongo_url for r in await self.all() if r.mongo_url and r.flavor != "postgres"]
         await self.documents.ensure(kept)
-
-    async def modernize(self) -> dict[str, str | None]:
-        """Make what projects of an older program lack. Gives what stands in the way, by name."""
-        outcome: dict[str, str | None] = {}
-        async with self.control() as control:
-            await control.execute(
-                """update projects set feed_password = encode(sha256(uuid_send(gen_random_uuid())
-                  || uuid_send(gen_random_uuid())), 'hex') where feed_password = ''"""
-            )
-            rows = await fetch(control, records.SELECT_ACTIVE)
-            for record in [records.read(row[0]) for row in rows]:
-                cluster = self.clusters.get(record.cluster_id)
-                if cluster is None or record.provisioned >= provision.VERSION:
-                    continue
-                outcome[record.slug] = None
-                async with locked(control, record.id):
-                    try:
-                        await provision.provision(cluster, record, self.limits(record))
-                        await migrate(records.to_project(record, self.config))
-                    except (psycopg.Error, MigrationError) as error:
-                        outcome[record.slug] = str(error).strip()
-                        continue
-                    await control.execute(
-                        "update projects set provisioned = $2 where id = $1",
-                        (record.id, provision.VERSION),
-                    )
-        return outcome
 
     async def add_documents(self, slug: str, actor: str = "node") -> Record:
         """Give a project of tables documents as well. 409 when it has them."""

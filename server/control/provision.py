@@ -28,12 +28,13 @@ from server.control.database import (
     fetch,
     run,
 )
+from server.control.records import VERSION as VERSION
 from server.control.records import Record
 
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
-VERSION = 4  # raised when projects made before lack something that provision() makes
+LOCK_TIMEOUT = "3s"  # for what the owner's transactions may hold
 
 
 async def ensure_shared_roles(admin: Connection) -> None:
@@ -65,6 +66,7 @@ async def ensure_shared_roles(admin: Connection) -> None:
 async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> None:
     """Make the project's roles and database, or complete what an earlier try has made."""
     async with await connect(cluster.admin_dsn) as admin:
+        await run(admin, f"set lock_timeout = '{LOCK_TIMEOUT}'")
         await ensure_shared_roles(admin)
         await ensure_logins(admin, record)
         # No comment names the project: every login of the cluster may read the list of databases.
@@ -95,7 +97,7 @@ async def equip(dsn: str, record: Record, database: str) -> None:
     names["owner_name"] = sql.Literal(record.role("owner"))
     names["database"] = sql.Identifier(database)
     async with await connect(dsn) as connection, connection.transaction():
-        await fetch(connection, "select pg_advisory_xact_lock(hashtextextended('ichibase', 0))")
+        await run(connection, f"set local lock_timeout = '{LOCK_TIMEOUT}'")
         await run(connection, _template("project.sql").format(**names))
         await run(connection, _template("feed.sql").format(**names))
         superuser = "select rolsuper from pg_roles where rolname = current_user"
@@ -109,11 +111,21 @@ async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
 
     The owner's login is closed while the project is suspended or deleted. What the owner may set
     differently for a session is a default; the number of connections and the size of temporary
-    files are not the owner's to change.
+    files are not the owner's to change. Whoever has a lock in the project's database that stands in
+    the way, as on a password that is being changed, loses the session.
     """
+    try:
+        await _settle(cluster, record, limits)
+    except psycopg.errors.LockNotAvailable:
+        await end_sessions(cluster, record.database)
+        await _settle(cluster, record, limits)
+
+
+async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
     open_to_owner = record.state not in ("suspended", "deleting", "removing")
     owner = sql.Identifier(record.role("owner"))
     async with await connect(cluster.admin_dsn) as admin:
+        await run(admin, f"set lock_timeout = '{LOCK_TIMEOUT}'")
         await run(
             admin,
             sql.SQL("alter role {} {} connection limit {}").format(
@@ -195,6 +207,16 @@ async def _ensure_feed(admin: Connection, record: Record) -> None:
     await allow_ownership(admin, role)
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         await run(admin, sql.SQL("alter role {} replication").format(sql.Identifier(role)))
+
+
+async def end_sessions(cluster: Cluster, database: str) -> None:
+    """End all sessions of a database."""
+    async with await connect(cluster.admin_dsn) as admin:
+        await fetch(
+            admin,
+            "select pg_terminate_backend(pid, 1000) from pg_stat_activity where datname = $1",
+            (database,),
+        )
 
 
 async def end_replication(admin: Connection, database: str) -> None:

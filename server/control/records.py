@@ -16,8 +16,10 @@ import msgspec
 from server.base.context import NodeConfig
 from server.base.guarded import OPTIONS
 from server.base.limits import of as limits_of
-from server.base.project import AcceptedSecret, Flavor, Project, SigningKey
+from server.base.project import AcceptedSecret, Flavor, Project, SigningKey, State
 from server.mongo.address import of_project
+
+VERSION = 5  # raised when projects made before lack something that provisioning makes
 
 CHANNEL = "ichibase_bus"
 TOPIC = "project"
@@ -29,7 +31,7 @@ _WORKERS = """json_build_object(
     'cluster_id', p.cluster_id, 'created_at', p.created_at,
     'database', p.database, 'owner_password', p.owner_password,
     'authenticator_password', p.authenticator_password, 'system_password', p.system_password,
-    'provisioned', p.provisioned,
+    'provisioned', p.provisioned, 'upgrade_fault', p.upgrade_fault,
     'storage_secret', p.storage_secret, 'storage_accepted', p.storage_accepted,
     'anon_key', p.anon_key, 'service_key', p.service_key,
     'mongo_url', p.mongo_url, 'revision', p.revision, 'limits', p.limits,
@@ -97,6 +99,7 @@ class Record(msgspec.Struct, frozen=True):
     owner: str = ""
     feed_password: str = ""
     provisioned: int = 0
+    upgrade_fault: str | None = None
     storage_accepted: tuple[AcceptedSecret, ...] = ()
 
     def role(self, kind: str) -> str:
@@ -142,6 +145,14 @@ def decode(text: str | bytes, config: NodeConfig) -> Project:
     return to_project(read(text), config)
 
 
+def served_state(record: Record) -> State:
+    """The state as those who serve requests see it: a project that lacks what this program needs is
+    not active."""
+    if record.state == "active" and record.provisioned < VERSION:
+        return "outdated" if record.upgrade_fault is None else "broken"
+    return record.state  # type: ignore[return-value]
+
+
 def to_project(record: Record, config: NodeConfig) -> Project:
     """Projects without Postgres REST keep only the system login, for auth and storage."""
     relational = record.flavor != "mongo"
@@ -167,7 +178,7 @@ def to_project(record: Record, config: NodeConfig) -> Project:
         settings=record.settings,
         revision=record.revision,
         limits=limits_of(config.tiers, record.tier, record.limits),
-        state=record.state,  # type: ignore[arg-type]
+        state=served_state(record),
         read_only=record.read_only,
         feed_dsn=record.dsn("feed", record.feed_password)
         if relational and record.feed_password

@@ -8,7 +8,7 @@ import msgspec
 
 from ichicore.errors import ApiError
 from server.base.limits import Limits
-from server.control import owners, records, usage
+from server.control import owners, records, upgrades, usage
 from server.control.lifecycle import STEPS
 from server.control.owners import Owner
 from server.control.routes import AdminRequest, AdminResponse, Router
@@ -84,6 +84,12 @@ class Tenancy:
             raise ApiError(400, "invalid_body", "A reason is one line of at most 500 characters.")
         return self._shown(await self.api.lifecycle.step(name, action, "admin", reason=reason))
 
+    async def upgrade(self, request: AdminRequest) -> AdminResponse:
+        record = await self.projects.find(request.params["project"])
+        if fault := await upgrades.upgrade(self.projects, record.id):
+            raise upgrades.failed(fault)
+        return self._shown(await self.projects.find(record.slug))
+
     async def usage(self, request: AdminRequest) -> AdminResponse:
         record = await self.projects.find(request.params["project"], deleted=True)
         async with self.projects.control() as control:
@@ -144,6 +150,8 @@ def register(router: Router, api: AdminApi) -> None:
         if action != "delete":
             router.add("POST", f"{PROJECT}/{action}", tenancy.step, f"{action.title()} a project",
                        body=Reason, result=ShownProject)  # fmt: skip
+    router.add("POST", f"{PROJECT}/upgrade", tenancy.upgrade,
+               "Bring a project up to date with this version", result=ShownProject)  # fmt: skip
     router.add("GET", f"{PROJECT}/usage", tenancy.usage, "What a project uses of its quotas",
                result=Report)  # fmt: skip
     router.add("GET", f"{PROJECT}/audit", tenancy.audit, "What was done to a project, newest first",

@@ -117,7 +117,7 @@ class Scheduler:
                 if project is None or project.id != function.project_id:
                     return
                 limits = project.limits
-                if project.state not in ("active", "sleeping"):
+                if project.state not in ("active", "sleeping", "outdated"):
                     return
                 if due.number >= limits.schedules or due.when.shortest < limits.schedule_seconds:
                     self.tell(function, "warn", f"schedule {due.text!r}: the tier has no such one")

@@ -222,14 +222,14 @@ class Edge:
     async def _admitted(self, site: Site, route: Route, request: EdgeRequest) -> Site:
         """What the project's state makes of a request: wakes it, or refuses. Gives the site of
         the project that is awake."""
-        if site.project.state == "sleeping":
+        if site.project.state in states.RESTING:
             if request.refusal is not None and route.name == "auth":
                 raise request.refusal  # nobody wakes a project without a key of its own
             for _ in range(WAKINGS):  # it may be put to sleep once more meanwhile
-                await states.awake(self.wake, site.slug)
+                await states.awake(self.wake, site.project)
                 site = self.site(site.slug)
                 request.project = site.project
-                if site.project.state != "sleeping":
+                if site.project.state not in states.RESTING:
                     break
         states.check(site.project, route.name, request.method, request.path)
         return site

@@ -16,6 +16,7 @@ WAKE_SECONDS = 15.0  # a request waits so long for its project to wake
 HOLD_SECONDS = 0.25
 APART_SECONDS = 0.002
 MOST_HELD = 512  # requests of one worker; more are refused at once
+RESTING = ("sleeping", "outdated")  # states that a request ends
 Wake = Callable[[str], Awaitable[Project | None]]
 
 # Operations of the document API that cannot make the database larger.
@@ -60,21 +61,38 @@ def waking() -> ApiError:
     )  # fmt: skip
 
 
-async def awake(wake: Wake | None, slug: str) -> None:
-    """Wakes the project; ApiError 503 project_waking when that takes too long or fails."""
+def upgrading() -> ApiError:
+    return ApiError(
+        503, "project_upgrading",
+        "The project is being brought up to date with a new version of the server; try again in a "
+        "moment.", headers=(("retry-after", "5"),),
+    )  # fmt: skip
+
+
+async def awake(wake: Wake | None, project: Project) -> None:
+    """Wakes the project, or waits until it is up to date; ApiError 503 when that takes too long."""
+    late = upgrading if project.state == "outdated" else waking
     if wake is None:
-        raise waking()
+        raise late()
     try:
         async with asyncio.timeout(WAKE_SECONDS):
-            await wake(slug)
+            await wake(project.slug)
     except (TimeoutError, OSError, psycopg.Error):
-        raise waking() from None
+        raise late() from None
 
 
 def check(project: Project, service: str, method: str, path: str) -> None:
     """Refuses what the project's state does not allow. path: from the service's prefix on."""
     if project.state == "suspended":
         raise ApiError(403, "project_suspended", "This project is suspended.")
+    if project.state == "outdated":
+        raise upgrading()
+    if project.state == "broken":
+        raise ApiError(
+            503, "project_upgrade_failed",
+            "The project could not be brought up to date with a new version of the server; its "
+            "operator has to see to it.", headers=(("retry-after", "60"),),
+        )  # fmt: skip
     if project.state != "active":
         raise waking()
     if project.read_only and grows(service, method, path):

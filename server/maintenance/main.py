@@ -16,6 +16,7 @@ import msgspec
 
 from server.backup.jobs import Jobs
 from server.base import processor
+from server.base.bus import PgBus
 from server.base.context import NodeConfig
 from server.base.events import Events, Failed
 from server.base.logs import Logger
@@ -31,6 +32,7 @@ from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
 from server.maintenance.shared import Shared
+from server.maintenance.upgrades import Upgrades
 from server.mongo.address import read_server
 from server.mongo.provision import Documents
 from server.node.embedded_pg import EmbeddedPostgres
@@ -80,6 +82,8 @@ class Maintenance:
             for cluster in projects.clusters.values()
             if cluster.kind == "embedded" and processor.usable()
         ]
+        self.bus = PgBus(config.control_dsn, events)
+        self.upgrades = Upgrades(projects, self.bus, events)
         self.metrics.gauges += [self.gauges, self.quotas.gauges, self.jobs.gauges]
 
     async def lead(self) -> None:
@@ -101,22 +105,25 @@ class Maintenance:
         """Until cancelled."""
         file = MetricsFile(self.metrics, self.config.metrics_dir)
         leading = asyncio.create_task(self.leader.run())
-        tasks = [leading, *(asyncio.create_task(one.run()) for one in self.processors)]
+        self.bus.start()
+        upgrading = asyncio.create_task(self.upgrades.run())
+        tasks = [leading, upgrading, *(asyncio.create_task(one.run()) for one in self.processors)]
         try:
-            while not leading.done():
+            while not leading.done() and not upgrading.done():
                 await asyncio.sleep(METRICS_SECONDS)
                 EmbeddedPostgres.trim_log(self.config.data_dir / "postgres" / "postgres.log")
                 try:
                     file.write()
                 except OSError as error:
                     self.events.emit(Failed("writing the metrics", str(error)))
-            await leading
+            await (leading if leading.done() else upgrading)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
             await self.shared.stop()
             await self.usage.stop()
+            await self.bus.stop()
 
 
 def make(config: NodeConfig) -> Maintenance:

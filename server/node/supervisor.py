@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
 import sys
 
 import msgspec
+import psycopg
 
+from ichicore.errors import ApiError
 from server.base.context import NodeConfig
+from server.control import upgrades
 from server.control.database import LOCAL_CLUSTER, Cluster, external_cluster, prepare
 from server.control.projects import Projects
+from server.control.records import VERSION
 from server.mongo import child
 from server.mongo.address import DocumentServer
 from server.mongo.provision import Documents
@@ -128,13 +133,17 @@ class Node:
     ) -> None:
         documents = None if server is None else Documents(server, wait=False)
         projects = Projects(dsn, {cluster.id: cluster}, config, documents)
-        problems = {**await projects.recover(), **await projects.modernize()}
-        for slug, problem in problems.items():
+        for slug, problem in (await projects.recover()).items():
             if problem:
                 print(f"project {slug} is unfinished: {problem}", file=sys.stderr, flush=True)
         flavor = "postgres" if documents is None else self.settings.default_flavor
         self.first_start = await projects.ensure(config.default_project, flavor)
         record = await projects.find(config.default_project)
+        if record.provisioned < VERSION:  # the others follow while the node serves
+            with contextlib.suppress(psycopg.Error, ApiError):
+                if problem := await upgrades.upgrade(projects, record.id):
+                    print(f"project {record.slug} is not up to date: {problem}", file=sys.stderr,
+                          flush=True)  # fmt: skip
         self.data.write(self.data.service_key_file, record.service_key + "\n")
         self.anon_key = record.anon_key
 

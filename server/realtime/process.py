@@ -283,7 +283,7 @@ class Process:
         """Refuses a socket, or wakes a sleeping project for it."""
         if project.state == "suspended":
             raise ApiError(403, "project_suspended", "This project is suspended.")
-        if wait and project.state == "sleeping" and self.wake_project is not None:
+        if wait and project.state in ("sleeping", "outdated") and self.wake_project is not None:
             self._later(peer, upgrade, self.wake_project(project.slug))
             return
         raise ApiError(
