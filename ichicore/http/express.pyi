@@ -19,6 +19,8 @@ class Lane:
     known: Any
     nobody: Any
     denied: Any
+    cors: Callable[[str], tuple[tuple[str, str], ...]] | None
+    keyed: bool
     plans: Any
     preface: Callable[[Any, str], Any]
     submit: Callable[[Any, Any, bool], None]
@@ -44,7 +46,6 @@ class Express:
     observe: Callable[[int, float], None]
     noted: Callable[..., None]
     failed: Callable[..., int]
-    spooled: Callable[..., None]
     answered: Callable[..., int]
     resume: Callable[[Any, Any, bytes], None]
     page: Callable[[Any, list[bytes]], tuple[int | None, int]]

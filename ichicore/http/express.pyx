@@ -19,13 +19,11 @@ cdef object look_into = _payload.scan
 cdef object kept_body = _lenient.body
 cdef str BODY_HEADER = _lenient.BODY_HEADER
 
-# Headers with which a request takes the general way: any, and a read.
+# Headers with which a request takes the general way.
 PECULIAR = frozenset((
-    "origin", "range", "apikey", "cookie", "accept-profile", "content-profile", "x-request-id",
-    "transfer-encoding", "upgrade", "content-encoding", "expect",
+    "range", "cookie", "x-request-id", "transfer-encoding", "upgrade", "content-encoding", "expect",
 ))
 cdef str DOCUMENTS = "/mongo/v1/"
-cdef frozenset OF_WRITES = frozenset(("prefer", "content-length"))
 cdef dict ACTIONS = {"POST": "insert", "PATCH": "update", "DELETE": "delete"}
 cdef enum:
     MAX_URL = 8192
@@ -88,14 +86,18 @@ cdef class Tally:
 cdef class Lane:
     """What the way needs to know of one host. Replaced when the project or its catalog changes.
 
-    known: verified credentials, by Authorization header, to objects with identity and until.
-    nobody: such an object for requests without that header, None when the general way decides.
+    known: verified credentials, by Authorization header, to objects with identity and until; where
+    keyed, those of requests with an apikey header by the pair of both.
+    nobody: such an object for requests without them, None when the general way decides.
+    cors: (origin) -> headers of the answer to a request from it, None when that way decides.
     denied: true when some tokens are refused before they expire. plans: by the engine's keys.
     """
 
     cdef public object known
     cdef public object nobody
     cdef public object denied
+    cdef public object cors
+    cdef public bint keyed
     cdef public object plans
     cdef public object preface      # (plan, role) -> (statement, before, after), None: general way
     cdef public object submit       # (group, waiter, slow) hands a group to the pool
@@ -126,6 +128,7 @@ cdef class Ticket:
     cdef str query
     cdef str path
     cdef str kept                   # what the header says of a body that is kept
+    cdef tuple extra                # headers of the answer that depend on the origin
     cdef Express express
     cdef Lane lane
     cdef double started
@@ -140,21 +143,29 @@ cdef class Ticket:
         return self.finished
 
     def set_result(self, list results):
-        cdef object result = results[len(results) - 1]
-        cdef object body = result.body
+        cdef object plan = self.plan
+        cdef object result, body
         cdef Py_ssize_t rows
         cdef list headers
         cdef str location
         cdef object query
         if self.finished:
             return
-        if self.plan.action != "read":
-            self.written(result)
+        if not plan.plain:
+            self.answered(results)
             return
+        if plan.action != "read":
+            if plan.constant is None:
+                self.answered(results)
+                return
+            headers = self.express.sealed(list(plan.constant[1]), self)
+            self.protocol.response_bytes(plan.constant[0], headers, b"")
+            self.finish(plan.constant[0])
+            return
+        result = results[1]
+        body = result.body
         if type(body) is not bytes:
-            self.express.spooled(self.scope, self.protocol, self.headers, self.plan, result,
-                                 self.query, self.lane.base_path, self.number, self.offset)
-            self.finish(200)
+            self.answered(results)
             return
         rows = result.rows
         location = self.lane.base_path + self.path
@@ -164,22 +175,23 @@ cdef class Ticket:
         headers = [
             ("content-range", f"{self.offset}-{self.offset + rows - 1}/*" if rows else "*/*"),
             ("content-location", location),
-            ("content-type", self.plan.media.content_type),
+            ("content-type", plan.media.content_type),
         ]
+        if plan.profile is not None:
+            headers.append(("content-profile", plan.profile))
         self.protocol.response_bytes(200, self.express.sealed(headers, self), body)
         self.finish(200)
 
-    cdef int written(self, object result) except -1:
-        """Answers a write."""
-        cdef object constant = self.plan.constant
-        cdef list headers
-        if constant is None:
-            self.finish(self.express.answered(self.scope, self.protocol, self.headers, self.plan,
-                                              result, self.lane.base_path, self.number))
+    cdef int answered(self, list results) except -1:
+        """Has others make the answer."""
+        try:
+            status = self.express.answered(self.scope, self.protocol, self.headers, self.plan,
+                                           results, self.query, self.lane.base_path, self.number,
+                                           self.offset)
+        except Exception as error:
+            self.set_exception(error)
             return 0
-        headers = self.express.sealed(list(constant[1]), self)
-        self.protocol.response_bytes(constant[0], headers, b"")
-        self.finish(constant[0])
+        self.finish(status)
         return 0
 
     def set_exception(self, error):
@@ -254,8 +266,7 @@ cdef class Express:
     cdef public object observe      # (status, seconds)
     cdef public object noted        # (scope, headers, number, status, seconds) of slow and failed
     cdef public object failed       # (scope, protocol, headers, error, number, role): its status
-    cdef public object spooled      # answers with a large body
-    cdef public object answered     # answers a write: its status
+    cdef public object answered     # makes an answer that is not made here: its status
     cdef public object resume       # (scope, protocol, body): a write goes on the general way
     cdef public object page         # (plan, values): limit or None, and offset
     cdef public object canonical    # query string -> the one of Content-Location
@@ -278,7 +289,7 @@ cdef class Express:
         """The headers of an answer, with its id and what its lane adds."""
         if self.prefix:
             headers.append(("x-request-id", self.prefix + "%08x" % ticket.number))
-        headers.extend(ticket.lane.extra)
+        headers.extend(ticket.extra)
         return headers
 
     def handle(self, scope, protocol):
@@ -371,7 +382,8 @@ cdef class Express:
         cdef str query
         cdef dict headers
         cdef object known
-        cdef str kept
+        cdef str kept, origin, apikey = None
+        cdef tuple extra
         cdef bint reads = method == "GET"
         if not path.startswith(self.mount):
             return None
@@ -382,13 +394,24 @@ cdef class Express:
         lane = self.lanes.get(headers.get("host"))
         if lane is None or lane.engine.generation is not lane.generation:
             return None
-        if not self.peculiar.isdisjoint(headers) or (reads and not OF_WRITES.isdisjoint(headers)):
+        if not self.peculiar.isdisjoint(headers) or (reads and "content-length" in headers):
             return None
-        authorization = headers.get("authorization")
-        if authorization is None:
-            known = lane.nobody
+        origin = headers.get("origin")
+        if origin is None:
+            extra = lane.extra
+        elif lane.cors is None:
+            return None
         else:
+            extra = lane.cors(origin)
+        authorization = headers.get("authorization")
+        if lane.keyed:
+            apikey = headers.get("apikey")
+        if apikey is not None:
+            known = verified(lane.known, lane.denied, (authorization, apikey), self.now())
+        elif authorization is not None:
             known = verified(lane.known, lane.denied, authorization, self.now())
+        else:
+            known = lane.nobody
         if known is None:
             return None
         query = scope.query_string
@@ -404,6 +427,7 @@ cdef class Express:
         ticket.query = query
         ticket.path = path
         ticket.kept = kept
+        ticket.extra = extra
         ticket.express = self
         ticket.lane = lane
         return ticket
@@ -419,12 +443,15 @@ cdef class Express:
     cdef bint read(self, Ticket ticket) except -1:
         """Gives a ticket what it takes to read; false when it has to take the general way."""
         cdef object page
+        cdef dict headers
         scanned = scan(ticket.query.encode())
         if scanned is None:
             return False
-        plan = ticket.lane.plans.get(
-            (False, ticket.path[1:], None, ticket.headers.get("accept"), None, False, scanned[0])
-        )
+        headers = ticket.headers
+        plan = ticket.lane.plans.get((
+            False, ticket.path[1:], headers.get("accept-profile"), headers.get("accept"),
+            headers.get("prefer"), False, scanned[0],
+        ))
         if plan is None or not plan.express:
             return False
         if not plan.ranged:
@@ -449,8 +476,8 @@ cdef class Express:
             names = tuple(sorted(found[1]))
             is_object = found[0] == "object"
         plan = ticket.lane.plans.get((
-            ACTIONS[ticket.method], ticket.path[1:], None, headers.get("accept"),
-            headers.get("prefer"), names, is_object, scanned[0],
+            ACTIONS[ticket.method], ticket.path[1:], headers.get("content-profile"),
+            headers.get("accept"), headers.get("prefer"), names, is_object, scanned[0],
         ))
         if plan is None or not plan.express:
             return False
@@ -473,6 +500,10 @@ cdef class Express:
             ticket.path.encode(), self.dumps(ticket.headers), b"{}", *made[2],
         ))
         group.add(plan.main, bind(plan.layout, values, body, limit, offset))
+        if not plan.plain:
+            for more in (plan.count, plan.estimate):
+                if more is not None:
+                    group.add(<Statement> more[0], bind(more[1], values, body, limit, offset))
         ticket.group = group
         ticket.plan = plan
         return True

@@ -39,7 +39,6 @@ class ShortWay:
         self._resumed: set[asyncio.Task[None]] = set()
         way.noted = self.noted
         way.failed = self.failed
-        way.spooled = self.spooled
         way.answered = self.answered
         way.resume = self.resume
         way.page = engine.page
@@ -118,24 +117,15 @@ class ShortWay:
             return self.fault(error, request, protocol)
         return reply.send(protocol, response, request)
 
-    def spooled(
-        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
-        query: str, base_path: str, number: int, offset: int,
-    ) -> None:  # fmt: skip
-        """Answers with a body that is in a file."""
-        request = self.request(scope, protocol, headers, number)
-        response: Response = self.engine.read(
-            plan, result, offset, canonical(query.encode()), base_path
-        )
-        reply.send_spooled(protocol, response, request)
-
     def answered(
-        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, result: Any,
-        base_path: str, number: int,
+        self, scope: Any, protocol: Any, headers: dict[str, str], plan: Any, results: Any,
+        query: str, base_path: str, number: int, offset: int,
     ) -> int:  # fmt: skip
-        """Answers a write whose answer depends on its rows; the status."""
+        """Answers what depends on more than rows in memory; the status."""
         request = self.request(scope, protocol, headers, number)
-        response: Response = self.engine.written(plan, result, base_path)
+        response: Response = self.engine.answer(
+            plan, results, offset, query, base_path, minimal=self.minimal
+        )
         if response.stream is None:
             return reply.send(protocol, response, request)
         return reply.send_spooled(protocol, response, request)
@@ -172,7 +162,9 @@ class ExpressWay(ShortWay):
         lane = self.lane(rest.engine, rest.pool)
         lane.known = site.ring.known
         lane.denied = site.ring.denied
+        lane.keyed = True
         lane.extra = site.cors.silent
+        lane.cors = site.cors.headers
         lane.rest = rest
         lane.tally = site.tally
         lane.writes = site.plain

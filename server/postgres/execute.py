@@ -278,6 +278,30 @@ def main_outcome(plan: Plan, result: Result) -> Outcome:
     return Outcome(1, body=first[0] if first[0] is not None else b"null")
 
 
+def outcome_of(plan: Plan, results: list[Result], first: int, cap: int | None) -> Outcome:
+    """What the statements of a plan gave, of which the main one is the result `first`. cap: most
+    rows of any answer."""
+    outcome = main_outcome(plan, results[first])
+    at = first + 1
+    if plan.count is not None:
+        outcome.total = _number(results[at].values[0][0])
+        at += 1
+    elif plan.counted and outcome.total is None:
+        outcome.total = outcome.rows
+    if plan.estimate is not None:
+        planned = _planned_rows(results[at])
+        at += 1
+        if outcome.total is None:
+            outcome.total = planned
+        elif cap is None or outcome.total > cap:
+            outcome.total = max(outcome.total, planned)
+    if plan.needs_gucs or plan.inserted:
+        headers, status, inserted = results[at].values[0]
+        outcome.headers, outcome.status = headers, status
+        outcome.inserted = _number(inserted)
+    return outcome
+
+
 def _planned_rows(result: Result) -> int:
     document = orjson.loads(b"\n".join(row[0] or b"" for row in result.values))
     return int(document[0]["Plan"]["Plan Rows"])
@@ -341,7 +365,7 @@ class Runner:
         if read_back:
             group.add(READ_BACK, ())
         if explicit:
-            return await self._transaction(plan, group, first, limit, offset)
+            return await self._transaction(plan, group, first)
         if plan.needs_gucs:
             if not plan.read_only:
                 group.add(CHECK_DEFERRED, ())  # while the request's settings hold
@@ -352,14 +376,12 @@ class Runner:
             began = perf_counter()
             results = await self.pool.run(group, slow=not plan.proven_quick)
             plan.took(perf_counter() - began)
-        outcome = self._outcome(plan, results, first, limit, offset)
+        outcome = outcome_of(plan, results, first, self.settings.max_rows)
         if plan.checks:
             check(plan, outcome)
         return outcome
 
-    async def _transaction(
-        self, plan: Plan, group: Group, first: int, limit: int | None, offset: int
-    ) -> Outcome:
+    async def _transaction(self, plan: Plan, group: Group, first: int) -> Outcome:
         async with self.pool.session() as session:
             if plan.rollback:
                 group.add(CHECK_DEFERRED, ())
@@ -367,7 +389,7 @@ class Runner:
                     group.add(ROLLBACK, ())
             try:
                 results = await session.run(group)
-                outcome = self._outcome(plan, results, first, limit, offset)
+                outcome = outcome_of(plan, results, first, self.settings.max_rows)
                 check(plan, outcome)
             except (PgError, ApiError):
                 await session.run(_alone(ROLLBACK))
@@ -378,30 +400,6 @@ class Runner:
                     ending.add(RESET, ())
                 await session.run(ending)
             return outcome
-
-    def _outcome(
-        self, plan: Plan, results: list[Result], first: int, limit: int | None, offset: int
-    ) -> Outcome:
-        outcome = main_outcome(plan, results[first])
-        at = first + 1
-        if plan.count is not None:
-            outcome.total = _number(results[at].values[0][0])
-            at += 1
-        elif plan.counted and outcome.total is None:
-            outcome.total = outcome.rows
-        if plan.estimate is not None:
-            planned = _planned_rows(results[at])
-            at += 1
-            cap = self.settings.max_rows
-            if outcome.total is None:
-                outcome.total = planned
-            elif cap is None or outcome.total > cap:
-                outcome.total = max(outcome.total, planned)
-        if plan.needs_gucs or plan.inserted:
-            headers, status, inserted = results[at].values[0]
-            outcome.headers, outcome.status = headers, status
-            outcome.inserted = _number(inserted)
-        return outcome
 
 
 _begins: dict[str, Statement] = {}

@@ -64,8 +64,9 @@ class Plan:
     check: "singular", "max-affected" or "put" conditions on the number of rows. rollback: nothing
     is to be kept. isolation: level of the transaction when not the default. quick: expected to be
     short. settings: of the function, for the transaction. path: percent-encoded, for Location.
-    express, openings, constant, cap: for the short way: whether it may go there, the opening
-    statement by role, the answer when it is always the same, most rows of any answer.
+    express, plain, openings, constant, cap: for the short way: whether it may go there, whether its
+    answer follows from the page and the rows alone, the opening statement by role, the answer when
+    it is always the same, most rows of any answer.
     """
 
     action: Action
@@ -98,6 +99,7 @@ class Plan:
     profile: str | None = None
     cacheable: bool = True
     express: bool = False
+    plain: bool = False
     path: str = ""
     openings: dict[str, object] = field(default_factory=dict)
     constant: tuple[int, list[tuple[str, str]]] | None = None
@@ -117,23 +119,27 @@ class Plan:
         else:
             self.quick_runs = -PROVEN_RUNS
 
+    def is_single(self) -> bool:
+        """Whether the statements that read or write, after the one that opens, are all it takes."""
+        return (
+            self.action in ("read", "insert", "update", "delete")
+            and self.result != EXPLAIN
+            and self.isolation is None
+            and (self.read_only or not self.checks)
+            and not (self.needs_gucs or self.inserted or self.rollback)
+        )
+
     def is_plain(self) -> bool:
-        """Whether its answer follows from the page and the rows alone, with no header or setting
-        to mind."""
-        reads = self.action == "read" and self.result == ROWS
-        writes = self.action in ("insert", "update", "delete") and self.result in (AFFECTED, ROWS)
+        """Whether the answer to one that is single follows from the page and the rows alone, with
+        no preference to mind."""
+        reads = self.action == "read" and self.result == ROWS and self.applied is None
+        writes = self.action != "read" and self.result in (AFFECTED, ROWS)
         return (
             (reads or writes)
             and self.count is None
             and self.estimate is None
-            and self.isolation is None
-            and self.profile is None
-            and (writes or self.applied is None)
-            and not (
-                self.head or self.needs_gucs or self.inserted or self.checks or self.keys
-                or self.rollback or self.counted
-            )
-        )  # fmt: skip
+            and not (self.head or self.checks or self.keys or self.counted)
+        )
 
 
 class Planner:

@@ -112,8 +112,9 @@ class Generation:
         self.accepts: dict[str | None, tuple[accept.MediaType, ...]] = {}
 
     def remember(self, key: object, plan: Plan) -> None:
-        plan.express = plan.is_plain() and not self.settings.server_timing_enabled
+        plan.express = plan.is_single() and not self.settings.server_timing_enabled
         if plan.express:
+            plan.plain = plan.is_plain()
             plan.cap = self.settings.max_rows
             plan.constant = short.constant(plan)
         self.plans[key] = plan

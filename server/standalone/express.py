@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ichicore.http.express import PECULIAR, Express, Tally
+from ichicore.http.express import PECULIAR as ANYWHERE
+from ichicore.http.express import Express, Tally
 from server.gateway.express import ShortWay
 from server.gateway.request import EdgeRequest
 from server.postgres import faults, short
@@ -12,13 +13,15 @@ from server.postgres import faults, short
 if TYPE_CHECKING:
     from server.standalone.app import Standalone
 
+PECULIAR = ANYWHERE | {"origin"}
+
 
 class RestWay(ShortWay):
     """Open to the hosts that the general way has answered since the last change of the
     configuration."""
 
     def __init__(self, server: Standalone) -> None:
-        super().__init__(Express("", "/"), faults, short, server.handle)
+        super().__init__(Express("", "/", PECULIAR), faults, short, server.handle)
         self.server = server
         self.tally = Tally()
         self.used = 0.0
