@@ -35,9 +35,9 @@ def wrk(
     report = """
 done = function(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("RESULT %d %d %d %d %d %d %d\\n", summary.requests, summary.duration,
-    latency:percentile(50), latency:percentile(90), latency:percentile(99), e.status,
-    e.connect + e.read + e.write + e.timeout))
+  io.write(string.format("RESULT %d %d %d %d %d %d %d %d %d %d\\n", summary.requests,
+    summary.duration, latency:percentile(50), latency:percentile(90), latency:percentile(99),
+    e.status, e.connect, e.read, e.write, e.timeout))
 end
 """
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
@@ -60,9 +60,13 @@ end
     found = re.search(r"RESULT (.*)", done.stdout)
     if done.returncode or not found:
         raise LoadError(f"wrk failed: {done.stdout[-300:]}{done.stderr[-300:]}")
-    requests, micros, p50, p90, p99, bad, broken = (int(x) for x in found[1].split())
-    if bad or broken:
-        raise LoadError(f"{bad} answers were not 2xx and {broken} connections broke ({url})")
+    requests, micros, p50, p90, p99, bad, *broken, late = (int(x) for x in found[1].split())
+    if bad or any(broken) or late:
+        connects, reads, writes = broken
+        raise LoadError(
+            f"{bad} answers were not 2xx, {late} took longer than 2 s; connections broke: "
+            f"{connects} when made, {reads} when read, {writes} when written ({url})"
+        )
     return {
         "rate": requests / (micros / 1e6),
         "p50_ms": p50 / 1000,

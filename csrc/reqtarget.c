@@ -2,14 +2,18 @@
 #include "reqtarget.h"
 
 #include "reqbody.h"
+#include "reqvalues.h"
 
 #include <string.h>
 #include <strings.h>
 
 enum { MANY = 64 }; /* headers, from which on none is added: the HTTP server takes a hundred */
 
-/* The end of the request's headers, or NULL. *body becomes the length that they announce, -1 when
- * it is not certain where the body ends. *line_end: the CR of the first line. *lines: how many. */
+enum { IN_DOUBT = -1, NOT_SAID = -2 }; /* of the length of a body */
+
+/* The end of the request's headers, or NULL. *body becomes the length that they announce, NOT_SAID
+ * where it comes in chunks or the request is for another protocol, IN_DOUBT when it is not certain
+ * where the body ends. *line_end: the CR of the first line. *lines: how many. */
 static char *read_head(char *p, char *end, char **line_end, int64_t *body, int *lines)
 {
     int lengths = 0;
@@ -28,13 +32,13 @@ static char *read_head(char *p, char *end, char **line_end, int64_t *body, int *
         } else if (size == 0) {
             return lf + 1;
         } else if (*p == ' ' || *p == '\t') {
-            *body = -1;
+            *body = IN_DOUBT;
         } else if ((*p | 32) == 'c' && size >= 14 && strncasecmp(p, "content-length", 14) == 0) {
             char *q = p + 14;
             int digits = 0;
             int64_t value = 0;
             if (*q != ':' || lengths++)
-                *body = -1;
+                *body = IN_DOUBT;
             for (q++; q < cr && (*q == ' ' || *q == '\t'); q++) {
             }
             for (; q < cr && *q >= '0' && *q <= '9' && digits < 18; q++, digits++)
@@ -42,12 +46,13 @@ static char *read_head(char *p, char *end, char **line_end, int64_t *body, int *
             for (; q < cr && (*q == ' ' || *q == '\t'); q++) {
             }
             if (q < cr || digits == 0)
-                *body = -1;
+                *body = IN_DOUBT;
             if (*body >= 0)
                 *body = value;
         } else if (((*p | 32) == 't' && size >= 17 && strncasecmp(p, "transfer-encoding", 17) == 0)
                    || ((*p | 32) == 'u' && size >= 7 && strncasecmp(p, "upgrade", 7) == 0)) {
-            *body = -1;
+            if (*body != IN_DOUBT)
+                *body = NOT_SAID;
         }
         p = lf + 1;
     }
@@ -100,20 +105,27 @@ ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room)
     }
     stream->mode = ICHI_BLIND;
     after = read_head(buf, buf + n, &line_end, &body, &lines);
-    if (after == NULL || body < 0 || buf[0] < 'A' || buf[0] > 'Z')
+    if (after == NULL || body == IN_DOUBT || buf[0] < 'A' || buf[0] > 'Z')
         return n;
     start = memchr(buf, ' ', (size_t)(line_end - buf));
     stop = line_end - 9; /* " HTTP/1.1" */
     if (start == NULL || start >= stop || memcmp(stop, " HTTP/1.", 8) != 0)
         return n;
-    body -= buf + n - after;
-    if (body >= 0) {
-        stream->mode = body == 0 ? ICHI_HEAD : ICHI_BODY;
-        stream->body = body;
+    if (body != NOT_SAID) {
+        int64_t left = body - (buf + n - after);
+        if (left >= 0) {
+            stream->mode = left == 0 ? ICHI_HEAD : ICHI_BODY;
+            stream->body = left;
+        }
+        body = left;
     }
+    size_t tail = (size_t)(buf + n - after); /* of the body: it stays at the end */
     ssize_t size = escape(buf, n, room, start + 1, stop);
-    if (body == 0 && after < buf + n && lines < MANY)
-        return ichi_body_keep(buf, size, room, (size_t)(after - buf + (size - n)));
+    if (lines < MANY)
+        size = ichi_values_encode(buf, size, room, (size_t)(line_end + 2 - buf + (size - n)),
+                                  (size_t)size - tail);
+    if (body == 0 && tail != 0 && lines < MANY)
+        return ichi_body_keep(buf, size, room, (size_t)size - tail);
     return size;
 }
 

@@ -24,7 +24,8 @@ typedef struct {
 
 /* n bytes have come into buf, which has room for `room`. Gives the number of bytes that are there
  * now. Only a request that begins with these bytes and whose line and headers are all there is
- * touched: its target, and a header for its body where that is kept (reqbody.h). Whatever leaves a
+ * touched: its target, values of its headers (reqvalues.h), and a header for its body where that is
+ * kept (reqbody.h). Whatever leaves a
  * doubt about where the next one begins makes the stream blind. */
 ssize_t ichi_stream_feed(ichi_stream *stream, char *buf, ssize_t n, size_t room);
 

@@ -1,4 +1,4 @@
-# distutils: sources = csrc/reqtarget.c csrc/reqbody.c csrc/handover.c
+# distutils: sources = csrc/reqtarget.c csrc/reqbody.c csrc/reqvalues.c csrc/handover.c
 """What is done with the bytes of connections before the HTTP server sees them.
 
 Requests whose target holds quotes, angle brackets and other bytes that have to be encoded.
@@ -9,10 +9,14 @@ a request with an empty 400. `install` has them encoded between the socket and t
 Connections that open a WebSocket of /realtime are passed to the process that holds all sockets, with
 their request, where `hand_over` names it: no message of theirs then goes through the HTTP server.
 
+Header values with bytes beyond ASCII, which that server gives to nobody: they are encoded, and
+`decoded` gives them by the header that such a request has.
+
 Small bodies that come with their request's head, of which `keep_bodies` has a copy kept: `body` gives
 it by the header that such a request has.
 """
 import secrets
+from urllib.parse import unquote_to_bytes
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
@@ -34,6 +38,9 @@ cdef extern from "reqbody.h":
     void* ichi_body_take(unsigned long long number, const char** bytes, size_t* size) noexcept
     void ichi_body_free(void* taken) noexcept
 
+cdef extern from "reqvalues.h":
+    void ichi_values_begin(const char* name) noexcept
+
 cdef extern from "handover.h":
     int ichi_opens_socket(const char* head, size_t n) noexcept
     int ichi_hand_over_to(const char* address) noexcept
@@ -42,6 +49,10 @@ cdef extern from "handover.h":
 # The header that tells where a request's body is kept. Clients cannot know its name; whoever reads
 # the headers of a request takes it out.
 BODY_HEADER = "x-body-" + secrets.token_hex(8)
+
+# The same for the names of those headers whose values are encoded. It comes twice.
+ENCODED_HEADER = "x-encoded-" + secrets.token_hex(8)
+ichi_values_begin(ENCODED_HEADER.encode())
 
 
 cdef class Stream:
@@ -98,6 +109,11 @@ def keep_bodies(str prefix not None):
     """Has bodies of requests whose target starts with `prefix` kept from now on."""
     if not ichi_body_begin(BODY_HEADER.encode(), prefix.encode()):
         raise ValueError("the prefix is too long")
+
+
+def decoded(str value not None):
+    """A value that is encoded, as the client sent it."""
+    return unquote_to_bytes(value)
 
 
 def body(str number not None):

@@ -27,12 +27,14 @@ class Request:
     trailing slash. peer: client address. id: request id. read_body(limit) reads it whole, at most
     `limit` bytes (ApiError 413 beyond); read_stream(limit) yields chunks and may be used once, as
     may read_batches(), for bodies of declared length that are large.
+    beyond_ascii: the headers with other bytes than ASCII, which `headers` has not.
     refusal: on routes that may be open to all (/functions), why the credentials presented are not
     valid; the identity is then NOBODY.
     """
 
     __slots__ = (
         "base_url",
+        "beyond_ascii",
         "gone",
         "headers",
         "id",
@@ -76,6 +78,7 @@ class Request:
         self.read_stream = read_stream
         self.gone = gone
         self.refusal: ApiError | None = None
+        self.beyond_ascii: dict[str, bytes] | None = None
 
     def read_batches(self) -> Batches:
         return StreamBatches(self.read_stream(int(self.headers["content-length"])))

@@ -233,6 +233,10 @@ class FunctionsService:
         for name, value in headers.items():
             if name not in NOT_FORWARDED and not name.startswith((OURS, SOCKET)):
                 lines.append(f"{name}: {value}")
+        if request.beyond_ascii:
+            for name, raw in request.beyond_ascii.items():
+                if name not in NOT_FORWARDED and not name.startswith((OURS, SOCKET)):
+                    lines.append(f"{name}: {raw.decode('latin-1')}")
         if SCHEDULE in headers and _ours(lease, headers):
             lines.append(f"{SCHEDULE}: {headers[SCHEDULE]}")
         identity = request.identity

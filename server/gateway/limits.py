@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ichicore.errors import ApiError
+from ichicore.http import lenient
 
 MAX_URL = 32_768  # characters of path and query
 MAX_HEADER_BYTES = 65_536
@@ -18,6 +19,7 @@ SINGLE = frozenset({"host", "authorization", "apikey", "content-length", "conten
 MEANINGFUL = SINGLE | {
     "accept", "accept-profile", "content-profile", "prefer", "range", "range-unit",
     "transfer-encoding", "x-request-id", "if-match", "if-none-match", "content-encoding",
+    "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "upgrade",
 }  # fmt: skip
 
 
@@ -27,6 +29,12 @@ def too_large(limit: int) -> ApiError:
 
 def cut_short() -> ApiError:
     return ApiError(400, "bad_request", "The body ended before its declared length.")
+
+
+def broken_off() -> ApiError:
+    return ApiError(
+        400, "bad_request", "The chunked body broke off, or has trailers, which are not taken."
+    )
 
 
 def url_too_long() -> ApiError:
@@ -53,8 +61,30 @@ def collect(raw: Any) -> dict[str, str]:
     if len(names) != len(headers):
         for name in names:
             if name not in headers and name in MEANINGFUL:
-                raise ApiError(400, "bad_request", f"The header {name} is not plain ASCII.")
+                raise not_ascii(name)
     return headers
+
+
+def not_ascii(name: str) -> ApiError:
+    return ApiError(400, "bad_request", f"The header {name} is not plain ASCII.")
+
+
+def beyond_ascii(headers: dict[str, str]) -> dict[str, bytes]:
+    """Takes out the values with other bytes, of a request that came with ENCODED_HEADER, and puts
+    right what was encoded besides. ApiError 400 where one decides what the request is for."""
+    found = {}
+    for name in set(headers.pop(lenient.ENCODED_HEADER).lower().replace(" ", "").split(",")):
+        if name not in headers:
+            continue
+        value = lenient.decoded(headers[name])
+        if value.isascii():
+            headers[name] = value.decode()
+        elif name in MEANINGFUL:
+            raise not_ascii(name)
+        else:
+            found[name] = value
+            del headers[name]
+    return found
 
 
 def check_headers(headers: dict[str, str]) -> None:
@@ -126,4 +156,4 @@ async def read_stream(protocol: Any, headers: dict[str, str], limit: int) -> Asy
     elif empty > 1 and "transfer-encoding" in headers:
         # The server ends a body that broke off like a whole one, but for a second empty chunk,
         # which trailers bring too: they are refused with it.
-        raise cut_short()
+        raise broken_off()

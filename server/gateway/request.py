@@ -36,6 +36,7 @@ class EdgeRequest(Request):
         self.query = scope.query_string
         self.identity = NOBODY
         self.refusal = None
+        self.beyond_ascii: dict[str, bytes] | None = None
         self.route: Route | None = None
         self.cors: tuple[tuple[str, str], ...] = ()
         self.slug = ""
@@ -44,6 +45,8 @@ class EdgeRequest(Request):
         """Reads the headers. ApiError 400 as limits.collect."""
         self.headers = headers = limits.collect(self._scope.headers)
         self._kept = headers.pop(lenient.BODY_HEADER, None)
+        if lenient.ENCODED_HEADER in headers:
+            self.beyond_ascii = limits.beyond_ascii(headers)
         return headers
 
     @property

@@ -7,9 +7,16 @@ LENGTH = re.compile(rb"content-length:[ \t]*([0-9]{1,18})[ \t]*\Z", re.IGNORECAS
 REFUSED = re.compile(rb'["#<>`\x7f-\xff]')
 
 
+MANY = 64  # headers, from which on none is added
+MOST_NAMES = 512  # bytes of the names of encoded headers
+
+
 class Stream:
-    def __init__(self):
+    """mark: the header that tells which values are encoded."""
+
+    def __init__(self, mark: bytes):
         self.body: int | None = 0  # bytes of a body still to come; None: nothing is certain
+        self.mark = mark
 
     def feed(self, received: bytes, room: int) -> bytes:
         if self.body is None:
@@ -22,10 +29,13 @@ class Stream:
         if head is None:
             return received
         lengths = []
+        said = True
         for line in head[4].split(b"\r\n")[:-1]:
             name = line.lower()
-            if name.startswith((b" ", b"\t", b"transfer-encoding", b"upgrade")):
+            if name.startswith((b" ", b"\t")):
                 return received
+            if name.startswith((b"transfer-encoding", b"upgrade")):
+                said = False
             if name.startswith(b"content-length"):
                 found = LENGTH.match(line)
                 if found is None:
@@ -33,11 +43,35 @@ class Stream:
                 lengths.append(int(found[1]))
         if len(lengths) > 1:
             return received
-        rest = sum(lengths) - (len(received) - head.end())
-        self.body = rest if rest >= 0 else None
+        body = received[head.end() :]
+        first, headers = received[: head.start(4)], head[4]
+        if said:
+            rest = sum(lengths) - len(body)
+            self.body = rest if rest >= 0 else None
         target = REFUSED.sub(lambda found: b"%%%02X" % found[0][0], head[2])
-        made = received[: head.start(2)] + target + received[head.end(2) :]
-        return made if len(made) <= room else received
+        made = received[: head.start(2)] + target + received[head.end(2) : head.start(4)]
+        if len(made) + len(received) - len(first) <= room:
+            first = made
+        if headers.count(b"\r\n") + 2 < MANY:
+            made = self.values(headers)
+            if len(first) + len(made) + 2 + len(body) <= room:
+                headers = made
+        return first + headers + b"\r\n" + body
+
+    def values(self, headers: bytes) -> bytes:
+        if headers.isascii():
+            return headers
+        made, names = [], []
+        for line in headers.split(b"\r\n")[:-1]:
+            name, colon, value = line.partition(b":")
+            if colon and name.isascii() and (b"%" in value or not value.isascii()):
+                value = re.sub(rb"[%\x80-\xff]", lambda found: b"%%%02X" % found[0][0], value)
+                names.append(name)
+            made.append(name + colon + value + b"\r\n")
+        if len(b",".join(names)) >= MOST_NAMES:
+            return headers
+        mark = self.mark + b": " + b",".join(names) + b"\r\n" if names else b""
+        return b"".join(made) + 2 * mark
 
 
 def opens_socket(head: bytes) -> bool:

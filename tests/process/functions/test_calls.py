@@ -63,6 +63,8 @@ Deno.serve(async (req: Request, info) => {
       return new Response("x", { headers: { "x-heavy": "y".repeat(1_000_000) } });
     case "empty":
       return new Response(null, { status: 204 });
+    case "headers":
+      return Response.json(Object.fromEntries(req.headers));
     case "socket": {
       const protocol = url.searchParams.get("protocol");
       const offered = req.headers.get("sec-websocket-protocol");
@@ -156,6 +158,31 @@ def test_the_request_arrives_as_it_was_sent(parts):
     assert parts.call("parts/empty")[:2] == (204, b"")
     assert parts.code("parts/heavy") == (502, "function_error")
     assert parts.call("parts/large", method="HEAD")[:2] == (200, b"")
+
+
+def test_header_values_beyond_ascii_pass_as_they_are(parts):
+    cookie, city = "name=Zoë%41; b=2".encode(), "São Paulo".encode("latin-1")
+
+    def call(head, body=b""):
+        with socket.create_connection(("127.0.0.1", parts.node.port), timeout=60) as client:
+            start = f"POST /functions/parts/headers?é HTTP/1.1\r\nhost: {parts.host}\r\n".encode()
+            key = f"apikey: {parts.anon}\r\nconnection: close\r\n".encode()
+            client.sendall(start + key + head + b"\r\n" + body)
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        return answer.split()[1], answer.rpartition(b"\r\n\r\n")[2]
+
+    plain = b"x-share: 5%%\r\ncookie: %b\r\nx-city: %b\r\n" % (cookie, city)
+    chunked = b"transfer-encoding: chunked\r\n"
+    for status, body in (call(plain), call(plain + chunked, b"2\r\nhi\r\n0\r\n\r\n")):
+        assert status == b"200", body
+        headers = json.loads(body)
+        assert headers["cookie"].encode("latin-1") == cookie
+        assert headers["x-city"].encode("latin-1") == city
+        assert headers["x-share"] == "5%"
+        assert not [name for name in headers if name.startswith("x-encoded")]
+    for name in (b"authorization", b"x-forwarded-for", b"content-type"):
+        status, body = call(name + b": \xc3\xa9\r\n")
+        assert (status, json.loads(body)["code"]) == (b"400", "bad_request"), name
 
 
 def test_bodies_pass_whole_both_ways(parts):
