@@ -67,8 +67,8 @@ create table big (id int primary key, payload text);
 insert into big select x, repeat(md5(x::text), 32) from generate_series(1, 100000) x;
 """
 
-# wrk: reads notes by primary key, in a scattered order. The requests are made beforehand: making one
-# in Lua takes wrk as long as the database takes to answer it, on the same cores.
+# wrk: reads notes by primary key, in a scattered order. The requests are made beforehand: making
+# one in Lua takes wrk as long as the database takes to answer it, on the same cores.
 READ_BY_KEY = f"""
 local made, n = {{}}, 0
 init = function(args)

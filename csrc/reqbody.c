@@ -9,7 +9,8 @@
 enum {
     SLOTS = 256,  /* a power of two: bodies that nobody has taken yet */
     MOST = 16384, /* bytes of a body */
-    NAME = 64
+    NAME = 64,
+    PREFIXES = 4
 };
 
 typedef struct {
@@ -21,28 +22,36 @@ typedef struct {
 /* Written by the threads that receive, emptied by the one that serves. */
 static _Atomic(Kept *) slots[SLOTS];
 static _Atomic uint64_t last;
-static char name[NAME], prefix[NAME];
-static size_t prefix_size;
+static char name[NAME], prefixes[PREFIXES][NAME];
+static int count; /* of the prefixes */
 
 int ichi_body_begin(const char *header, const char *start)
 {
-    if (strlen(header) >= NAME || strlen(start) >= NAME)
+    if (strlen(header) >= NAME || strlen(start) >= NAME || count == PREFIXES)
         return 0;
     strcpy(name, header);
-    strcpy(prefix, start);
-    prefix_size = strlen(start);
+    strcpy(prefixes[count++], start);
     return 1;
+}
+
+static int wanted(const char *target, size_t size)
+{
+    for (int i = 0; i < count; i++) {
+        size_t n = strlen(prefixes[i]);
+        if (size >= n && memcmp(target, prefixes[i], n) == 0)
+            return 1;
+    }
+    return 0;
 }
 
 ssize_t ichi_body_keep(char *buf, ssize_t n, size_t room, size_t head)
 {
     char line[NAME + 32];
     size_t size = (size_t)n - head;
-    if (prefix_size == 0 || buf[0] != 'P' || size == 0 || size > MOST)
+    if (count == 0 || buf[0] != 'P' || size == 0 || size > MOST)
         return n;
     const char *target = memchr(buf, ' ', head);
-    if (target == NULL || (size_t)(buf + head - ++target) < prefix_size
-        || memcmp(target, prefix, prefix_size) != 0)
+    if (target == NULL || !wanted(target + 1, (size_t)(buf + head - target) - 1))
         return n;
     uint64_t number = atomic_fetch_add(&last, 1) + 1;
     size_t more = (size_t)snprintf(line, sizeof line, "%s: %llu\r\n", name,

@@ -8,8 +8,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* Begins to keep bodies of requests whose target starts with `prefix`. name: of the header. 0 when
- * one of them is too long. Called once, before any request. */
+/* Has bodies of requests whose target starts with `prefix` kept, too. name: of the header, always the
+ * same. 0 when one of them is too long, or there are too many. Called before any request. */
 int ichi_body_begin(const char *name, const char *prefix);
 
 /* n bytes in buf, which has room for `room`, are one whole request; its body begins at `head`.

@@ -6,7 +6,7 @@ then take the general way. Both give the same answers.
 """
 cimport cython
 
-from ichicore.http.plain cimport body_length, plain_headers, verified
+from ichicore.http.plain cimport body_length, numbered, plain_headers, verified
 from ichicore.pg.group cimport Group, Statement
 from ichicore.pg.placing cimport Placing
 from ichicore.http import lenient as _lenient
@@ -288,7 +288,7 @@ cdef class Express:
     cdef list sealed(self, list headers, Ticket ticket):
         """The headers of an answer, with its id and what its lane adds."""
         if self.prefix:
-            headers.append(("x-request-id", self.prefix + "%08x" % ticket.number))
+            headers.append(("x-request-id", numbered(self.prefix, ticket.number)))
         headers.extend(ticket.extra)
         return headers
 

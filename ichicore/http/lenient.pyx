@@ -106,9 +106,9 @@ def hand_over(str address not None):
 
 
 def keep_bodies(str prefix not None):
-    """Has bodies of requests whose target starts with `prefix` kept from now on."""
+    """Has bodies of requests whose target starts with `prefix` kept from now on, too."""
     if not ichi_body_begin(BODY_HEADER.encode(), prefix.encode()):
-        raise ValueError("the prefix is too long")
+        raise ValueError("the prefix is too long, or one too many")
 
 
 def decoded(str value not None):

@@ -1,4 +1,6 @@
-"""What the short ways ask of a request's headers before they take it."""
+"""What the short ways ask of a request's headers before they take it, and what they tell."""
+
+from cpython.unicode cimport PyUnicode_DecodeASCII
 
 
 cdef inline dict plain_headers(object raw, Py_ssize_t most):
@@ -15,8 +17,10 @@ cdef inline object verified(object known, object denied, object key, double now)
     """What was found good under a key (with identity and until) and still is at `now`, epoch
     seconds; else None."""
     cdef object found = known.get(key)
-    if found is None or now >= found.until or (
-            denied and denied.covers(found.identity.claims, now)):
+    if found is None or now >= found.until:
+        return None
+    if denied is not None and (denied.sessions or denied.users) and \
+            denied.covers(found.identity.claims, now):
         return None
     return found
 
@@ -29,3 +33,14 @@ cdef inline Py_ssize_t body_length(dict headers, Py_ssize_t most) except -2:
         return -1
     length = int(text)
     return length if 0 < length <= most else -1
+
+
+cdef inline str numbered(str prefix, unsigned long long number):
+    """The prefix and the number in hexadecimal, in eight digits at least."""
+    cdef char digits[16]
+    cdef int at = 16
+    while number or at > 8:
+        at -= 1
+        digits[at] = b"0123456789abcdef"[number & 15]
+        number >>= 4
+    return prefix + PyUnicode_DecodeASCII(digits + at, 16 - at, NULL)

@@ -8,9 +8,14 @@ take the general way. Both give the same answers.
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 
-from ichicore.http.plain cimport body_length, plain_headers, verified
+from ichicore.http.plain cimport body_length, numbered, plain_headers, verified
 from ichicore.mongo.link cimport Dock, Link, Waiter
 from ichicore.mongo.plain cimport Place, Ready
+
+from ichicore.http import lenient as _lenient
+
+cdef object kept_body = _lenient.body
+cdef str BODY_HEADER = _lenient.BODY_HEADER
 
 # Headers with which a request takes the general way.
 cdef frozenset PECULIAR = frozenset((
@@ -74,13 +79,18 @@ cdef class Letter(Waiter):
             self.body = given.result()
         except Exception:
             self.body = b""
+        self.begin()
+
+    cdef int begin(self) except -1:
+        """Sets out with the body that there is."""
         try:
             if (PyBytes_GET_SIZE(self.body) == <Py_ssize_t> int(self.headers["content-length"])
                     and self.set_out()):
-                return
+                return 0
         except Exception:
             self.leave()
         self.way.resume(self.scope, self.protocol, self.body)
+        return 0
 
     cdef bint set_out(self) except -1:
         """Sends the command. False when the request has to take the general way."""
@@ -202,7 +212,7 @@ cdef class Letter(Waiter):
         try:
             headers = [
                 ("content-type", "application/json"),
-                ("x-request-id", self.way.prefix + "%08x" % self.number),
+                ("x-request-id", numbered(self.way.prefix, self.number)),
                 *(self.lane.silent if origin is None else self.lane.cors(origin)),
             ]
             self.protocol.response_bytes(200, headers, body)
@@ -266,18 +276,23 @@ cdef class Way:
         cdef dict headers
         cdef object known
         cdef Place place
+        cdef Py_ssize_t length
+        cdef str kept
+        cdef bytes body
         if scope.method != "POST" or len(path) > MAX_PATH:
             return False
         headers = plain_headers(scope.headers, MAX_HEADERS)
         if headers is None:
             return False
+        kept = headers.pop(BODY_HEADER, None)
         lane = self.lanes.get(headers.get("host"))
         if lane is None or scope.query_string:
             return False
         if not PECULIAR.isdisjoint(headers):
             return False
         apikey = headers.get("apikey")
-        if apikey is None or body_length(headers, LONGEST) < 0:
+        length = body_length(headers, LONGEST)
+        if apikey is None or length < 0:
             return False
         known = verified(
             lane.known, lane.denied, (headers.get("authorization"), apikey), self.now())
@@ -299,5 +314,11 @@ cdef class Way:
         letter.headers = headers
         letter.identity = known.identity
         letter.place = place
+        if kept is not None:
+            body = kept_body(kept)
+            if body is not None and PyBytes_GET_SIZE(body) == length:
+                letter.body = body
+                letter.begin()
+                return True
         protocol().add_done_callback(letter)
         return True

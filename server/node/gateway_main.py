@@ -23,7 +23,8 @@ NODE_FILE = "ICHIBASE_NODE_FILE"
 BUFFER = 208 << 10
 NODE = "server.app:application"
 REST = "server.standalone.app:application"
-SHORT_WAYS = {NODE: "/postgres/", REST: "/"}  # where requests may go one
+# Below which paths requests may go a short way.
+SHORT_WAYS = {NODE: ("/postgres/", "/mongo/v1/"), REST: ("/",)}
 PROCESS_NAMES = {NODE: "ichibase-worker", REST: "ichibase-rest"}
 
 
@@ -92,8 +93,9 @@ def _load(target: str, main: int) -> Any:
         realtime = connections_path(read_listener().config.data_dir)
         if realtime.parent.is_dir():  # else no realtime process belongs to this listener
             lenient.hand_over(unix.lasting_address(realtime))
-    if lenient.install("_granian") and target in SHORT_WAYS:
-        lenient.keep_bodies(SHORT_WAYS[target])
+    if lenient.install("_granian"):
+        for path in SHORT_WAYS.get(target, ()):
+            lenient.keep_bodies(path)
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
