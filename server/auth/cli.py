@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from server.cli.client import CommandError, direct
-from server.cli.output import print_json, print_table
+from server.cli.output import note, print_json, print_table
 
 
 def register(commands: Any) -> None:
@@ -119,7 +119,7 @@ class _Users:
             if wanted in (user["id"], user["email"], user["phone"]):
                 one: dict[str, Any] = user
                 return one
-        raise CommandError(f'there is no user "{name}"')
+        raise CommandError(f'there is no user "{name}"; see: ichibase users list')
 
     def of(self, name: str, rest: str = "") -> str:
         """Path of one user's endpoint."""
@@ -260,6 +260,8 @@ def outbox(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return 0
+    if not found:
+        note("no messages; with a mail server of the project's own they are sent")
     for one in reversed(found):
         print(f"--- {one['at']}  {one['channel']} to {one['to']}")
         if one["subject"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from server.base.events import Event, Failed, Lost, Noted, Regained, Served
 Access = Literal["off", "errors", "all"]
 Format = Literal["text", "json"]
 SLOW = 1.0  # seconds from which a request is worth a line even when all is well
+# What lets its reader in, wherever it stands: tokens and keys (a signed upload has one in its
+# path), and passwords of addresses and of connections.
+TOKEN = re.compile(r"(?:ich_[a-z]+_)?eyJ[\w-]+\.[\w-]+\.[\w-]+")
+PASSWORD = re.compile(r"(://[^\s:/@]*:)[^\s@/]+(?=@)|(\bpassword=)[^\s'\"]+")
 LEVELS = {Served: "info", Failed: "error", Lost: "warning", Regained: "info", Noted: "info"}
 
 
@@ -23,6 +28,14 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def without_secrets(line: str) -> str:
+    if "eyJ" in line:
+        line = TOKEN.sub("(token)", line)
+    if "@" in line or "password=" in line:
+        line = PASSWORD.sub(r"\1\2(hidden)", line)
+    return line
 
 
 def text_line(event: Event, stamp: str) -> str:
@@ -75,7 +88,7 @@ class Logger:
         stamp = (
             time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         )
-        self.out.write(self.line(event, stamp) + "\n")
+        self.out.write(without_secrets(self.line(event, stamp)) + "\n")
         self.out.flush()
 
     def wants(self, status: int, seconds: float) -> bool:

@@ -34,6 +34,10 @@ NEXT = {
     "secret_not_found": "ichibase functions secrets list",
     "invalid_secret": "ichibase functions secrets set NAME=VALUE",
     "function_load_failed": "ichibase functions logs NAME",
+    "revision_not_found": "ichibase rules history",
+    "collection_not_found": "ichibase mongo collections",
+    "key_not_found": "ichibase keys list",
+    "mongo_not_enabled": "ichibase mongo enable",
     "mongo_not_available": "ichibase projects create NAME --flavor postgres",
 }
 
@@ -132,6 +136,11 @@ class AdminClient:
     def project(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = self.call("GET", f"/admin/v1/projects/{quote(name, safe='')}")
         return found
+
+
+def reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file could not be read, for people."""
+    return "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
 
 
 def _held(lock: Path) -> bool:

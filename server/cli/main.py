@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from server.cli.client import AdminClient, CommandError
+from server.cli.client import AdminClient, CommandError, reason
 from server.cli.output import installed, note, print_json, print_table, progress
 from server.control.cli import project_actions
 
@@ -131,7 +131,7 @@ def sql(options: argparse.Namespace) -> int:
         try:
             text = Path(options.file).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"cannot read {options.file}: {error}") from None
+            raise CommandError(f"cannot read {options.file}: {reason(error)}") from None
     else:
         text = sys.stdin.read()
     wanted = {"sql": text, "timeout_ms": max(1, round(options.timeout * 1000))}
@@ -176,7 +176,7 @@ def migrate(options: argparse.Namespace) -> int:
             try:
                 text = file.read_text()
             except (OSError, UnicodeDecodeError) as error:
-                raise CommandError(f"cannot read {file}: {error}") from None
+                raise CommandError(f"cannot read {file}: {reason(error)}") from None
             try:
                 answer = admin.call(
                     "POST", f"{_project_path(options.project)}/migrations",
@@ -222,7 +222,7 @@ def settings(options: argparse.Namespace) -> int:
         try:
             text = Path(options.section).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise CommandError(f"cannot read {options.section}: {error}") from None
+            raise CommandError(f"cannot read {options.section}: {reason(error)}") from None
         kept = {}
         for name, value in _json(text, options.section).items():
             kept[name] = admin.call("PUT", f"{base}/{quote(name, safe='')}", value)

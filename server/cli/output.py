@@ -27,8 +27,16 @@ def print_table(columns: list[str], rows: list[list[Any]], *, fold: bool = True)
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(value)) for value in row))
-    width = None if fold and sys.stdout.isatty() else UNBOUNDED
-    Console(width=width, soft_wrap=width is not None).print(table)
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if fold and terminal else UNBOUNDED)
+    with console.capture() as shown_lines:
+        console.print(table, soft_wrap=not (fold and terminal))
+    print("\n".join(line.rstrip() for line in shown_lines.get().splitlines()))
+
+
+def moment(text: str | None) -> str:
+    """A time of an answer, ISO 8601 in UTC, as a person reads it: to the second."""
+    return "∅" if text is None else text[:19].replace("T", " ")
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from server.cli.client import CommandError
-from server.cli.output import note, print_json, print_table
+from server.cli.output import moment, note, print_json, print_table
 from server.functions.build import MAX_FILES, MAX_SOURCE, PATH, SHARED, without_comments
 
 FOLDER = "functions"
@@ -152,7 +152,10 @@ def new(options: argparse.Namespace) -> int:
         raise CommandError(
             f"cannot write {folder}: {error.strerror}; name another folder by --dir"
         ) from None
-    print(f"wrote {folder}/index.ts; next: ichibase functions deploy {options.name}")
+    if options.json:
+        print_json({"name": options.name, "folder": str(folder)})
+    else:
+        print(f"wrote {folder}/index.ts; next: ichibase functions deploy {options.name}")
     return 0
 
 
@@ -327,7 +330,7 @@ def listed(options: argparse.Namespace) -> int:
     rows = [
         [f["name"], f["version"], f["auth"], f["bytes"],
          "all" if f["outbound"] is None else ", ".join(f["outbound"]),
-         ", ".join(f["schedule"] or ()), f["deployed_at"]]
+         ", ".join(f["schedule"] or ()), moment(f["deployed_at"])]
         for f in found
     ]  # fmt: skip
     print_table(["name", "version", "auth", "bytes", "outbound", "schedule", "deployed"], rows)
@@ -341,7 +344,7 @@ def versions(options: argparse.Namespace) -> int:
         print_json(found)
         return 0
     rows = [[("* " if v["active"] else "  ") + str(v["version"]), v["auth"], v["bytes"],
-             v["deployed_at"]] for v in found]  # fmt: skip
+             moment(v["deployed_at"])] for v in found]  # fmt: skip
     print_table(["version", "auth", "bytes", "deployed"], rows)
     return 0
 
@@ -376,6 +379,8 @@ def logs(options: argparse.Namespace) -> int:
         found = admin.call("GET", f"function-logs?{urlencode(query)}")
         _print_lines(options, found["lines"])
         if not options.follow:
+            if not found["lines"] and not options.json:
+                note("no lines yet; see that it is deployed: ichibase functions list")
             return 0
         query |= {"after": str(found["last"]), "wait": "20", "limit": "1000"}
 
@@ -507,7 +512,7 @@ def secrets_list(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
     else:
-        print_table(["name", "changed"], [[s["name"], s["changed_at"]] for s in found])
+        print_table(["name", "changed"], [[s["name"], moment(s["changed_at"])] for s in found])
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from server.cli.client import CommandError
+from server.cli.client import CommandError, reason
 from server.cli.output import note, print_json, print_table
 
 
@@ -125,7 +125,7 @@ def _read(file: str) -> str:
     try:
         return sys.stdin.read() if file == "-" else Path(file).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot read {file}: {error}") from None
+        raise CommandError(f"cannot read {file}: {reason(error)}") from None
 
 
 def _json(text: str, what: str) -> Any:
@@ -260,7 +260,7 @@ def _progress(quiet: bool) -> Any:
 
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), disable=quiet,
+        console=Console(stderr=True), disable=quiet or not sys.stderr.isatty(),
     )  # fmt: skip
 
 

@@ -197,7 +197,9 @@ def _down(storage: Storage, source: Remote, target: Path, recursive: bool) -> li
     if not recursive:
         head = storage.call("head", {"bucket": source.bucket, "path": source.path})
         if not head["exists"]:
-            raise CommandError(f"there is no file {source.bucket}:{source.path}")
+            raise CommandError(
+                f"there is no file {source.bucket}:{source.path}; see: ichibase storage ls"
+            )
         if target.is_dir():
             target = target / source.path.rpartition("/")[2]
         return [Job(source.path, str(target), head["size"])]
@@ -272,7 +274,7 @@ def rm(options: argparse.Namespace) -> int:
         what = "file" if count == 1 else "files"
         print(f"deleted {count} {what}, {size_text(answer['bytes_freed'])}")
     else:
-        raise CommandError(f"there is no file {options.place}")
+        raise CommandError(f"there is no file {options.place}; see: ichibase storage ls")
     return 0
 
 
