@@ -25,6 +25,7 @@ NAMES = (
     "answer",
     "frames",
     "message",
+    "received",
 )
 MOST_BYTES = 400
 SLOWEST = 5  # seconds for one input

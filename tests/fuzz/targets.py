@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ichicore.errors import ApiError
-from ichicore.http import accept, prefer, target
+from ichicore.http import accept, lenient, prefer, target
 from ichicore.rest import grammar, payload, query, shape
 from server.postgres import payloads
 from server.standalone import conffile, rolepath
 from tests.fuzz import documents, sockets
+from tests.oracle import lenient as lenient_twin
 from tests.oracle import payload as payload_twin
 from tests.oracle import rest_query, rest_shape
 
 ZONES = frozenset({"utc", "america/los_angeles"})
+lenient.keep_bodies("/")
 TYPES = ("application/json", "text/csv", "application/x-www-form-urlencoded", "text/plain")
 
 
@@ -100,6 +102,10 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"\0a=eq.1&b=not.in.(1,2)&or=(c.like.*x*,and(d.is.null,e.gt.5))&limit=3&select=*",
         b"\1a=5&b=eq.1&c=x.y",
     ),
+    "received": (
+        b"\x18POST /a?b->>c HTTP/1.1\r\nContent-Length: 2\r\nA: \xc3\xa9\r\n\r\nab"
+        b"\x0bGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    ),
     "json": (b'[{"a":1,"b":[true,null]},{"b":"\\u00e9","a":-1.5e3}]', b'{"a":{"b":[]}}'),
     "bodies": (b'\0{"a":1}', b'\1a,b\n1,"x""y"\n', b"\2a=1&b=x+%20"),
     "headers": (
@@ -110,7 +116,29 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
     **sockets.SEEDS,
     "settings": (b'db-uri = "x\\n" # c\nport = 1\nflag=true\n', b'.a."b-c"[0][?(@ ==^ "x")]'),
 }
+
+
+def received(data: bytes) -> None:
+    """Pieces of what comes on a connection, each behind a byte with its size; and what is kept of
+    bodies."""
+    ours, twin = lenient.Stream(), lenient_twin.Stream(lenient.ENCODED_HEADER.encode())
+    mark = lenient.BODY_HEADER.encode() + b": "
+    while data:
+        piece, data = data[1 : 1 + 4 * data[0]], data[1 + 4 * data[0] :]
+        if not piece:
+            continue
+        seen = ours.feed(piece, 4 * len(piece) + 64)
+        first, found, rest = seen.partition(mark)
+        if found:
+            number, _, rest = rest.partition(b"\r\n")
+            same(rest[:2], b"\r\n", piece)
+            same(lenient.body(number.decode()), rest[2:], piece)
+            seen = first + rest
+        same(seen, twin.feed(piece, 4 * len(piece) + 64), piece)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    "received": received,
     **documents.TARGETS,
     **sockets.TARGETS,
     "query": query_string,
