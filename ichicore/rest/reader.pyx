@@ -4,7 +4,7 @@ from cpython.list cimport PyList_AsTuple
 
 from ichicore.rest.ast cimport Field, JsonStep
 
-from ichicore.rest import grammar
+from ichicore.rest import syntax
 
 cdef extern from "Python.h":
     bint Py_UNICODE_ISALPHA(unsigned int ch)
@@ -138,7 +138,7 @@ cdef class Reader:
         self.p = p
         if plain:
             return self.text(start, p)
-        return self.text(start, p).strip(grammar.BLANKS)
+        return self.text(start, p).strip(syntax.BLANKS)
 
     cdef tuple json_path(self):
         """Any number of -> and ->> steps."""

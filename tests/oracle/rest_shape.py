@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-from ichicore.rest import grammar
+from ichicore.rest import grammar, syntax
 
 NAME = re.compile(rb"(?:[A-Za-z0-9_$>.-]|%3[Ee])*")
-OPERATORS = set(grammar.SIMPLE + grammar.QUANTIFIABLE + grammar.TEXT_SEARCH) | {
+OPERATORS = set(syntax.SIMPLE + syntax.QUANTIFIABLE + syntax.TEXT_SEARCH) | {
     "in",
     "is",
     "isdistinct",
 }
 OPERATOR = re.compile(rb"((?:not\.(?=.))?)([a-z]+)(\(([a-z]+)\))?\.")
-TRUTH = [word.encode() for word in grammar.TRUTH]
+TRUTH = [word.encode() for word in syntax.TRUTH]
 
 
 def operator(text: bytes) -> tuple[str, int] | None:
@@ -25,10 +25,10 @@ def operator(text: bytes) -> tuple[str, int] | None:
     if op not in OPERATORS:
         return None
     if modifier is not None:
-        if op in grammar.QUANTIFIABLE:
+        if op in syntax.QUANTIFIABLE:
             if modifier not in (b"any", b"all"):
                 return None
-        elif op not in grammar.TEXT_SEARCH:
+        elif op not in syntax.TEXT_SEARCH:
             return None
     return op, found.end()
 
