@@ -1,8 +1,8 @@
 """The grammar of a Postgres REST query string, in full and without haste.
 
 The compiled parser (query.pyx) hands over whatever it does not take: wrong input, whose error
-texts are worded by the parsers of syntax.py, and rare but valid forms. `parse` gives the same Query that the compiled
-parser gives where both succeed.
+texts are worded by the parsers of syntax.py, and rare but valid forms. `parse` gives the same Query
+that the compiled parser gives where both succeed.
 """
 
 from __future__ import annotations

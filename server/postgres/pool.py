@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from ichicore.pg.executor import JSON, NONE, VALUES, Group, Result, Shared, Stat
 from ichicore.pg.placing import AFTER, GROW, WAKE, Placing, Reader, idle
 from server.postgres.budget import ConnectionBudget
 from server.postgres.connect import Link, open_link
+from server.postgres.opening import Opener
 from server.postgres.session import Session
 from server.postgres.spool import Spool
 
@@ -45,7 +45,6 @@ __all__ = [
 BUSY_TICK = 0.02  # how exactly deadlines are kept, in seconds
 IDLE_TICK = 1.0
 CANCEL_GRACE = 5.0  # a cancelled group that has not ended by then costs its connection
-MAX_BACKOFF = 5.0
 RETIRED_QUIET = 2.0  # seconds without use after which a pool that was given up is closed
 RETIRED_LOOKS = 10  # in that time
 RETIRED_MOST = 30.0
@@ -82,23 +81,27 @@ class Pool:
     ) -> None:
         if max_size < 1 or depth < 1 or not 0 <= min_size <= max_size:
             raise ValueError("max_size and depth are at least 1, min_size at most max_size")
-        self._dsn = dsn
         self._min_size = min_size
         self._max_size = max_size
         self._depth = depth
         self._acquire_timeout = acquire_timeout
         self._statement_timeout = statement_timeout
         self._idle_timeout = idle_timeout
-        self._connect_timeout = connect_timeout
-        self._statements = statements
-        self._application_name = application_name
         self._budget = budget
         if budget is not None:
             budget.join(self)
         self._shared = Shared()
         self._links: list[Link] = []
         self._executors: list[Any] = []  # the links' executors, in the same order
-        self._opening: set[asyncio.Task[None]] = set()
+        connect = partial(
+            open_link,
+            dsn,
+            self._shared,
+            connect_timeout=connect_timeout,
+            statements=statements,
+            application_name=application_name,
+        )
+        self._opener = Opener(self, budget, connect, self._opened, self._refused)
         self._quick: deque[tuple[Group, float]] = deque()  # with the time to give up waiting
         self._slow: deque[tuple[Group, float]] = deque()
         self._sessions: deque[tuple[asyncio.Future[Link], float]] = deque()
@@ -110,9 +113,6 @@ class Pool:
         self.placing.told = self._told
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._failures = 0
-        self._retry_at = 0.0
-        self._last_failure = ""
         self._closed = False
         self._counts = {"groups": 0, "queued": 0, "cancelled": 0, "retried": 0, "opened": 0}
 
@@ -189,7 +189,7 @@ class Pool:
         if timeout is None:
             timeout = self._acquire_timeout
         waiter: asyncio.Future[Link] = loop.create_future()
-        self._refuse_when_away(monotonic())
+        self._refuse_when_away()
         self._sessions.append((waiter, monotonic() + timeout))
         self._wake()
         self._dispatch()
@@ -231,7 +231,7 @@ class Pool:
             "busy": sum(1 for one in self._executors if one.depth or one.exclusive),
             "in_flight": sum(one.depth for one in self._executors),
             "waiting": len(self._quick) + len(self._slow) + len(self._sessions),
-            "opening": len(self._opening),
+            "opening": len(self._opener),
             "prepared": sum(one.prepared_count for one in self._executors),
         }
 
@@ -243,9 +243,7 @@ class Pool:
             until = monotonic() + grace
             while any(one.depth for one in self._executors) and monotonic() < until:
                 await asyncio.sleep(0.01)
-        for task in list(self._opening):
-            task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await self._opener.stop()
         for link in list(self._links):
             self._drop(link)
         if self._timer is not None:
@@ -275,12 +273,13 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         return self._loop
 
-    def _refuse_when_away(self, now: float) -> None:
+    def _refuse_when_away(self) -> None:
         """Fails at once while the server is known to be away: nobody waits for a back-off."""
         if self._closed:
             raise PgUnavailable("the connection pool is closed")
-        if not self._links and now < self._retry_at:
-            raise PgUnavailable(self._last_failure, max(self._retry_at - now, 0.1))
+        away = None if self._links else self._opener.away()
+        if away is not None:
+            raise away
 
     def _slow_room(self) -> bool:
         """One connection of the cap is kept for quick groups."""
@@ -302,7 +301,7 @@ class Pool:
                 if self.placing.crowded(executor, group):
                     self._grow(1)
                 return
-        self._refuse_when_away(now)
+        self._refuse_when_away()
         self._counts["queued"] += 1
         (self._slow if group.slow else self._quick).append((group, now + self._acquire_timeout))
         self._dispatch()
@@ -430,41 +429,18 @@ class Pool:
 
     def _grow(self, wanted: int) -> None:
         """Opens connections, as many as wanted and allowed."""
-        assert self._loop is not None
         if self._closed:
             return
-        pause = self._retry_at - monotonic()
-        if pause > 0:
-            if not self._links and not self._opening:  # the last one broke while others waited
-                self._fail_waiting(PgUnavailable(self._last_failure, max(pause, 0.1)))
+        away = self._opener.away()
+        if away is not None:
+            if not self._links and not self._opener:  # the last one broke while others waited
+                self._fail_waiting(away)
             return
-        room = self._max_size - len(self._links) - len(self._opening)
-        for _ in range(min(room, wanted - len(self._opening))):
-            if self._budget is not None and not self._budget.take(self):
-                return
-            task = self._loop.create_task(self._open())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        room = self._max_size - len(self._links) - len(self._opener)
+        self._opener.open(min(room, wanted - len(self._opener)))
 
-    async def _open(self) -> None:
+    def _opened(self, link: Link) -> None:
         assert self._loop is not None
-        try:
-            link = await open_link(
-                self._dsn,
-                self._shared,
-                connect_timeout=self._connect_timeout,
-                statements=self._statements,
-                application_name=self._application_name,
-            )
-        except BaseException as error:
-            if self._budget is not None:
-                self._budget.release()
-            if not isinstance(error, PgUnavailable):
-                raise
-            self._refused(error)
-            return
-        self._failures = 0
-        self._retry_at = 0.0
         self._counts["opened"] += 1
         link.executor.idle_since = monotonic()
         self._links.append(link)
@@ -475,16 +451,9 @@ class Pool:
         self._dispatch()
 
     def _refused(self, error: PgUnavailable) -> None:
-        """Waits longer after each failure; while other connections work, those who wait go on
-        waiting for them."""
-        assert self._loop is not None
-        pause = min(0.1 * 2**self._failures, MAX_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311
-        self._failures = min(self._failures + 1, 10)
-        self._retry_at = monotonic() + pause
-        self._last_failure = str(error)
-        log.warning("%s; next attempt in %.1f s", error, pause)
+        """While other connections work, those who wait go on waiting for them."""
         if not self._links:
-            self._fail_waiting(PgUnavailable(str(error), pause))
+            self._fail_waiting(error)
 
     def _fail_waiting(self, error: Exception) -> None:
         waiters = [group.waiter for group, _ in (*self._quick, *self._slow)]
@@ -548,8 +517,7 @@ class Pool:
         link.close()
         if link.executor.retry:
             self._after(link)
-        if self._budget is not None:
-            self._budget.release()
+        self._opener.closed()
 
     def give_back(self) -> bool:
         """Closes one idle connection for another pool's sake."""
@@ -586,7 +554,7 @@ class Pool:
             self._check(link, now)
         if self._quick or self._slow or self._sessions:
             self._dispatch()
-        elif len(self._links) + len(self._opening) < self._min_size:
+        elif len(self._links) + len(self._opener) < self._min_size:
             self._grow(self._min_size - len(self._links))
         self.placing.busy = bool(
             self._quick or self._slow or self._sessions or any(one.depth for one in self._executors)
