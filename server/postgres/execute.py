@@ -350,7 +350,8 @@ class Runner:
     ) -> Outcome:
         """One request. Raises PgError, the pool's errors, and ApiError for failed conditions."""
         isolation = self.preface.isolation(caller.role, plan)
-        explicit = plan.rollback or isolation is not None or (plan.checks and not plan.read_only)
+        undone = bool(plan.checks) and not (plan.read_only or plan.settled)
+        explicit = plan.rollback or isolation is not None or undone
         group = Group(caller.role)
         if explicit:
             group.add(BEGIN if isolation is None else _begin(isolation), ())

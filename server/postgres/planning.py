@@ -61,9 +61,10 @@ class Plan:
 
     main, layout: the statement and its parameters. count, estimate: the same for the number of
     rows without limit, and the planner's guess at it. needs_gucs: something may set response.*.
-    check: "singular", "max-affected" or "put" conditions on the number of rows. rollback: nothing
-    is to be kept. isolation: level of the transaction when not the default. quick: expected to be
-    short. settings: of the function, for the transaction. path: percent-encoded, for Location.
+    checks: "singular", "max-affected" or "put" conditions on the number of rows. settled: they hold
+    whenever there is no error, so that nothing has to be undone. rollback: nothing is to be kept.
+    isolation: level of the transaction when not the default. quick: expected to be short. settings:
+    of the function, for the transaction. path: percent-encoded, for Location.
     express, plain, openings, constant, cap: for the short way: whether it may go there, whether its
     answer follows from the page and the rows alone, the opening statement by role, the answer when
     it is always the same, most rows of any answer.
@@ -92,6 +93,7 @@ class Plan:
     inserted: bool = False
     keys: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
+    settled: bool = False
     rollback: bool = False
     isolation: str | None = None
     quick: bool = True
@@ -125,7 +127,7 @@ class Plan:
             self.action in ("read", "insert", "update", "delete")
             and self.result != EXPLAIN
             and self.isolation is None
-            and (self.read_only or not self.checks)
+            and (self.read_only or self.settled or not self.checks)
             and not (self.needs_gucs or self.inserted or self.rollback)
         )
 
@@ -329,6 +331,14 @@ class Planner:
         ):
             checks.append("max-affected")
         plan.checks = tuple(checks) if media.explain is None else ()
+        # No trigger and no rule can keep it from being one row.
+        plan.settled = (
+            action == "insert"
+            and payload.is_object
+            and preferences.resolution is None
+            and table.kind in effects.TABLES
+            and not table.has_triggers
+        )
         resolution = preferences.resolution if action == "insert" else None
         if not table.primary_key and query.on_conflict is None:
             resolution = None

@@ -30,6 +30,10 @@ insert into open select generate_series(1, 3);
 create function headers() returns json language sql as
   $$ select current_setting('request.headers')::json $$;
 create table told (id int primary key, headers json default headers());
+create table refusing (id int primary key);
+create function refuse() returns trigger language plpgsql as $$ begin
+  insert into told values (new.id); return null; end $$;
+create trigger refuse before insert on refusing for each row execute function refuse();
 create function given(id int) returns json language sql as
   $$ select json_build_array(id, headers()) $$;
 """
@@ -212,6 +216,15 @@ WRITES = [
     ("POST", "?on_conflict=id", b'[{"id": 1, "name": "kept"}]', "resolution=ignore-duplicates"),
     ("POST", "", b'[{"id": 23}]', "return=minimal,count=exact"),
     ("POST", "", b"[]", "return=minimal"),
+    ("POST", "", b'{"id": 24, "name": "x"}', "return=representation", SINGLE),
+    ("POST", "", b'{"id": 25, "name": "x"}', "return=minimal", SINGLE),
+    ("POST", "", b'[{"id": 26}, {"id": 27}]', "return=representation", SINGLE),
+    ("POST", "", b'[{"id": 28}]', "return=representation", SINGLE),
+    ("POST", "", b'{"id": 1}', "return=representation", SINGLE),
+    ("POST", "?on_conflict=id", b'{"id": 1}', "resolution=ignore-duplicates", SINGLE),
+    ("PATCH", "?id=eq.1", b'{"n": 8}', "return=representation", SINGLE),
+    ("PATCH", "?id=lt.3", b'{"n": 8}', "return=representation", SINGLE),
+    ("DELETE", "?id=lt.3", None, "return=representation", SINGLE),
     ("PATCH", "?id=eq.1", b'{"name": "new"}', "return=minimal"),
     ("PATCH", "?id=lt.3", b'{"n": 8}', "return=representation"),
     ("PATCH", "?id=eq.77", b'{"n": 8}', "return=minimal"),
@@ -226,9 +239,9 @@ WRITES = [
 @pytest.mark.parametrize("write", WRITES, ids=[f"{w[0]}{w[1]}-{w[3]}-{n}"
                                                for n, w in enumerate(WRITES)])  # fmt: skip
 def test_both_ways_write_the_same(node, write):
-    method, query, body, prefer = write
+    method, query, body, prefer, *more = write
     url = f"{node['url']}/postgres/things"
-    headers = {**bearer(node), **({"prefer": prefer} if prefer else {})}
+    headers = {**bearer(node), **({"prefer": prefer} if prefer else {}), **dict(*more)}
     if body is not None:
         headers["content-type"] = "application/json"
     seen = []
@@ -242,6 +255,24 @@ def test_both_ways_write_the_same(node, write):
         one[0][1].pop("content-profile", None)
         same(seen[0][0], one[0])
         assert one[1] == seen[0][1]
+
+
+def test_an_object_that_is_inserted_and_shown_alone_takes_the_short_way(node):
+    headers = {**bearer(node), **SINGLE, "prefer": "return=representation",
+               "content-type": "application/json"}  # fmt: skip
+    seen, short, last = ways(node, f"{node['url']}/postgres/things", headers, "POST",
+                             b'{"id": 30, "name": "one"}', node["things"])  # fmt: skip
+    assert (seen, short) == ([201] * 3, True)
+    assert json.loads(last[2]) == {"id": 30, "name": "one", "n": 7}
+
+
+def test_a_trigger_that_refuses_the_object_leaves_nothing_behind(node):
+    headers = {**bearer(node), **SINGLE, "prefer": "return=representation",
+               "content-type": "application/json"}  # fmt: skip
+    url = f"{node['url']}/postgres/refusing"
+    assert ways(node, url, headers, "POST", b'{"id": 99}')[0] == [406] * 3
+    told = f"{node['url']}/postgres/told?id=eq.99"
+    assert json.loads(answer(told, bearer(node))[2]) == []
 
 
 def test_a_write_that_breaks_off_writes_nothing(node):
