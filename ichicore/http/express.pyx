@@ -24,6 +24,7 @@ PECULIAR = frozenset((
     "range", "cookie", "x-request-id", "transfer-encoding", "upgrade", "content-encoding", "expect",
 ))
 cdef str DOCUMENTS = "/mongo/v1/"
+cdef str CALL = "rpc/"
 cdef dict ACTIONS = {"POST": "insert", "PATCH": "update", "DELETE": "delete"}
 cdef enum:
     MAX_URL = 8192
@@ -151,6 +152,8 @@ cdef class Ticket:
         cdef object query
         if self.finished:
             return
+        if not plan.quick:
+            plan.took(self.express.clock() - self.started)
         if not plan.plain:
             self.answered(results)
             return
@@ -249,6 +252,11 @@ cdef class Ticket:
             callback(self)
 
 
+cdef inline bint quick(plan) except -1:
+    """Whether a plan's statements may stand before others on a connection."""
+    return plan.quick or plan.proven_quick
+
+
 @cython.final
 cdef class Express:
     """One worker's short way. lanes: by Host header. in_flight: minus number to (started, ticket,
@@ -301,7 +309,7 @@ cdef class Express:
         if ticket is None or not self.fits(ticket, None) or not self.enter(ticket):
             return None
         try:
-            ticket.lane.submit(ticket.group, ticket, not ticket.plan.quick)
+            ticket.lane.submit(ticket.group, ticket, not quick(ticket.plan))
         except Exception as error:
             ticket.set_exception(error)
         return ticket
@@ -350,7 +358,7 @@ cdef class Express:
 
     cdef bint send(self, Ticket ticket) except -1:
         """Hands a ticket's group to a connection. False when it cannot be now."""
-        if not ticket.plan.quick or not self.enter(ticket):
+        if not quick(ticket.plan) or not self.enter(ticket):
             return False
         ticket.group._waiter = ticket
         try:
@@ -442,23 +450,24 @@ cdef class Express:
 
     cdef bint read(self, Ticket ticket) except -1:
         """Gives a ticket what it takes to read; false when it has to take the general way."""
-        cdef object page
-        cdef dict headers
-        scanned = scan(ticket.query.encode())
+        cdef str name = ticket.path[1:]
+        cdef dict headers = ticket.headers
+        cdef bint calls = name.startswith(CALL)
+        scanned = scan(ticket.query.encode(), rpc=calls)
         if scanned is None:
             return False
-        headers = ticket.headers
-        plan = ticket.lane.plans.get((
-            False, ticket.path[1:], headers.get("accept-profile"), headers.get("accept"),
-            headers.get("prefer"), False, scanned[0],
-        ))
-        if plan is None or not plan.express:
-            return False
-        if not plan.ranged:
-            return self.group(ticket, plan, scanned[1], None, None, 0)
-        page = self.page(plan, scanned[1])
-        ticket.offset = page[1]
-        return self.group(ticket, plan, scanned[1], None, page[0], page[1])
+        if calls:
+            key = (
+                "GET", "rpc", name[4:], headers.get("accept-profile"), headers.get("accept"),
+                headers.get("prefer"), headers.get("content-type"), False, (), True, scanned[0],
+            )
+        else:
+            key = (
+                False, name, headers.get("accept-profile"), headers.get("accept"),
+                headers.get("prefer"), False, scanned[0],
+            )
+        plan = ticket.lane.plans.get(key)
+        return plan is not None and plan.express and self.group(ticket, plan, scanned[1], None)
 
     cdef bint write(self, Ticket ticket, bytes body) except -1:
         """The same for a write. body: None for a DELETE."""
@@ -466,7 +475,11 @@ cdef class Express:
         cdef bint is_object = True
         cdef bytes query = ticket.query.encode()
         cdef dict headers = ticket.headers
-        scanned = scan(query, mutation=True)
+        cdef str name = ticket.path[1:]
+        cdef bint calls = name.startswith(CALL)
+        if calls and ticket.method != "POST":
+            return False
+        scanned = scan(query, mutation=not calls)
         if scanned is None or b"columns=" in query:
             return False
         if body is not None:
@@ -475,17 +488,23 @@ cdef class Express:
                 return False
             names = tuple(sorted(found[1]))
             is_object = found[0] == "object"
-        plan = ticket.lane.plans.get((
-            ACTIONS[ticket.method], ticket.path[1:], headers.get("content-profile"),
-            headers.get("accept"), headers.get("prefer"), names, is_object, scanned[0],
-        ))
-        if plan is None or not plan.express:
-            return False
-        return self.group(ticket, plan, scanned[1], body, None, 0)
+        if calls:
+            key = (
+                "POST", "rpc", name[4:], headers.get("content-profile"), headers.get("accept"),
+                headers.get("prefer"), headers.get("content-type"), False, names, is_object,
+                scanned[0],
+            )
+        else:
+            key = (
+                ACTIONS[ticket.method], name, headers.get("content-profile"),
+                headers.get("accept"), headers.get("prefer"), names, is_object, scanned[0],
+            )
+        plan = ticket.lane.plans.get(key)
+        return plan is not None and plan.express and self.group(ticket, plan, scanned[1], body)
 
-    cdef bint group(self, Ticket ticket, plan, list values, bytes body, limit, offset) except -1:
+    cdef bint group(self, Ticket ticket, plan, list values, bytes body) except -1:
         """Makes a ticket's statements."""
-        cdef object made
+        cdef object made, limit = None, offset = 0
         cdef str role = ticket.identity.role
         cdef Group group
         made = (<dict> plan.openings).get(role, False)
@@ -494,6 +513,9 @@ cdef class Express:
             (<dict> plan.openings)[role] = made
         if made is None:
             return False
+        if plan.ranged:
+            limit, offset = self.page(plan, values)
+            ticket.offset = offset
         group = Group(role)
         group.add(<Statement> made[0], (
             *made[1], role.encode(), ticket.identity.claims_json, ticket.method.encode(),
@@ -504,6 +526,9 @@ cdef class Express:
             for more in (plan.count, plan.estimate):
                 if more is not None:
                     group.add(<Statement> more[0], bind(more[1], values, body, limit, offset))
+            for more in plan.tail:
+                group.add(<Statement> more, ())
+        group.main = 1
         ticket.group = group
         ticket.plan = plan
         return True

@@ -20,6 +20,7 @@ class Statement:
 class Group:
     role: str
     statements: list[Statement]
+    main: int
     abandoned: bool
     slow: bool
     in_session: bool
@@ -34,8 +35,6 @@ class Group:
     def abandon(self) -> None: ...
     def restart(self) -> None: ...
     def __len__(self) -> int: ...
-    @property
-    def main_sql(self) -> str: ...
 
 @final
 class Result:

@@ -29,6 +29,7 @@ cdef class Group:
     cdef bint _plain                # no setting is changed that encoders depend on
     cdef bint _mismatch
     cdef readonly bint abandoned
+    cdef public int main            # index of the statement that its time is put down to
     cdef public bint slow
     cdef public bint in_session
     cdef public bint expired
@@ -36,6 +37,7 @@ cdef class Group:
     cdef public double deadline     # clock of the pool; 0 is none
     cdef public double sent_at
     cdef readonly int cancels_seen
+    cdef Statement measured(self)
     cdef int check(self) except -1
     cpdef add(self, Statement statement, tuple params=*)
     cdef _reset(self)

@@ -60,7 +60,8 @@ cdef class Statement:
 @cython.freelist(64)
 cdef class Group:
     """Statements that run as one implicit transaction, in the name of `role` (a key of the
-    prepared statements; switching to it is one of the statements' work)."""
+    prepared statements; switching to it is one of the statements' work). main: which of them tells
+    how long such groups take, the last one unless it is set."""
 
     def __cinit__(self, str role=""):
         self.role = role
@@ -69,6 +70,14 @@ cdef class Group:
         self._results = []
         self._prepared = []
         self._plain = True
+        self.main = -1
+
+    cdef Statement measured(self):
+        """The main statement, None in an empty group."""
+        cdef Py_ssize_t count = len(self.statements)
+        if count == 0:
+            return None
+        return <Statement> self.statements[self.main if 0 <= self.main < count else count - 1]
 
     cpdef add(self, Statement statement, tuple params=()):
         """Appends a statement; its parameters are text (bytes, UTF-8) or None."""
@@ -140,12 +149,6 @@ cdef class Group:
         self._reset()
         self.retries += 1
 
-    @property
-    def main_sql(self):
-        """Text of the last statement, '' without one."""
-        cdef Py_ssize_t count = len(self.statements)
-        return (<Statement> self.statements[count - 1]).sql if count else ""
-
 
 @cython.final
 @cython.freelist(64)
@@ -186,19 +189,18 @@ cdef class Shared:
     cdef observe(self, Group group, double seconds):
         """Learns which statements are slow: two slow runs more than quick ones make one so."""
         cdef int score
-        cdef Py_ssize_t last = len(group.statements) - 1
-        cdef Statement main
-        if last >= 0:
-            main = <Statement> group.statements[last]
-            main.service += (seconds - main.service) / MEMORY
+        cdef Statement main = group.measured()
+        if main is None:
+            return
+        main.service += (seconds - main.service) / MEMORY
         if seconds > 0.010:
-            sql = group.main_sql
+            sql = main.sql
             score = self.slow_sql.get(sql, 0) + 1
             if len(self.slow_sql) > 1024:
                 self.slow_sql.clear()
             self.slow_sql[sql] = min(score, 8)
         elif self.slow_sql and seconds < 0.003:
-            sql = group.main_sql
+            sql = main.sql
             score = self.slow_sql.get(sql, 0)
             if score == 1:
                 del self.slow_sql[sql]
@@ -206,6 +208,7 @@ cdef class Shared:
                 self.slow_sql[sql] = score - 1
 
     def is_slow(self, Group group):
-        return <int> self.slow_sql.get(group.main_sql, 0) >= 2
+        cdef Statement main = group.measured()
+        return main is not None and <int> self.slow_sql.get(main.sql, 0) >= 2
 
 

@@ -83,12 +83,10 @@ cdef class Placing:
 
     cdef int share(self, Group group) except -1:
         """How many groups like this one may well share a connection."""
-        cdef Py_ssize_t last = len(group.statements) - 1
-        cdef Statement main
+        cdef Statement main = group.measured()
         cdef double service
-        if last < 0:
+        if main is None:
             return 1
-        main = <Statement> group.statements[last]
         if main.result == MODE_NONE:
             return WRITES
         service = main.service

@@ -246,6 +246,15 @@ def _base_body(value: bytes | None, type_oid: bytes | None) -> bytes:
     return value
 
 
+def ending(plan: Plan) -> tuple[Statement, ...]:
+    """What ends an implicit transaction, after the statements that read and write."""
+    if not plan.needs_gucs:
+        return (READ_BACK,) if plan.inserted else ()
+    if plan.read_only:
+        return (READ_BACK, RESET)
+    return (READ_BACK, CHECK_DEFERRED, RESET)  # checked while the request's settings hold
+
+
 def main_outcome(plan: Plan, result: Result) -> Outcome:
     """What the main statement of a plan gave."""
     kind = plan.result
@@ -362,15 +371,13 @@ class Runner:
             group.add(plan.count[0], bind(plan.count[1], values, body, limit, offset))
         if plan.estimate is not None:
             group.add(plan.estimate[0], bind(plan.estimate[1], values, body, limit, offset))
-        read_back = plan.needs_gucs or plan.inserted
-        if read_back:
-            group.add(READ_BACK, ())
+        group.main = first
         if explicit:
+            if plan.needs_gucs or plan.inserted:
+                group.add(READ_BACK, ())
             return await self._transaction(plan, group, first)
-        if plan.needs_gucs:
-            if not plan.read_only:
-                group.add(CHECK_DEFERRED, ())  # while the request's settings hold
-            group.add(RESET, ())
+        for statement in ending(plan):
+            group.add(statement, ())
         if plan.quick:
             results = await self.pool.run(group)
         else:

@@ -65,9 +65,9 @@ class Plan:
     whenever there is no error, so that nothing has to be undone. rollback: nothing is to be kept.
     isolation: level of the transaction when not the default. quick: expected to be short. settings:
     of the function, for the transaction. path: percent-encoded, for Location.
-    express, plain, openings, constant, cap: for the short way: whether it may go there, whether its
-    answer follows from the page and the rows alone, the opening statement by role, the answer when
-    it is always the same, most rows of any answer.
+    express, plain, openings, tail, constant, cap: for the short way: whether it may go there,
+    whether its answer follows from the page and the rows alone, the opening statement by role, the
+    statements that end it, the answer when it is always the same, most rows of any answer.
     """
 
     action: Action
@@ -104,6 +104,7 @@ class Plan:
     plain: bool = False
     path: str = ""
     openings: dict[str, object] = field(default_factory=dict)
+    tail: tuple[Statement, ...] = ()
     constant: tuple[int, list[tuple[str, str]]] | None = None
     cap: int | None = None
     quick_runs: int = 0
@@ -122,25 +123,32 @@ class Plan:
             self.quick_runs = -PROVEN_RUNS
 
     def is_single(self) -> bool:
-        """Whether the statements that read or write, after the one that opens, are all it takes."""
+        """Whether its statements can run one after the other as one implicit transaction."""
         return (
-            self.action in ("read", "insert", "update", "delete")
-            and self.result != EXPLAIN
+            self.result != EXPLAIN
             and self.isolation is None
             and (self.read_only or self.settled or not self.checks)
-            and not (self.needs_gucs or self.inserted or self.rollback)
+            and not self.rollback
         )
 
     def is_plain(self) -> bool:
         """Whether the answer to one that is single follows from the page and the rows alone, with
         no preference to mind."""
         reads = self.action == "read" and self.result == ROWS and self.applied is None
-        writes = self.action != "read" and self.result in (AFFECTED, ROWS)
+        changes = self.action in ("insert", "update", "delete")
+        writes = changes and self.result in (AFFECTED, ROWS)
         return (
             (reads or writes)
             and self.count is None
             and self.estimate is None
-            and not (self.head or self.checks or self.keys or self.counted)
+            and not (
+                self.head
+                or self.checks
+                or self.keys
+                or self.counted
+                or self.needs_gucs
+                or self.inserted
+            )
         )
 
 

@@ -17,7 +17,7 @@ from ichicore.rest.ast import Query
 from ichicore.rest.catalog import Catalog, Routine
 from server.base.http import Response
 from server.postgres import faults, payloads, ranges, root, short
-from server.postgres.execute import ROLE_SETTINGS, Opening, Preface, Runner, Setting
+from server.postgres.execute import ROLE_SETTINGS, Opening, Preface, Runner, Setting, ending
 from server.postgres.planning import Payload, Plan, Planner, without_tx
 from server.postgres.pool import Pool
 from server.postgres.response import respond
@@ -115,6 +115,7 @@ class Generation:
         plan.express = plan.is_single() and not self.settings.server_timing_enabled
         if plan.express:
             plan.plain = plan.is_plain()
+            plan.tail = ending(plan)
             plan.cap = self.settings.max_rows
             plan.constant = short.constant(plan)
         self.plans[key] = plan

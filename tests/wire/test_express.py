@@ -34,6 +34,21 @@ create table refusing (id int primary key);
 create function refuse() returns trigger language plpgsql as $$ begin
   insert into told values (new.id); return null; end $$;
 create trigger refuse before insert on refusing for each row execute function refuse();
+create function mine(above int default 0) returns setof notes language sql stable as
+  'select * from notes where id > above';
+create function shaped(status text) returns text language plpgsql as $$ begin
+  perform set_config('response.status', status, true);
+  perform set_config('response.headers', '[{"x-told": "yes"}]', true);
+  perform set_config('app.left', 'behind', false);
+  return 'x';
+end $$;
+create function left_behind() returns text language sql as
+  $$ select current_setting('app.left', true) $$;
+create function nothing() returns void language sql as '';
+create function fails() returns int language plpgsql as $$ begin
+  raise sqlstate 'PT418' using message = 'teapot', detail = 'd', hint = 'h'; end $$;
+create function writes(id int) returns int language sql as
+  'insert into told values (id) returning id';
 create function given(id int) returns json language sql as
   $$ select json_build_array(id, headers()) $$;
 """
@@ -74,6 +89,7 @@ def node(tmp_path_factory):
 
     rows = psycopg.connect(project["database_url"], autocommit=True)
     project["sql"] = sql
+    project["sql_in"] = lambda text: rows.execute(text)
     project["things"] = lambda: rows.execute(
         "truncate things; insert into things select g, 'n' || g, g from generate_series(1, 3) g"
     )
@@ -264,6 +280,57 @@ def test_an_object_that_is_inserted_and_shown_alone_takes_the_short_way(node):
                              b'{"id": 30, "name": "one"}', node["things"])  # fmt: skip
     assert (seen, short) == ([201] * 3, True)
     assert json.loads(last[2]) == {"id": 30, "name": "one", "n": 7}
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "status"),
+    [
+        ("mine?order=id&limit=2", None, 200),
+        ("mine?above=10&id=lt.20&select=id,body&order=id", None, 200),
+        ("mine?above=10&id=lt.20&select=id&order=id&offset=1", {"prefer": "count=exact"}, 206),
+        ("mine?above=3990&limit=1", SINGLE, 200),
+        ("mine?above=3990", SINGLE, 406),
+        ("mine?above=x", None, 400),
+        ("left_behind", CLIENT, 200),
+        ("shaped?status=202", None, 202),
+        ("shaped?status=99", None, 500),
+        ("nothing", None, 204),
+        ("fails", None, 418),
+        ("left_behind", {"origin": ORIGIN}, 200),
+        ("mine?order=id&limit=2", b"{}", 200),
+        ("mine?order=id&limit=2&offset=1", b'{"above": 9}', 200),
+        ("shaped", b'{"status": "202"}', 202),
+        ("nothing", b"{}", 204),
+        ("fails", b"{}", 418),
+        ("writes", b'{"id": -1}', 200),
+        ("writes", b'{"id": "x"}', 400),
+    ],
+)  # fmt: skip
+def test_functions_answer_alike_on_both_ways(node, call, body, status):
+    url = f"{node['url']}/postgres/rpc/{call}"
+    headers = {"authorization": f"Bearer {node['service_key']}", "apikey": node["anon_key"]}
+    method = "GET"
+    if isinstance(body, dict):
+        headers, body = {**headers, **body}, None
+    elif body is not None:
+        method = "POST"
+        headers["content-type"] = "application/json"
+
+    def before():
+        if call == "writes":
+            node["sql_in"]("delete from told where id = -1")
+
+    for _ in range(22 if method == "POST" and status < 400 else 0):  # until it has proven quick
+        before()
+        answer(url, headers, method, body)
+    seen, short, last = ways(node, url, headers, method, body, before)
+    assert seen == [status] * 3
+    if status < 300:
+        assert short
+    if call.startswith("shaped") and status == 202:
+        assert last[1]["x-told"] == "yes"
+        left = f"{node['url']}/postgres/rpc/left_behind"
+        assert {answer(left, headers)[2] for _ in range(8)} <= {b"null", b'""'}
 
 
 def test_a_trigger_that_refuses_the_object_leaves_nothing_behind(node):
