@@ -453,6 +453,8 @@ cdef class Express:
         cdef str name = ticket.path[1:]
         cdef dict headers = ticket.headers
         cdef bint calls = name.startswith(CALL)
+        if calls and not ticket.lane.writes:
+            return False  # the general way says why one that writes may not
         scanned = scan(ticket.query.encode(), rpc=calls)
         if scanned is None:
             return False

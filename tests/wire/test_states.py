@@ -100,6 +100,7 @@ def test_over_its_disk_quota_a_project_reads_and_deletes(site, control, life, sl
     for _ in range(8):  # the short way, once open, is no way around
         assert len(call(site, control, "GET", "/postgres/notes").json) == 3
         assert call(site, control, "POST", "/postgres/notes", {"id": 9}).status == 507
+        assert call(site, control, "GET", "/postgres/rpc/note?n=9").status == 507
     assert call(site, control, "POST", "/postgres/rpc/reads", {}).json == 3
     assert call(site, control, "DELETE", "/postgres/notes?id=eq.3").status == 204
     assert call(site, control, "GET", "/postgres/notes").json[-1]["id"] == 2
