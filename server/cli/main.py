@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
+from server.cli import types as generated
 from server.cli.client import AdminClient, CommandError, reason
 from server.cli.output import installed, note, print_json, print_table, progress
 from server.control.cli import project_actions
@@ -316,6 +317,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("action", choices=["get", "set", "import"])
     made.add_argument("section", nargs="?", help="a section, or the file to import")
     made.add_argument("value", nargs="?", help="JSON, or - for standard input")
+
+    generated.register(command)
 
     rest = commands.add_parser(
         "rest", add_help=False, help="Serve one database as PostgREST does (rest --help)."
