@@ -62,9 +62,6 @@ begin
       ('pg_stat_get_replication_slot(text)', 'slot', 'slot text', 'slot',
         's.slot_name in (select l.slot_name from pg_get_replication_slots() l
           where l.datoid = ichibase.here())'),
-      ('pg_stat_get_wal_senders()', 'wal_senders', '', '',
-        's.pid in (select a.pid from pg_stat_get_activity(null) a
-          where a.datid = ichibase.here())'),
       ('pg_stat_get_progress_info(text)', 'progress', 'command text', 'command',
         's.datid = ichibase.here()')
     ) f (source, name, given, passed, kept)
@@ -98,7 +95,6 @@ begin
     text := replace(text, 'pg_lock_status()', 'ichibase.locks()');
     text := replace(text, 'pg_prepared_xact()', 'ichibase.prepared()');
     text := replace(text, 'pg_get_replication_slots()', 'ichibase.slots()');
-    text := replace(text, 'pg_stat_get_wal_senders()', 'ichibase.wal_senders()');
     text := replace(text, 'pg_stat_get_replication_slot(', 'ichibase.slot(');
     text := replace(text, 'pg_stat_get_progress_info(', 'ichibase.progress(');
     if text <> one.definition then

@@ -11,8 +11,10 @@ from server.control import records
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
 
-# Lists of databases, roles' numbers and memberships, which Postgres has no way to close.
+# Lists of databases, roles' numbers and memberships, which Postgres has no way to close, and
+# samples of their columns' values once they are analyzed.
 OPEN = {"pg_database", "pg_auth_members"}
+SAMPLED = tuple(f"(pg_catalog,{name}," for name in OPEN)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,8 @@ def others(pg_cluster, tmp_path_factory):
         psycopg.connect(theirs.owner_dsn, autocommit=True) as busy,
         psycopg.connect(pg_cluster.dsn(other.database), autocommit=True) as admin,
     ):
+        with psycopg.connect(pg_cluster.dsn(record.database), autocommit=True) as here:
+            here.execute("analyze")  # as the server does by itself sooner or later
         slot = f"ichi_{other.id}_x"
         admin.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
         busy.execute("create table secrets (n int)")
@@ -63,7 +67,8 @@ def test_no_relation_tells_of_another_project(others, kind):
                 rows = session.execute(f"select x::text from {relation} x").fetchall()
             except psycopg.errors.InsufficientPrivilege:
                 continue
-            read[name] = [row[0] for row in rows if mentions(row[0], names)]
+            told = [row[0] for row in rows if mentions(row[0], names)]
+            read[name] = [row for row in told if name != "pg_stats" or not row.startswith(SAMPLED)]
     assert {name: rows for name, rows in read.items() if rows and name not in OPEN} == {}
     for name in (
         "pg_locks", "pg_stat_activity", "pg_stat_database", "pg_replication_slots", "columns",
