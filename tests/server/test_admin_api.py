@@ -11,17 +11,15 @@ import pytest
 from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 from server.control.api import AdminApi
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
 from server.control.routes import AdminRequest
+from tests.clusters import cluster_of
 
 
 @pytest.fixture(scope="module")
 def api(pg_cluster, tmp_path_factory):
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_test",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_test")
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     return AdminApi(Projects(dsn, {cluster.id: cluster}, config))

@@ -10,18 +10,16 @@ from hypothesis import strategies as st
 
 from server.base.context import NodeConfig
 from server.control.api import AdminApi, Application
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
+from tests.clusters import cluster_of
 
 TOKEN = b"the token"
 
 
 @pytest.fixture(scope="module")
 def application(pg_cluster, tmp_path_factory):
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_fuzz",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_fuzz")
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     made = Application()

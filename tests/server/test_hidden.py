@@ -8,8 +8,9 @@ import pytest
 
 from server.base.context import NodeConfig
 from server.control import records
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
+from tests.clusters import cluster_of
 
 # Lists of databases, roles' numbers and memberships, which Postgres has no way to close, and
 # samples of their columns' values once they are analyzed.
@@ -20,10 +21,7 @@ SAMPLED = tuple(f"(pg_catalog,{name}," for name in OPEN)
 @pytest.fixture(scope="module")
 def others(pg_cluster, tmp_path_factory):
     """(our project, what would name the other one: its id, numbers and processes)."""
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_hidden",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_hidden")
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     projects = Projects(dsn, {cluster.id: cluster}, config)

@@ -7,8 +7,9 @@ import pytest
 
 from server.base.context import NodeConfig
 from server.control import records
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
+from tests.clusters import cluster_of
 
 SHARED = ("anon", "authenticated", "service_role")
 
@@ -17,10 +18,7 @@ SHARED = ("anon", "authenticated", "service_role")
 def three(pg_cluster, tmp_path_factory):
     """(ours, theirs, record of theirs, wild): the attacker's project, the other one, and one of the
     attacker's that may be left in disorder."""
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_isolation",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_isolation")
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     projects = Projects(dsn, {cluster.id: cluster}, config)

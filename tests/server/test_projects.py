@@ -12,9 +12,10 @@ from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 from server.control import projects as module
 from server.control import provision, records
-from server.control.database import Cluster, ControlError, external_cluster, prepare
+from server.control.database import ControlError, external_cluster, prepare
 from server.control.projects import Projects
 from server.node.embedded_pg import EmbeddedPostgres
+from tests.clusters import cluster_of
 from tests.ports import free_port
 
 
@@ -24,10 +25,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def world(pg_cluster, tmp_path_factory):
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_projects",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_projects")
     dsn = asyncio.run(prepare(cluster, "control password"))
     config = NodeConfig(data_dir=tmp_path_factory.mktemp("data"), control_dsn=dsn)
     return cluster, dsn, config

@@ -11,17 +11,15 @@ from server.base.context import TOKEN_REVOKED
 from server.base.events import Events
 from server.base.keys import Denied, revoke
 from server.base.revocations import Revocations
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
+from tests.clusters import cluster_of
 from tests.timing import slowness
 
 
 @pytest.fixture
 def control(pg_cluster, pg_database):
     name = f"control_{pg_database.rpartition('/')[2].partition('?')[0][-12:]}"
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database=name,
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, name)
     dsn = asyncio.run(prepare(cluster, "control password"))
     with psycopg.connect(dsn, autocommit=True) as connection:
         owner = connection.execute("insert into owners (name) values ('o') returning id")

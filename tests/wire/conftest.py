@@ -17,9 +17,10 @@ import jwt
 import pytest
 
 from server.base.context import NodeConfig
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
 from server.node.gateway_main import NODE_FILE, Listener, written
+from tests.clusters import cluster_of
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
@@ -159,10 +160,7 @@ class ControlNode:
 
 @pytest.fixture(scope="session")
 def control(pg_cluster, tmp_path_factory):
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_wire",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_wire")
     return ControlNode(cluster, tmp_path_factory.mktemp("node"))
 
 

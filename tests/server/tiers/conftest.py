@@ -9,6 +9,7 @@ import pytest
 from server.base.context import NodeConfig
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
+from tests.clusters import cluster_of
 
 
 class World:
@@ -25,9 +26,6 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(pg_cluster, tmp_path_factory):
-    cluster = Cluster(
-        kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-        socket_dir=str(pg_cluster.socket_dir), database="control_tiers",
-    )  # fmt: skip
+    cluster = cluster_of(pg_cluster, "control_tiers")
     dsn = asyncio.run(prepare(cluster, "control password"))
     return World(cluster, dsn, NodeConfig(data_dir=tmp_path_factory.mktemp("d"), control_dsn=dsn))

@@ -24,11 +24,12 @@ from pymongo import MongoClient
 from server.base.changes import Unframer
 from server.base.context import NodeConfig
 from server.control import sections
-from server.control.database import Cluster, prepare
+from server.control.database import prepare
 from server.control.projects import Projects
 from server.mongo import embedded
 from server.mongo.address import DocumentServer, without_login
 from server.mongo.provision import Documents
+from tests.clusters import cluster_of
 from tests.mongoprobe import wait_for
 from tests.ports import free_port
 from tests.wire.conftest import Site
@@ -73,10 +74,7 @@ class World:
     """The node's parts: control database, projects, one HTTP worker."""
 
     def __init__(self, pg_cluster, documents, folder, name="control_mongo", workers=1):
-        cluster = Cluster(
-            kind="embedded", admin_dsn=pg_cluster.dsn(), host="127.0.0.1", port=pg_cluster.port,
-            socket_dir=str(pg_cluster.socket_dir), database=name,
-        )  # fmt: skip
+        cluster = cluster_of(pg_cluster, name)
         self.dsn = asyncio.run(prepare(cluster, "control password"))
         self.documents = documents
         address = documents.server.address
