@@ -9,12 +9,12 @@ project keeps the server busy, with each of its parts and with all together.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import statistics
 import subprocess
-import tempfile
 import time
 import urllib.request
 from functools import partial
@@ -26,7 +26,7 @@ import msgspec
 import psutil
 import psycopg
 
-from bench import bench_gateway, neighbour
+from bench import bench_gateway, beside, neighbour
 from bench.bench_http import Node
 from bench.loads import LoadError
 from bench.report import arguments, run_parts, show
@@ -35,7 +35,6 @@ from server.control.secrets import new_id
 
 MANY = 1_000
 CALLS = 20_000
-STEADY = 200  # requests a second of the project that is measured
 
 
 # --- routing ------------------------------------------------------------------------------------
@@ -267,92 +266,41 @@ def bench_start(seconds: float, rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _tiers() -> str:
-    """A free tier with both databases, so that one project can do everything at once."""
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
-        file.write("[free]\nflavors = 2\n")
-    return file.name
-
-
-def _equip(admin: Admin, busy: dict[str, Any]) -> None:
-    """What the neighbour keeps busy."""
-    name = busy["name"]
-    admin.sql(name, neighbour.SQL)
-    admin.call("PUT", f"/admin/v1/projects/{name}/functions/spin",
-               {"files": {"index.ts": neighbour.FUNCTION}, "auth": "none"})  # fmt: skip
-    admin.call("PUT", f"/admin/v1/projects/{name}/settings/realtime", neighbour.RULES)
-
-
-def _post(admin: Admin, path: str, headers: dict[str, str], body: str) -> None:
-    request = urllib.request.Request(
-        admin.node.url + path, method="POST", data=body.encode(), headers=headers
-    )
-    urllib.request.urlopen(request, timeout=30).close()
-
-
-def _pair(admin: Admin) -> tuple[list[tuple[bytes, float]], neighbour.Attack, int]:
-    """What the quiet project asks for and how often, what its neighbour does, and the port."""
-    quiet, busy = admin.create("quiet", "pro", "both"), admin.create("busy", "free", "both")
-    admin.sql("quiet", "create table t (id int primary key); insert into t values (1)")
-    _equip(admin, busy)
-    port = int(admin.node.url.rpartition(":")[2])
-    headers = admin.headers(quiet)
-    secret = {**headers, "apikey": quiet["service_key"],
-              "authorization": f"Bearer {quiet['service_key']}"}  # fmt: skip
-    one = '{"filter":{"n":1}}'
-    _post(admin, "/mongo/v1/insertOne/t", secret, '{"doc":{"n":1}}')
-    asked = [
-        (neighbour.request("GET", "/postgres/t?id=eq.1", headers), STEADY),
-        (neighbour.request("POST", "/mongo/v1/findOne/t", secret, one), STEADY / 5),
-    ]
-    attack = neighbour.Attack(admin.node.url, admin.headers(busy), busy)
-    return asked, attack, port
-
-
-def bench_neighbour(seconds: float, rounds: int, only: tuple[str, ...] = ()) -> dict[str, float]:
-    os.environ["ICHIBASE_TIERS_FILE"] = _tiers()
-    admin = Admin("both", maintenance_seconds="30")  # as it is unless set otherwise
-    try:
-        asked, attack, port = _pair(admin)
-
-        def add(taken: list[list[float]]) -> None:
-            for one, times in zip(taken, neighbour.measure(asked, port, seconds), strict=True):
-                one += times
-
-        add([[], []])
-        found: dict[str, float] = {}
-        parts = [(kind, (kind,)) for kind in neighbour.KINDS] + [("together", neighbour.KINDS)]
-        for name, kinds in parts:
-            if only and name not in only:
-                continue
-            alone: list[list[float]] = [[], []]
-            beside: list[list[float]] = [[], []]
-            for _ in range(rounds):  # in turns, so that a slow minute of the machine is both's
-                add(alone)
-                with attack.going(kinds):
-                    add(beside)
-                time.sleep(1)
-            for place, of in enumerate(("rows", "documents")):
-                before, during = (neighbour.percentile(one[place], 0.99) for one in (alone, beside))
-                found[f"{name}_{of}_alone_ms"] = before
-                found[f"{name}_{of}_beside_ms"] = during
-                found[f"{name}_{of}_ratio"] = during / before
-    finally:
-        admin.stop()
-    return {**found, "target_ratio": 2.0}
+def _neighbour(options: argparse.Namespace) -> dict[str, Any]:
+    groups = neighbour.GROUPS
+    if options.thorough:
+        groups = {**{kind: (kind,) for kind in neighbour.KINDS}, "together": groups["together"]}
+    if options.loads:
+        single = {kind: (kind,) for kind in neighbour.KINDS}
+        groups = {name: (single | neighbour.GROUPS)[name] for name in options.loads}
+    found = beside.run(
+        lambda: Admin("both", maintenance_seconds="30"),  # as it is unless set otherwise
+        options.seconds, options.rounds, groups, tuple(options.asked or beside.NAMES),
+        tuple(options.tiers or ("pro", "free")),
+    )  # fmt: skip
+    if not options.json:
+        print(beside.table(found.pop("loads")))
+    return found
 
 
 def main() -> int:
-    options = arguments(
-        __doc__, ("routing", "create", "start", "wake", "neighbour"), timed=True
-    ).parse_args()
-    parts = {
+    parser = arguments(__doc__, ("routing", "create", "start", "wake", "neighbour"), timed=True)
+    parser.add_argument("--thorough", action="store_true", help="each of the neighbour's loads")
+    parser.add_argument("--loads", nargs="+", help="these of the neighbour's loads or groups",
+                        choices=[*neighbour.GROUPS, *neighbour.KINDS])  # fmt: skip
+    parser.add_argument("--asked", nargs="+", choices=beside.NAMES,
+                        help="these requests of the quiet projects")  # fmt: skip
+    parser.add_argument("--tiers", nargs="+", choices=("pro", "free"),
+                        help="of the quiet projects")  # fmt: skip
+    options = parser.parse_args()
+    parts: dict[str, Any] = {
         name: partial(part, options.seconds, options.rounds)
         for name, part in (
             ("routing", bench_routing), ("create", bench_create), ("start", bench_start),
-            ("wake", bench_wake), ("neighbour", bench_neighbour),
+            ("wake", bench_wake),
         )
     }  # fmt: skip
+    parts["neighbour"] = partial(_neighbour, options)
     show(run_parts(parts, options.only), as_json=options.json)
     return 0
 

@@ -1,185 +1,109 @@
-"""What the clients of one project notice of a free project that does all it can.
+"""A free project that does all it can: what keeps it busy, by kind.
 
-`measure` sends one project's reads at a steady rate, whatever becomes of them: a late answer delays
-no later request, and its time counts from when it should have been sent. `Attack` keeps another
-project busy meanwhile. Elsewhere both would be other machines: here, what makes the load runs at a
-low priority and lets everything else interrupt it, and what measures interrupts, as far as the
-system lets it.
+Elsewhere its clients would be other machines: here, what makes the load runs at a low priority and
+lets everything else interrupt it, as far as the system lets it. `bench.hostile` holds the loads
+that are programs of their own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import json
 import os
-import select
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psycopg
-import uvloop
-
 from server.base import processor
-from tests.oracle.websocket import TEXT, Client, frame
 
-CONNECTIONS = 16  # of the steady client
-SOCKETS = 20
 SETTLE = 1.0  # seconds from the beginning of an attack until it is in full swing
-SQL = """
-create table heap (id bigint generated always as identity primary key, body text);
-create function burn() returns bigint language sql volatile as
-  'select count(*) from generate_series(1, 300000) a where md5(a::text) < ''8''';
-"""
-FUNCTION = """Deno.serve(() => {
+BIG_ROWS = 400_000  # about 280 MB with the index, of the 500 that a free project may have
+DOCUMENTS = 20_000
+UPLOAD, DOWNLOAD = 8 << 20, 32 << 20  # bytes of a file
+SQL = (
+    "create table heap (id bigint generated always as identity primary key, body text)",
+    "create table big (id int primary key, kind int, body text)",
+    "create table ids (id bigint generated always as identity primary key, n int)",
+    """create function burn() returns bigint language sql volatile as
+      'select count(*) from generate_series(1, 300000) a where md5(a::text) < ''8'''""",
+    """create function spin() returns int language plpgsql volatile as
+      'declare n int := 0; begin loop n := (n * 31 + 7) % 1000003; end loop; return n; end'""",
+    "create function nap() returns int language sql volatile as 'select 1 from pg_sleep(4)'",
+    """create function huge() returns json language sql volatile as
+      'select json_agg(b) from (select * from big limit 160000) b'""",
+    *(f"""insert into big select a, a % 1000, repeat(md5(a::text), 18)
+      from generate_series({first + 1}, {first + BIG_ROWS // 4}) a"""
+      for first in range(0, BIG_ROWS, BIG_ROWS // 4)),
+)  # fmt: skip
+FUNCTIONS = {
+    "spin": """Deno.serve(() => {
   const end = Date.now() + 400; let n = 0;
   while (Date.now() < end) for (let i = 0; i < 1e5; i++) n = (n * 31 + i) | 0;
   return new Response(String(n));
-});"""
-RULES = {
-    "tables": {"public.heap": {"enabled": True, "rule": {}}},
-    "channels": {"room:*": {"subscribe": True, "send": True, "presence": True}},
+});""",
+    "bomb": """Deno.serve(() => {
+  const kept = [];
+  for (;;) kept.push(new Uint8Array(4 << 20).fill(kept.length));
+});""",
+    "chatter": """Deno.serve(() => {
+  for (let i = 0; i < 20000; i++) console.log("x".repeat(500), i);
+  return new Response("said");
+});""",
+    "flood": """const part = new Uint8Array(1 << 20).fill(97);
+Deno.serve(() => new Response(new ReadableStream({
+  start(out) { for (let i = 0; i < 24; i++) out.enqueue(part); out.close(); } })));""",
 }
-KINDS = ("sql", "documents", "functions", "sockets")
+SETTINGS = {
+    "realtime": {
+        "tables": {"public.heap": {"enabled": True, "rule": {}}},
+        "channels": {"room:*": {"subscribe": True, "send": True, "presence": True}},
+        "frames_per_second": 10_000, "payload_bytes": 65_536,
+    },
+    "auth": {"rate_limits": {
+        name: {"count": 1_000_000, "seconds": 1}
+        for name in ("login_per_ip_and_email", "login_per_email", "login_per_ip", "login_project",
+                     "signup_per_ip", "signup_project")
+    }, "lockout": {"free": 1_000_000, "free_per_email": 1_000_000}},
+}  # fmt: skip
+GROUPS = {
+    "sql": ("burn", "owner"),
+    "queries": ("loops", "sorts", "scans", "answers", "naps"),
+    "writes": ("writes", "commits", "upkeep", "ddl", "notices", "sessions"),
+    "documents": ("point", "unindexed", "pipelines", "bulk"),
+    "functions": ("spin", "bombs", "chatter", "streams"),
+    "sockets": ("sockets", "presence", "frames", "deaf", "upgrades"),
+    "storage": ("uploads", "downloads", "files"),
+    "auth": ("signups", "logins"),
+    "requests": ("refused", "strangers", "malformed", "heads", "pipelined", "bodies", "reconnects",
+                 "slow"),
+}  # fmt: skip
+GROUPS["together"] = ("burn", "owner", "sorts", "writes", "point", "unindexed", "spin", "sockets",
+                      "uploads", "signups", "refused")  # fmt: skip
+KINDS = tuple(dict.fromkeys(kind for kinds in GROUPS.values() for kind in kinds))
+# Of the document API: one find after the other of a small collection that grows; searches, sorts,
+# groups and patterns over all documents; large writes.
+FIND = {"filter": {"n": {"$gte": 5}, "body": {"$regex": "^a.*z$"}}, "limit": 100}
+UNINDEXED = (
+    ("find", {"filter": {"body": {"$regex": "a.*b.*c.*zz$"}}, "limit": 100}),
+    ("find", {"filter": {"word": "none"}, "limit": 100}),
+    ("find", {"filter": {}, "sort": {"word": -1, "n": 1}, "limit": 1000}),
+    ("count", {"filter": {"n": {"$gte": 3}, "word": {"$ne": "w7"}}}),
+)
+PIPELINES = (
+    [{"$group": {"_id": "$word", "total": {"$sum": "$n"}, "most": {"$max": "$n"}}}],
+    [{"$match": {"n": {"$gte": 10}}}, {"$sort": {"body": 1}},
+     {"$group": {"_id": {"k": "$kind", "w": "$word"}, "n": {"$sum": 1}}}],
+)  # fmt: skip
 
 
-# --- the client who is measured -----------------------------------------------------------------
-
-
-class Steady(asyncio.Protocol):
-    """One kept connection of the steady client."""
-
-    def __init__(self, client: SteadyClient) -> None:
-        self.client = client
-        self.due = 0.0
-        self.buffer = b""
-        self.transport: Any = None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def send(self, due: float) -> None:
-        self.due = due
-        self.transport.write(self.client.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head = self.buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        length = 0
-        for line in self.buffer[:head].lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                length = int(line[15:])
-        if len(self.buffer) < head + 4 + length:
-            return
-        self.client.answered(self, self.buffer[9:12])
-        self.buffer = b""
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.client.lost += 1
-
-
-class SteadyClient:
-    """times: seconds of each answer from when its request was due."""
-
-    def __init__(self, request: bytes) -> None:
-        self.request = request
-        self.times: list[float] = []
-        self.bad: list[bytes] = []
-        self.lost = 0
-        self._free: list[Steady] = []
-        self._due: deque[float] = deque()
-
-    async def run(self, port: int, rate: float, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        made = []
-        for _ in range(CONNECTIONS):
-            _, protocol = await loop.create_connection(lambda: Steady(self), "127.0.0.1", port)
-            made.append(protocol)
-        self._free = list(made)
-        began, count = time.perf_counter(), 0
-        while (now := time.perf_counter()) < began + seconds:
-            while began + count / rate <= now:
-                self._due.append(began + count / rate)
-                count += 1
-            self._go()
-            await asyncio.sleep(max(0.0, began + count / rate - time.perf_counter()))
-        deadline = time.perf_counter() + 10
-        while len(self.times) < count and time.perf_counter() < deadline:
-            await asyncio.sleep(0.01)
-        lost, missing = self.lost, count - len(self.times)
-        for protocol in made:
-            protocol.transport.abort()
-        if self.bad or lost or missing:
-            raise RuntimeError(f"{self.bad[:3]} {lost} connections lost, {missing} unanswered")
-
-    def _go(self) -> None:
-        while self._due and self._free:
-            self._free.pop().send(self._due.popleft())
-
-    def answered(self, one: Steady, status: bytes) -> None:
-        self.times.append(time.perf_counter() - one.due)
-        if status != b"200":
-            self.bad.append(status)
-        self._free.append(one)
-        self._go()
-
-
-def request(method: str, path: str, headers: dict[str, str], body: str = "") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    if body:
-        lines.append(f"content-length: {len(body)}")
-    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
-
-
-def measure(asked: list[tuple[bytes, float]], port: int, seconds: float) -> list[list[float]]:
-    """Milliseconds of each answer, for each of the (request, times a second)."""
-    clients = [SteadyClient(request) for request, _ in asked]
-
-    async def together() -> None:
-        await asyncio.gather(
-            *(
-                client.run(port, rate, seconds)
-                for client, (_, rate) in zip(clients, asked, strict=True)
-            )
-        )
-
-    with _at_once():
-        uvloop.run(together())
-    return [[one * 1000 for one in client.times] for client in clients]
-
-
-@contextmanager
-def _at_once() -> Iterator[None]:
-    """This process runs as soon as it is woken, which only root may, and makes no pause for its
-    garbage."""
-    gc.collect()
-    gc.disable()
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        gc.enable()
-
-
-def percentile(times: list[float], share: float) -> float:
-    return sorted(times)[min(len(times) - 1, int(len(times) * share))]
-
-
-# --- the neighbour ------------------------------------------------------------------------------
+def document(number: int) -> dict[str, Any]:
+    return {"n": number, "kind": number % 100, "word": f"w{number % 977}",
+            "body": f"{number * 2654435761 % 2**32:08x}" * 12}  # fmt: skip
 
 
 def _wrk(url: str, headers: dict[str, str], lua: str, connections: int = 8) -> Callable[[], Any]:
@@ -200,6 +124,18 @@ def _wrk(url: str, headers: dict[str, str], lua: str, connections: int = 8) -> C
     return start
 
 
+def _in_turn(requests: list[tuple[str, str, str]]) -> str:
+    """Lua of wrk that asks for one (method, path, body) after the other."""
+    made = ", ".join(
+        f"wrk.format({json.dumps(method)}, {json.dumps(path)}, nil, [==[{body}]==])"
+        for method, path, body in requests
+    )
+    return (
+        f"local made, n = {{}}, 0 init = function() made = {{ {made} }} end "
+        "request = function() n = n + 1 return made[n % #made + 1] end"
+    )
+
+
 def _elsewhere() -> None:
     """Where Linux weighs sessions against each other, the measured client must not share its own
     with the load."""
@@ -210,55 +146,9 @@ def _elsewhere() -> None:
         Path("/proc/self/autogroup").write_text("10\n")
 
 
-class Attack:
-    """What a free project's clients, functions and owner do as fast as they are let.
-
-    url: of the node. headers: of the project's client. port: of the node. project: of the admin
-    API's answer to its creation."""
-
-    def __init__(self, url: str, headers: dict[str, str], project: dict[str, Any]) -> None:
-        port = int(url.rpartition(":")[2])
-        self.headers = headers
-        post = {**headers, "content-type": "application/json"}
-        secret = {**post, "apikey": project["service_key"]}
-        secret["authorization"] = f"Bearer {project['service_key']}"
-        find = '{"filter":{"n":{"$gte":5},"body":{"$regex":"^a.*z$"}},"limit":100}'
-        burn = 'request = function() return wrk.format("POST", "/postgres/rpc/burn", nil, "{}") end'
-        documents = (
-            "local n = 0 request = function() n = n + 1 "
-            'if n % 2 == 0 then return wrk.format("POST", "/mongo/v1/insertOne/heap", nil, '
-            '\'{"doc":{"n":\' .. n .. \',"body":"abc"}}\') end '
-            f'return wrk.format("POST", "/mongo/v1/find/heap", nil, \'{find}\') end'
-        )
-        call = 'request = function() return wrk.format("POST", "/functions/spin", nil, "{}") end'
-        told = json.dumps({"port": port, "host": headers["Host"], "key": project["anon_key"],
-                           "dsn": project["database_url"]})  # fmt: skip
-        self._parts: dict[str, list[Callable[[], Any]]] = {
-            "sql": [_wrk(url, post, burn), _helper("owner", told)],
-            "documents": [_wrk(url, secret, documents)],
-            "functions": [_wrk(url, post, call)],
-            "sockets": [_helper("sockets", told)],
-        }
-
-    @contextmanager
-    def going(self, kinds: tuple[str, ...]) -> Iterator[None]:
-        begun = [start() for kind in kinds for start in self._parts[kind]]
-        self.processes = processes = [process for process, _ in begun]
-        try:
-            time.sleep(SETTLE)
-            for process in processes:
-                if process.poll() is not None:
-                    raise RuntimeError(f"a load ended: {process.args}")
-            yield
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-
-
 def _helper(kind: str, told: str) -> Callable[[], Any]:
     def start() -> Any:
-        command = [sys.executable, "-m", "bench.neighbour", kind]
+        command = [sys.executable, "-m", "bench.hostile", kind]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, preexec_fn=_elsewhere)
         assert process.stdin is not None
         process.stdin.write(told.encode())
@@ -268,84 +158,86 @@ def _helper(kind: str, told: str) -> Callable[[], Any]:
     return start
 
 
-def owner(told: dict[str, Any]) -> None:
-    """Writes, sorts and truncates without an end."""
-    while True:
-        with (
-            contextlib.suppress(psycopg.Error),
-            psycopg.connect(told["dsn"], autocommit=True) as session,
-        ):
-            while True:
-                session.execute(
-                    "insert into heap (body) select repeat(md5(a::text), 20) "
-                    "from generate_series(1, 5000) a"
-                )
-                session.execute("select count(distinct body) from heap")
-                session.execute("truncate heap")
-        time.sleep(0.2)
+class Attack:
+    """What a free project's clients, functions and owner do as fast as they are let.
 
+    url: of the node. headers: of the project's client. project: of the admin API's answer to its
+    creation."""
 
-def sockets(told: dict[str, Any]) -> None:
-    """Twenty sockets that send as much as is taken of them and hear of each row, and whose project
-    writes rows meanwhile. Those that the server cuts come back."""
-    said = {"type": "broadcast", "channel": "room:1", "event": "x", "payload": "y" * 100}
-    frames = frame(TEXT, json.dumps(said).encode()) * 32
-    threading.Thread(target=rows, args=(told,), daemon=True).start()
-    left: dict[socket.socket, bytes] = {}
-    while True:
-        while len(left) < SOCKETS:
-            left[_socket(told)] = b""
-        open_ = list(left)
-        readable, writable, _ = select.select(open_, open_, [], 1)
-        for sock in readable + writable:
-            try:
-                if sock in readable and not sock.recv(1 << 20):
-                    raise ConnectionResetError
-                if sock in writable:
-                    data = left[sock] or frames
-                    left[sock] = data[sock.send(data) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                left.pop(sock, None)
-                sock.close()
-        time.sleep(0.002)
+    def __init__(self, url: str, headers: dict[str, str], project: dict[str, Any]) -> None:
+        post = {**headers, "content-type": "application/json", "apikey": project["anon_key"]}
+        secret = {**post, "apikey": project["service_key"],
+                  "authorization": f"Bearer {project['service_key']}"}  # fmt: skip
+        told = json.dumps({
+            "port": int(url.rpartition(":")[2]), "host": headers["Host"], "name": project["name"],
+            "key": project["anon_key"], "secret": project["service_key"],
+            "dsn": project["database_url"],
+        })  # fmt: skip
 
+        def calls(path: str, connections: int = 8) -> Callable[[], Any]:
+            return _wrk(url, post, _in_turn([("POST", path, "{}")]), connections)
 
-def _socket(told: dict[str, Any]) -> socket.socket:
-    path, headers = f"/realtime?token={told['key']}", (("Host", told["host"]),)
-    while True:
+        def documents(requests: list[tuple[str, Any]], collection: str) -> Callable[[], Any]:
+            return _wrk(url, secret, _in_turn([
+                ("POST", f"/mongo/v1/{operation}/{collection}", json.dumps(body))
+                for operation, body in requests
+            ]))  # fmt: skip
+
+        many = [document(number) for number in range(500)]
+        sign = (
+            "math.randomseed(os.time()) local n = math.random(1e9) request = function() n = n + 1 "
+            'return wrk.format("POST", "/auth/{path}", nil, \'{{"email":"u\' .. n .. '
+            '\'@example.com","password":"tangerine lamp 41"}}\') end'
+        )
+        self._parts: dict[str, Callable[[], Any]] = {
+            "burn": calls("/postgres/rpc/burn"),
+            "loops": calls("/postgres/rpc/spin"),
+            "naps": calls("/postgres/rpc/nap", 64),
+            "answers": _wrk(url, post, _in_turn([
+                ("POST", "/postgres/rpc/huge", "{}"),
+                ("GET", "/postgres/big?select=id,body,kind&limit=200000", ""),
+            ]), 4),
+            "point": documents(
+                [("insertOne", {"doc": {"n": 6, "body": "abc"}}), ("find", FIND)], "heap"
+            ),
+            "unindexed": documents(list(UNINDEXED), "big"),
+            "pipelines": documents([("aggregate", {"pipeline": p}) for p in PIPELINES], "big"),
+            "bulk": documents([
+                ("insertMany", {"docs": many}),
+                ("updateMany", {"filter": {"n": {"$gte": 3}}, "update": {"$inc": {"kind": 1}}}),
+                ("deleteMany", {"filter": {"n": {"$lt": 450}}}),
+            ], "flow"),
+            "spin": calls("/functions/spin"),
+            "bombs": calls("/functions/bomb"),
+            "chatter": calls("/functions/chatter"),
+            "streams": calls("/functions/flood"),
+            "signups": _wrk(url, post, sign.format(path="signup"), 32),
+            "logins": _wrk(url, post, sign.format(path="login"), 32),
+            "refused": _wrk(url, post, _in_turn([("GET", "/postgres/heap?id=eq.1", "")]), 256),
+            "strangers": _wrk(url, {**post, "authorization": "Bearer x.y.z"},
+                              _in_turn([("GET", "/postgres/heap?id=eq.1", ""),
+                                        ("GET", "/auth/me", "")]), 64),
+            "heads": _wrk(url, {**post, "x-much": "a" * 60_000},
+                          _in_turn([("GET", "/postgres/heap?id=eq.1", "")])),
+            "bodies": _wrk(url, post, "wrk.body = '[' .. string.rep('{\"body\":\"abcdefghij\"},', "
+                           "45000) .. '{}]' wrk.method = 'POST' wrk.path = '/postgres/heap' ", 4),
+            "reconnects": _wrk(url, {**post, "connection": "close"},
+                               _in_turn([("GET", "/postgres/heap?id=eq.1", "")]), 64),
+        }  # fmt: skip
+        for kind in KINDS:
+            self._parts.setdefault(kind, _helper(kind, told))
+
+    @contextmanager
+    def going(self, kinds: tuple[str, ...]) -> Iterator[None]:
+        begun = [self._parts[kind]() for kind in kinds]
+        processes = [process for process, _ in begun]
         try:
-            one = Client.connect("127.0.0.1", told["port"], path, headers)
-        except OSError:
-            time.sleep(0.1)
-            continue
-        for ref, more in (
-            ("1", {"kind": "broadcast", "channel": "room:1"}),
-            ("2", {"kind": "postgres", "table": "heap"}),
-        ):
-            one.send(TEXT, json.dumps({"type": "subscribe", "ref": ref, **more}).encode())
-        one.sock.setblocking(False)
-        return one.sock
-
-
-def rows(told: dict[str, Any]) -> None:
-    """One row at a time."""
-    while True:
-        with (
-            contextlib.suppress(psycopg.Error),
-            psycopg.connect(told["dsn"], autocommit=True) as session,
-        ):
-            while True:
-                session.execute("insert into heap (body) values ('a row that others hear of')")
-        time.sleep(0.2)
-
-
-def main() -> int:
-    kind, told = sys.argv[1], json.loads(sys.stdin.read())
-    {"owner": owner, "sockets": sockets}[kind](told)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+            time.sleep(SETTLE)
+            yield
+            for process in processes:
+                if process.poll() is not None:
+                    raise RuntimeError(f"a load ended: {process.args}")
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
