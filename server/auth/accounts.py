@@ -143,7 +143,7 @@ async def signup(call: Call) -> Response:
         hits.append((f"signup|{call.ip}", rates.signup_per_ip))
     await ratelimit.take(call.database, *hits)
     confirm = settings.require_verified_email
-    hashed = await call.room.passwords.hash(body.password)
+    hashed = await call.room.passwords.hash(call.project, body.password)
     rows = await call.database.rows(SIGNUP, email, hashed, call.ip, call.user_agent)
     if not rows and not confirm:
         raise ApiError(409, "email_taken", "There is an account with this address already.")
@@ -192,7 +192,7 @@ async def login(call: Call) -> Response:
     for _ in range(2):  # once more when the hash was replaced while we checked it
         row = found[0] if found else None
         stored = None if row is None else text(row[3])
-        right, stale = await call.room.passwords.verify(body.password, stored)
+        right, stale = await call.room.passwords.verify(call.project, body.password, stored)
         if row is None or not right:
             break
         user = Subject(sure(row[0]), text(row[1]), text(row[2]))
@@ -200,7 +200,7 @@ async def login(call: Call) -> Response:
             raise ApiError(403, "user_disabled", "This account is disabled.")
         if call.settings.require_verified_email and row[4] != b"t":
             raise ApiError(403, "email_not_verified", "Confirm your e-mail address first.")
-        new_hash = await call.room.passwords.hash(body.password) if stale else None
+        new_hash = await call.room.passwords.hash(call.project, body.password) if stale else None
         if call.settings.twofa != "off":
             return await factors.begin(call, user, stored)
         result = await sessions.start(
@@ -250,10 +250,10 @@ async def change_password(call: Call) -> Response:
     ratelimit.check(full)
     stored, email = text(found[0][0]), text(found[0][1])
     passwords.check_strength(body.new_password, email, call.app_name)
-    right, _ = await call.room.passwords.verify(body.current_password, stored)
+    right, _ = await call.room.passwords.verify(call.project, body.current_password, stored)
     if not right or stored is None:
         raise ApiError(401, "invalid_credentials", "The current password is wrong.")
-    hashed = await call.room.passwords.hash(body.new_password)
+    hashed = await call.room.passwords.hash(call.project, body.new_password)
     if not await call.database.rows(CHANGE_PASSWORD, user_id, stored, hashed):
         raise ApiError(409, "conflict", "The password was changed at the same moment.")
     await sessions.revoke_all(call, user_id, "password_changed", keep=session_id, tell=False)
@@ -281,7 +281,7 @@ async def reset_by_token(call: Call) -> Response:
     passwords.check_strength(body.new_password, call.app_name)
     await factors.limit_tries(call, None)
     await codes.redeem_token(call, body.token, "password_reset", "invite", keep=True)
-    hashed = await call.room.passwords.hash(body.new_password)
+    hashed = await call.room.passwords.hash(call.project, body.new_password)
     done = await _reset(call, ["password_reset", "invite"], None, body.token, None, hashed)
     if not done:
         raise codes.expired_token()
@@ -294,7 +294,7 @@ async def reset_by_code(call: Call) -> Response:
     passwords.check_strength(body.new_password, email, call.app_name)
     await factors.limit_tries(call, email)
     await codes.redeem_code(call, "password_reset", email, body.code, keep=True)
-    hashed = await call.room.passwords.hash(body.new_password)
+    hashed = await call.room.passwords.hash(call.project, body.new_password)
     digest = codes.code_hash(call.project, "password_reset", email, body.code.strip())
     if not await _reset(call, ["password_reset"], email, None, digest, hashed):
         raise codes.invalid_code()

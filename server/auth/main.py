@@ -6,8 +6,9 @@ the system can put it behind everything else, the database included.
 
 A unix socket carries messages of a length (four bytes, big-endian) and a JSON object:
 {"id", "hash": password} is answered with {"id", "hash"}; {"id", "verify": password, "stored"} with
-{"id", "right", "stale"}; {"id", "cancel": true} drops what still waits and has no answer. {"id",
-"busy": true} answers what does not fit the queue.
+{"id", "right", "stale"}, both with the "project" whose turn it takes and its "weight"; {"id",
+"cancel": true} drops what still waits and has no answer. {"id", "busy": true} answers what does not
+fit the queue.
 """
 
 from __future__ import annotations
@@ -70,12 +71,14 @@ class Connection(asyncio.Protocol):
     async def _answer(self, number: int, message: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": number}
         hasher = self.threads.hasher
+        turn: dict[str, Any] = {"project": str(message["project"])}
+        turn["weight"] = int(message["weight"])
         try:
             if "hash" in message:
-                answer["hash"] = await self.threads.run(hasher.hash, message["hash"])
+                answer["hash"] = await self.threads.run(hasher.hash, message["hash"], **turn)
             else:
                 answer["right"], answer["stale"] = await self.threads.run(
-                    hasher.verify, message["verify"], message["stored"]
+                    hasher.verify, message["verify"], message["stored"], **turn
                 )
         except Busy:
             answer["busy"] = True

@@ -16,8 +16,11 @@ from ichicore.errors import ApiError
 from server.auth.hashing import Busy, HashThreads
 from server.auth.hashsocket import Away, HashClient
 from server.auth.inputs import normalized_password
+from server.base.project import Project
 
 MIN_LENGTH, MAX_LENGTH = 8, 128
+# KiB times passes of an imported hash: less than a second of a core, in which others wait.
+MOST_WORK = 1 << 20
 
 
 class Passwords:
@@ -33,22 +36,26 @@ class Passwords:
         if self._own is not None:
             self._own.close()
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, project: Project, password: str) -> str:
         """The argon2id hash of a password that `check_strength` let pass. ApiError 429."""
-        answer = await self._ask(hash=password)
+        turn = _turn(project)
+        answer = await self._ask(hash=password, **turn)
         if answer is not None:
             return str(answer["hash"])
         own = self._threads()
-        return str(await self._try(own, own.hasher.hash, password))
+        return str(await self._try(own, own.hasher.hash, password, **turn))
 
-    async def verify(self, password: str, stored: str | None) -> tuple[bool, bool]:
+    async def verify(
+        self, project: Project, password: str, stored: str | None
+    ) -> tuple[bool, bool]:
         """(right, stored should be replaced by a new hash). stored None costs the same and is
         never right. ApiError 429."""
-        answer = await self._ask(verify=password, stored=stored)
+        turn = _turn(project)
+        answer = await self._ask(verify=password, stored=stored, **turn)
         if answer is not None:
             return answer["right"] is True, answer["stale"] is True
         own = self._threads()
-        right, stale = await self._try(own, own.hasher.verify, password, stored)
+        right, stale = await self._try(own, own.hasher.verify, password, stored, **turn)
         return right, stale
 
     async def _ask(self, **message: Any) -> dict[str, Any] | None:
@@ -68,11 +75,18 @@ class Passwords:
         return self._own
 
     @staticmethod
-    async def _try(own: HashThreads, work: Callable[..., Any], *arguments: object) -> Any:
+    async def _try(
+        own: HashThreads, work: Callable[..., Any], *arguments: object, **turn: Any
+    ) -> Any:
         try:
-            return await own.run(work, *arguments)
+            return await own.run(work, *arguments, **turn)
         except Busy:
             raise _busy() from None
+
+
+def _turn(project: Project) -> dict[str, Any]:
+    """Whose turn a hash takes."""
+    return {"project": project.id, "weight": project.limits.cpu_weight}
 
 
 def _busy() -> ApiError:
@@ -112,7 +126,8 @@ def is_known_hash(stored: str) -> bool:
         given = extract_parameters(stored)
     except InvalidHashError:
         return False
-    return given.memory_cost <= 262_144 and given.time_cost <= 10 and given.parallelism <= 8
+    work = given.memory_cost * given.time_cost
+    return work <= MOST_WORK and given.memory_cost <= 262_144 and given.parallelism <= 8
 
 
 def _weak(message: str) -> ApiError:

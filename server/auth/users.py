@@ -247,7 +247,7 @@ async def create_user(call: Call) -> Response:
         raise inputs.bad_request("password_hash must be an argon2 or bcrypt hash, alone.")
     if body.password is not None:
         passwords.check_strength(body.password, email, call.app_name)
-        hashed = await call.room.passwords.hash(body.password)
+        hashed = await call.room.passwords.hash(call.project, body.password)
     rows = await call.database.rows(
         CREATE, email, body.email_verified and email is not None, phone,
         body.phone_verified and phone is not None, hashed,
@@ -267,7 +267,7 @@ async def update_user(call: Call, user: str) -> Response:
     hashed = None
     if body.password is not None:
         passwords.check_strength(body.password, email, call.app_name)
-        hashed = await call.room.passwords.hash(body.password)
+        hashed = await call.room.passwords.hash(call.project, body.password)
     rows = await call.database.rows(
         UPDATE, user_id, email, body.email_verified, phone, body.phone_verified, hashed,
         None if body.metadata is None else inputs.metadata(body.metadata),

@@ -125,7 +125,7 @@ def test_every_endpoint_takes_bodies_of_its_own_shape(
 
     async def work(worker: Worker) -> None:
         worker.user = (await worker.sign_up(shapes.EXISTING)).json["user_id"]
-        hashed = await worker.service.room.passwords.hash(PASSWORD)
+        hashed = await worker.service.room.passwords.hash(worker.project, PASSWORD)
         for method, path in sorted([*shapes.BODIES, *shapes.BARE])[part::4]:
             # Whatever an administrator's example did to the user is undone.
             await worker.sql("delete from auth.users where email = $1", shapes.EXISTING)
