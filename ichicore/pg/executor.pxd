@@ -66,5 +66,6 @@ cdef class Executor:
     cdef object _ended(self, Group group, Described described)
     cdef int _finish(self, Group group, double now) except -1
     cdef bint _hit_by_other(self, Group group)
+    cdef bint _had_no_room(self, Group group, double took) except -1
     cdef int _deliver(self, Group group) except -1
     cdef int _fail(self, str reason) except -1

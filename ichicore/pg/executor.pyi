@@ -26,6 +26,7 @@ class Group:
     in_session: bool
     expired: bool
     retries: int
+    crowded: int
     deadline: float
     sent_at: float
     cancels_seen: int

@@ -50,9 +50,13 @@ for _name in ("NONE", "JSON", "VALUES", "Statement", "Group", "Result", "Shared"
 cdef enum:
     CHUNK_ROWS = 256
     INLINE_PARAMS = 32
+    ROOM_TRIES = 20  # of a group that found the server's table of locks full
 
 # A statement whose bodies have stayed below this is read as a whole result, which is cheaper.
 cdef Py_ssize_t WHOLE_BELOW = 1 << 20
+
+# Seconds of work after which a group that found it full may be the one that has filled it.
+cdef double ROOM_BRIEF = 0.05
 
 def check_library(int version):
     """RuntimeError when `version` (psycopg.pq.version()) is not the libpq linked here: two copies
@@ -609,12 +613,24 @@ cdef class Executor:
             self._body.drop()
         if group.abandoned:
             return 0
-        if group._error is not None and not group.in_session and group.retries == 0 and (
+        if group._error is not None and not group.in_session and group.retries == group.crowded and (
                 group._mismatch or self._hit_by_other(group)):
+            self.retry.append(group)
+            return 0
+        if group._error is not None and self._had_no_room(group, now - since):
+            group.crowded += 1
             self.retry.append(group)
             return 0
         self._deliver(group)
         return 0
+
+    cdef bint _had_no_room(self, Group group, double took) except -1:
+        """The table of locks, which all databases share, was full before the group had done much
+        of its own: whoever fills it is about to be ended."""
+        error = group._error
+        return (not group.in_session and group.crowded < ROOM_TRIES and took < ROOM_BRIEF
+                and isinstance(error, PgError) and error.sqlstate == "53200"
+                and error.message.startswith("out of shared memory"))
 
     cdef bint _hit_by_other(self, Group group):
         """A cancel request meant for an earlier group may come late and hit the next one."""
@@ -658,7 +674,7 @@ cdef class Executor:
                 # The server said that it ends: what stood behind this group was never begun.
                 fatal = group._error
                 group._error = PgUnavailable(str(fatal))
-            elif fatal is not None and group.retries < 3 and not group.in_session:
+            elif fatal is not None and group.retries - group.crowded < 3 and not group.in_session:
                 self.retry.append(group)
                 continue
             elif group._error is None or isinstance(group._error, PgUnavailable):

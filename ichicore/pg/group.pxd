@@ -34,6 +34,7 @@ cdef class Group:
     cdef public bint in_session
     cdef public bint expired
     cdef public int retries
+    cdef public int crowded         # times that the server had no room for its locks
     cdef public double deadline     # clock of the pool; 0 is none
     cdef public double sent_at
     cdef readonly int cancels_seen

@@ -133,6 +133,11 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
                 sql.Literal(limits.connections),
             ),
         )  # fmt: skip
+        # The maintenance may have closed it, to one whose requests took what all share.
+        await run(
+            admin,
+            sql.SQL("alter role {} login").format(sql.Identifier(record.role("authenticator"))),
+        )
         # The database is its owner's, who may have closed it to the project's other logins.
         await run(
             admin,

@@ -68,7 +68,6 @@ class Maintenance:
             Task("sizes", tick, self.quotas.measure),
             Task("sleep", tick, lambda: idle.put_to_sleep(projects, events)),
             Task("sessions", min(tick, 10.0), lambda: idle.end_what_holds_up(projects, events)),
-            Task("shared", min(tick, 3.0), self.shared.look),
             Task("backups", tick, self.jobs.plan),
             Task("deleted projects", 10 * tick, Lifecycle(projects).purge),
             Task("old rows", HOUR, self.prune),
@@ -91,6 +90,7 @@ class Maintenance:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scheduler.run())
             group.create_task(self.jobs.run())
+            group.create_task(self.shared.run())
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         yield "ichibase_maintenance_leader", (), float(self.leader.leads)
@@ -121,7 +121,6 @@ class Maintenance:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-            await self.shared.stop()
             await self.usage.stop()
             await self.bus.stop()
 

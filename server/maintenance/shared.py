@@ -1,8 +1,10 @@
-"""Ends sessions of projects that fill what a PostgreSQL server has once for all of them: its table
-of locks, without room in which nobody can write, and its queue of notifications.
+"""Ends sessions of projects that take what a PostgreSQL server has once for all of them: its table
+of locks, without room in which nobody can write, its queue of notifications, the patience of those
+who wait for all sessions of a server, and disk that no quota counts.
 
-Postgres has no limits of this kind for a login. A session that is ended here could come back at
-once, so the owner's login is closed until the next look at changes of state opens it again.
+Postgres has no limits of these kinds for a login. A session that is ended here could come back at
+once, so the login of who has filled something, or keeps coming back, is closed until the next look
+at changes of state opens it again.
 """
 
 from __future__ import annotations
@@ -10,121 +12,199 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
-from typing import Any
+import time
+import traceback
 
 import psycopg
 from psycopg import sql
 
-from server.base.events import Events, Noted
+from server.base.events import Events, Failed, Lost, Noted
 from server.control.database import Connection, connect, fetch, run
 from server.control.lifecycle import owe
 from server.control.projects import Projects, audit
+from server.maintenance.strain import Held, Strain
 
-FULL = 0.5  # of the table of locks, from which those are ended who have the most
-FEW = 64  # locks that a session may have anyhow
-QUEUE = 0.2  # of the queue of notifications, from which transactions of projects are ended
-LONG = 5.0  # seconds that a transaction may last then
-
-# With the table full, nothing can be read that all databases share; these two ask functions alone.
-LOCKS = """select l.pid, s.usesysid::int8, count(*)::int4 from pg_lock_status() l
-  join pg_stat_get_activity(null) s on s.pid = l.pid
-  where not l.fastpath group by 1, 2 having count(*) > $1"""
-LOGINS = "select oid::int8, rolname::text from pg_roles where rolname like 'ichi\\_%'"
+PAUSE = 0.25  # seconds between looks
+REST = 10.0  # times its own time that a look leaves to others
+MOST = 2.0  # seconds between looks at most
+KNOWN = 30.0  # seconds for which the list of databases is good
+CLOSED = ("locks", "notifications", "snapshots")  # what closes an owner's login at once
+WHY = {
+    "locks": "too many locks",
+    "notifications": "the queue of notifications is held up",
+    "waits": "sessions of other databases waited for it",
+    "silence": "all waited for a session that waits for its client",
+    "snapshots": "too many exported snapshots",
+}
+STRIKES, WITHIN = 3, 60.0  # so many ended sessions in so many seconds close a login anyway
+WAITS = 50  # hundredths of a second for sessions to let go of what they had
+LOGINS = "select oid::int8, rolname::text from pg_roles where oid = any($1::int8[])"
+BASES = "select oid::int8, datname::text from pg_database"
+PROJECT = re.compile("ichi_[a-z0-9]{12}")
 TERMINATE = "select pg_terminate_backend(pid) from unnest($1::int4[]) pid"
 GONE = "select count(*) from pg_stat_get_activity(null) where pid = any($1)"
-WAITS = 50  # hundredths of a second for sessions to let go of what they had
-ROOM = """select current_setting('max_locks_per_transaction')::int4
-  * (current_setting('max_connections')::int4
-    + current_setting('max_prepared_transactions')::int4)"""
-OLD = """select pid, usename::text from pg_stat_activity
-  where usename like 'ichi\\_%' and backend_type = 'client backend'
-    and xact_start < now() - $1 * interval '1 second' and pg_notification_queue_usage() > $2"""
+SESSIONS = """select s.pid from pg_stat_get_activity(null) s join pg_roles r on r.oid = s.usesysid
+  where r.rolname = any($1) and s.backend_type = 'client backend'"""
+NAMES = "select database, id, slug from projects where cluster_id = $1 and database = any($2)"
+
+
+class Server:
+    """A session with one cluster: while the table of locks is full, no new one begins."""
+
+    def __init__(self, admin: Connection, embedded: bool) -> None:
+        self.admin = admin
+        self.strain = Strain()
+        self._embedded = embedded
+        self._databases: dict[int, str] = {}
+        self._others: set[int] = set()  # databases that are no project's
+        self._learned = float("-inf")
+
+    async def learn(self, at_once: bool = False) -> None:
+        """Which databases are projects', as long as that can be read."""
+        if at_once or time.monotonic() - self._learned > KNOWN:
+            found = dict(await fetch(self.admin, BASES))
+            self._databases = {n: name for n, name in found.items() if PROJECT.fullmatch(name)}
+            self._others = found.keys() - self._databases.keys()
+            self._learned = time.monotonic()
+
+    def of_project(self, database: int) -> bool:
+        """The embedded server has no others but projects' that are made while a node runs. Who has
+        not logged in there is nobody's."""
+        return database in self._databases or (self._embedded and database not in self._others)
+
+    async def names(self, held: list[Held]) -> tuple[dict[int, str], dict[int, str]]:
+        """Names of their databases and logins; to be asked once there is room again."""
+        if any(one.database and one.database not in self._databases for one in held):
+            await self.learn(at_once=True)
+        logins = await fetch(self.admin, LOGINS, ([one.login for one in held],))
+        return self._databases, dict(logins)
 
 
 class Shared:
-    """Keeps a session with each cluster: while the table of locks is full, no new one begins."""
+    """Looks at all clusters, one after the other."""
 
     def __init__(self, projects: Projects, events: Events) -> None:
         self.projects = projects
         self.events = events
-        self._sessions: dict[str, Connection] = {}
-        self._logins: dict[str, dict[int, str]] = {}
+        self._servers: dict[str, Server] = {}
+        self._strikes: dict[tuple[str, str], list[float]] = {}  # by cluster and login
+
+    async def run(self) -> None:
+        """Until cancelled. What fails is told once and tried again."""
+        failing = False
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self.look()
+                    failing = False
+                except Exception as error:
+                    if not failing and isinstance(error, psycopg.OperationalError):
+                        self.events.emit(Lost("a database (shared means)", str(error).strip()))
+                    elif not failing:
+                        self.events.emit(Failed("the look at shared means", traceback.format_exc()))
+                    failing = True
+                took = time.monotonic() - began
+                await asyncio.sleep(MOST if failing else min(max(PAUSE, REST * took), MOST))
+        finally:
+            await self.stop()
 
     async def look(self) -> int:
         """Gives how many sessions were ended."""
         ended = 0
         for cluster_id, cluster in self.projects.clusters.items():
-            admin = self._sessions.get(cluster_id)
-            if admin is None or admin.broken:
-                admin = self._sessions[cluster_id] = await connect(cluster.admin_dsn)
-            try:
-                if locking := await self._locking(cluster_id, admin):
-                    ended += await self._end(cluster_id, admin, "locks", locking)
-                self._logins[cluster_id] = dict(await fetch(admin, LOGINS))
-                if holding := await fetch(admin, OLD, (LONG, QUEUE)):
-                    ended += await self._end(cluster_id, admin, "notifications", holding)
-            except psycopg.OperationalError:
-                await admin.close()
-                raise
+            server = self._servers.get(cluster_id)
+            if server is None or server.admin.closed:
+                server = self._servers[cluster_id] = Server(
+                    await connect(cluster.admin_dsn), cluster.kind == "embedded"
+                )
+                await server.learn()
+            for what, sessions in (await server.strain.look(server.admin)).items():
+                if taking := self._taking(server, what, sessions):
+                    await self._end(cluster_id, server, what, taking)
+                    ended += len(taking)
+            await server.learn()
         return ended
 
     async def stop(self) -> None:
-        for admin in self._sessions.values():
-            await admin.close()
-        self._sessions = {}
+        for server in self._servers.values():
+            await server.admin.close()
+        self._servers = {}
 
-    async def _locking(self, cluster_id: str, admin: Connection) -> list[tuple[Any, ...]]:
-        """Sessions, and their logins, of those who have the most locks when there are too many."""
-        room = int((await fetch(admin, ROOM))[0][0] * FULL)
-        logins = self._logins.get(cluster_id, {})
-        rows = [
-            (pid, logins[login], count) for pid, login, count in await fetch(admin, LOCKS, (FEW,))
-            if login in logins
-        ]  # fmt: skip
-        held: dict[str, int] = {}
-        for _, login, count in rows:
-            held[_database(login)] = held.get(_database(login), 0) + count
+    @staticmethod
+    def _taking(server: Server, what: str, sessions: list[Held]) -> list[Held]:
+        """The sessions to end; none of those that are nobody's project."""
+        known = [one for one in sessions if server.of_project(one.database)]
+        if what != "locks":
+            return known
+        held: dict[int, int] = {}
+        for one in known:
+            held[one.database] = held.get(one.database, 0) + one.count
         most = set()
         for database in sorted(held, key=lambda one: held[one], reverse=True):
-            if sum(held.values()) <= room:
+            if not server.strain.too_much(sum(held.values())):
                 break
             most.add(database)
             del held[database]
-        return [(pid, login) for pid, login, _ in rows if _database(login) in most]
+        return [one for one in known if one.database in most]
 
-    async def _end(
-        self, cluster_id: str, admin: Connection, what: str, sessions: list[tuple[Any, ...]]
-    ) -> int:
-        pids = [pid for pid, _ in sessions]
+    async def _end(self, cluster_id: str, server: Server, what: str, taking: list[Held]) -> None:
+        await self._terminate(cluster_id, server, [one.pid for one in taking])
+        databases, logins = await server.names(taking)
+        counts: dict[str, int] = {}
+        closing: dict[str, set[str]] = {}
+        for one in taking:
+            database, login = databases.get(one.database), logins.get(one.login)
+            if database is None or login is None:
+                continue  # it is being removed
+            counts[database] = counts.get(database, 0) + 1
+            often = self._strike(cluster_id, login)
+            if often or (what in CLOSED and login == f"{database}_owner"):
+                closing.setdefault(database, set()).add(login)
+        async with self.projects.control() as control:
+            for database, project_id, slug in await fetch(
+                control, NAMES, (cluster_id, list(counts))
+            ):
+                async with control.transaction():
+                    if database in closing:  # to be opened again also if this process dies
+                        await owe(control, project_id)
+                    detail = {"reason": what, "sessions": counts[database]}
+                    await audit(control, "maintenance", "project.sessions_ended", slug, detail)
+                if database in closing:
+                    await self._close(cluster_id, server, closing[database])
+                    await owe(control, project_id)  # the first may have been settled meanwhile
+                self.events.emit(Noted(
+                    f"ended {counts[database]} sessions of project {slug}", WHY[what]
+                ))  # fmt: skip
+
+    def _strike(self, cluster_id: str, login: str) -> bool:
+        """Whether a login has lost sessions so often that it is to be closed."""
+        now = time.monotonic()
+        self._strikes = {
+            one: kept for one, times in self._strikes.items()
+            if (kept := [at for at in times if now - at < WITHIN])
+        }  # fmt: skip
+        self._strikes.setdefault((cluster_id, login), []).append(now)
+        return len(self._strikes[cluster_id, login]) >= STRIKES
+
+    async def _close(self, cluster_id: str, server: Server, logins: set[str]) -> None:
+        """No session of these logins goes on, and none begins until the next settlement."""
+        for login in logins:
+            name = sql.Identifier(login)
+            await run(server.admin, sql.SQL("alter role {} nologin").format(name))
+        left = await fetch(server.admin, SESSIONS, (list(logins),))
+        await self._terminate(cluster_id, server, [pid for (pid,) in left])
+
+    async def _terminate(self, cluster_id: str, server: Server, pids: list[int]) -> None:
         if self.projects.clusters[cluster_id].kind == "embedded":
             for pid in pids:  # the server would look the login up first, for which it needs a lock
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
         else:
-            await fetch(admin, TERMINATE, (pids,))
+            await fetch(server.admin, TERMINATE, (pids,))
         for _ in range(WAITS):
-            if not (await fetch(admin, GONE, (pids,)))[0][0]:
+            if not (await fetch(server.admin, GONE, (pids,)))[0][0]:
                 break
             await asyncio.sleep(0.01)
-        counts: dict[str, int] = {}
-        for _, login in sessions:
-            counts[_database(login)] = counts.get(_database(login), 0) + 1
-        for record in await self.projects.all():
-            if record.cluster_id != cluster_id or record.database not in counts:
-                continue
-            count = counts[record.database]
-            async with self.projects.control() as control, control.transaction():
-                await owe(control, record.id)  # opens the login again, also if this process dies
-                detail = {"reason": what, "sessions": count}
-                await audit(control, "maintenance", "project.sessions_ended", record.slug, detail)
-            owner = sql.Identifier(record.role("owner"))
-            await run(admin, sql.SQL("alter role {} nologin").format(owner))
-            self.events.emit(Noted(
-                f"ended {count} sessions of project {record.slug}", f"too many {what}"
-            ))  # fmt: skip
-        return len(sessions)
-
-
-def _database(login: str) -> str:
-    return login.rpartition("_")[0]

@@ -20,6 +20,7 @@ FORMAT_SETTINGS = (
     "select current_setting('bytea_output') = 'hex' "
     "and current_setting('extra_float_digits')::int > 0"
 )
+ROOM_TRIES, ROOM_PAUSE = 20, 0.1  # seconds between them
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -44,6 +45,22 @@ def describe_failure(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
+async def _connect(dsn: str) -> psycopg.AsyncConnection:
+    """Waits a moment for room in the table of locks, which all databases of a server share: who
+    fills it is about to be ended."""
+    tries = ROOM_TRIES
+    while True:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                dsn, autocommit=True, prepare_threshold=None
+            )
+        except psycopg.OperationalError as error:
+            tries -= 1
+            if not tries or "out of shared memory" not in str(error):
+                raise
+        await asyncio.sleep(ROOM_PAUSE)
+
+
 async def open_link(
     dsn: str, shared: Shared, *, connect_timeout: float, statements: int, application_name: str
 ) -> Link:
@@ -53,9 +70,7 @@ async def open_link(
     options["client_encoding"] = "UTF8"
     try:
         async with asyncio.timeout(connect_timeout):
-            connection = await psycopg.AsyncConnection.connect(
-                make_conninfo("", **options), autocommit=True, prepare_threshold=None
-            )
+            connection = await _connect(make_conninfo("", **options))
             try:
                 row = await (await connection.execute(FORMAT_SETTINGS)).fetchone()
             except BaseException:

@@ -44,6 +44,7 @@ __all__ = [
 
 BUSY_TICK = 0.02  # how exactly deadlines are kept, in seconds
 IDLE_TICK = 1.0
+ROOM_PAUSE = 0.1  # before a group is sent again that the server had no room for
 CANCEL_GRACE = 5.0  # a cancelled group that has not ended by then costs its connection
 RETIRED_QUIET = 2.0  # seconds without use after which a pool that was given up is closed
 RETIRED_LOOKS = 10  # in that time
@@ -497,11 +498,19 @@ class Pool:
         for group in again:
             self._counts["retried"] += 1
             group.restart()
-            try:
-                self._start(group, monotonic())
-            except (PgError, PgUnavailable) as error:
-                if group.waiter is not None and not group.waiter.done():
-                    group.waiter.set_exception(error)
+            if group.crowded:
+                self._loop.call_later(ROOM_PAUSE, self._again, group)
+            else:
+                self._again(group)
+
+    def _again(self, group: Group) -> None:
+        """Nothing of the group has been done."""
+        if group.waiter is None or group.waiter.done():
+            return
+        try:
+            self._start(group, monotonic())
+        except (PgError, PgUnavailable) as error:
+            group.waiter.set_exception(error)
 
     def _drop(self, link: Link) -> None:
         """Closes a connection; its groups fail."""

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
+import threading
 import time
 
 import psycopg
 import pytest
 
+from ichicore.pg.executor import NONE, Group, Statement
 from server.base.context import NodeConfig
 from server.base.events import Events
 from server.control import records
 from server.control.database import Cluster, prepare
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
-from server.maintenance import shared
+from server.maintenance import strain
 from server.maintenance.shared import Shared
 from server.node.embedded_pg import LOG_LIMIT, EmbeddedPostgres
+from server.postgres.pool import Pool
 from tests.servers import running_server
 
 
@@ -111,8 +116,8 @@ def test_the_table_of_locks_is_emptied_of_who_fills_it(small):
 
 
 def test_the_queue_of_notifications_is_not_held_up(small, monkeypatch):
-    monkeypatch.setattr(shared, "QUEUE", 1e-6)
-    monkeypatch.setattr(shared, "LONG", 0.2)
+    monkeypatch.setattr(strain, "QUEUE", 1e-6)
+    monkeypatch.setattr(strain, "LONG", 0.2)
     before = len(small.audited())
     with (
         psycopg.connect(small.greedy.owner_dsn) as holds,
@@ -131,6 +136,147 @@ def test_the_queue_of_notifications_is_not_held_up(small, monkeypatch):
             holds.execute("select 1")
     assert small.audited()[before:] == [("greedy", "notifications")]
     run(small.projects.recover())
+
+
+@contextlib.contextmanager
+def watched(small):
+    """The maintenance looks at the server, in a thread of its own."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def work():
+        task = asyncio.create_task(Shared(small.projects, Events()).run())
+        tasks.append(task)
+        ready.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    tasks = []
+    thread = threading.Thread(target=lambda: loop.run_until_complete(work()))
+    thread.start()
+    ready.wait()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(tasks[0].cancel)
+        thread.join()
+        loop.close()
+        run(small.projects.recover())
+
+
+def ended(small, before, expected):
+    """Whether this, and no more, is noted of sessions that were ended since."""
+    until = time.monotonic() + 10
+    while small.audited()[before:] != [expected] and time.monotonic() < until:
+        time.sleep(0.05)
+    return small.audited()[before:] == [expected]
+
+
+FILL = "select pg_advisory_lock(n) from generate_series(1, 1000000) n"
+
+
+@pytest.mark.parametrize("login", ["owner", "authenticator"])
+def test_requests_of_others_go_on_while_the_table_of_locks_is_filled(small, login):
+    dsn = getattr(small.greedy, f"{login}_dsn")
+    before = len(small.audited())
+    with psycopg.connect(small.other.owner_dsn, autocommit=True) as other:
+        other.execute("create table if not exists rows (n int)")
+
+    def attack():
+        for _ in range(6):
+            with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, autocommit=True) as one:
+                with contextlib.suppress(psycopg.errors.OutOfMemory):
+                    one.execute(FILL)
+                one.execute("select pg_sleep(10)")
+
+    async def requests():
+        pools = [Pool(small.other.owner_dsn) for _ in range(2)]
+        insert = Statement("insert into rows values (1)", result=NONE)
+        thread = threading.Thread(target=attack)
+        try:
+            for n in range(60):
+                if n == 10:
+                    thread.start()
+                group = Group("")
+                group.add(insert)
+                await pools[n > 12].run(group)  # the second opens its first session meanwhile
+                await asyncio.sleep(0.02)
+            return pools[0].stats()["retried"] + pools[1].stats()["retried"]
+        finally:
+            await asyncio.to_thread(thread.join)
+            for pool in pools:
+                await pool.close()
+
+    with watched(small):
+        assert run(requests()) > 0
+        with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+            psycopg.connect(dsn)
+    psycopg.connect(dsn).close()
+    noted = small.audited()[before:]
+    assert noted == [("greedy", "locks")] * (1 if login == "owner" else 3)
+
+
+@pytest.mark.parametrize("change", ["set search_path = nowhere", "password 'known'", "reset all"])
+def test_a_change_of_a_shared_role_that_stays_open_keeps_nobody_waiting(small, change):
+    greedy = psycopg.connect(small.greedy.owner_dsn, autocommit=True)
+    with contextlib.closing(greedy), watched(small):
+        greedy.execute("set role anon; alter role anon set search_path = here")
+        greedy.execute(f"begin; alter role anon {change}")
+        run(small.projects.create("new"))
+    run(small.projects.delete("new"))
+
+
+STALLS = ("copy stalled from stdin", "select repeat('x', 1000000) from generate_series(1, 200)")
+
+
+@pytest.mark.parametrize("statement", STALLS)
+def test_a_session_that_is_silent_keeps_no_project_from_being_removed(small, statement):
+    before = len(small.audited())
+    with psycopg.connect(small.greedy.owner_dsn, autocommit=True) as greedy:
+        greedy.execute("create table if not exists stalled (line text)")
+        greedy.execute("set statement_timeout = 0")
+        greedy.pgconn.send_query(statement.encode())
+        run(small.projects.create("old"))
+        with watched(small):
+            run(small.projects.delete("old"))
+            assert ended(small, before, ("greedy", "silence"))
+        greedy.pgconn.finish()
+
+
+def test_who_does_not_log_in_keeps_no_project_from_being_removed(small):
+    names = b"user\0nobody\0database\0nothing\0\0"
+    with socket.create_connection(("127.0.0.1", small.server.port), timeout=10) as peer:
+        peer.sendall(struct.pack("!ii", len(names) + 8, 3 << 16) + names)
+        peer.recv(1)  # it is asked for a password
+        run(small.projects.create("old"))
+        with watched(small):
+            run(small.projects.delete("old"))
+        while peer.recv(1000):
+            pass
+
+
+def test_exported_snapshots_do_not_fill_the_disk(small):
+    before = len(small.audited())
+    greedy = psycopg.connect(small.greedy.owner_dsn)
+    with contextlib.closing(greedy), watched(small):
+        with pytest.raises(psycopg.OperationalError):
+            greedy.execute("select pg_export_snapshot() from generate_series(1, 1000000)")
+        assert ended(small, before, ("greedy", "snapshots"))
+    assert list((small.server.pgdata / "pg_snapshots").iterdir()) == []
+
+
+def test_what_others_do_for_a_while_is_let_be(small):
+    before = len(small.audited())
+    a, b = (psycopg.connect(small.greedy.owner_dsn) for _ in range(2))
+    with contextlib.closing(a), contextlib.closing(b), watched(small):
+        a.execute("create table if not exists worked_on (n int)")
+        a.commit()
+        a.execute("lock table worked_on; select pg_export_snapshot()")
+        a.execute("select pg_advisory_lock(n) from generate_series(1, 500) n")
+        b.pgconn.send_query(b"insert into worked_on values (1)")  # waits, but for its own project
+        time.sleep(1.2)
+        a.commit()
+        assert b.pgconn.get_result().error_message == b""
+    assert small.audited()[before:] == []
 
 
 def test_owners_leave_the_servers_own_connections_alone(small):
