@@ -129,7 +129,7 @@ class _Routes:
         if project.system_dsn is None:
             raise ApiError(404, "auth_not_enabled", "The project has no database for its users.")
         try:
-            await migrations.apply_async(project.system_dsn, "server.auth", "auth")
+            await migrations.apply_async(project.system_dsn, ("server.auth", "auth"))
             return await AsyncConnection.connect(
                 project.system_dsn,
                 autocommit=True,

@@ -81,7 +81,7 @@ class Room:
         lock = self._locks.setdefault(project.id, asyncio.Lock())
         async with lock:
             if project.id not in self._ready:
-                await migrations.apply_async(project.system_dsn, "server.auth", "auth")
+                await migrations.apply_async(project.system_dsn, ("server.auth", "auth"))
                 self._ready.add(project.id)
         self._locks.pop(project.id, None)
 

@@ -1,4 +1,4 @@
-"""`ichibase backups`: list, create, restore, verify, delete, scan."""
+"""`ichibase backups`: list, create, restore, verify, delete, scan. And `ichibase dump`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Any
 from urllib.parse import quote
 
+from server.backup import dump
 from server.cli.client import AdminClient, CommandError
 from server.cli.output import note, print_json, print_table
 
@@ -169,3 +170,4 @@ def register(commands: Any) -> None:
     action("verify", verify, text).add_argument("backup")
     action("delete", delete, "Delete a backup.").add_argument("backup")
     action("scan", scan, "Learn of backups in the store that are not known.")
+    dump.register(commands)

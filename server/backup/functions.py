@@ -98,7 +98,7 @@ async def write(
     """Gives a project what the stream has. ids: of the project that was backed up, and of this
     one. How many functions there were, and what is missing, in words."""
     before, project_id = ids
-    await migrations.apply_async(config.control_dsn, "server.functions", "functions")
+    await migrations.apply_async(config.control_dsn, ("server.functions", "functions"))
     key = key_path(config.data_dir)
     vault = Vault(key)
     count = 0

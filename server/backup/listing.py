@@ -37,14 +37,17 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Sorted(msgspec.Struct):
-    """Entries by who restores them. triggers: of system tables, which may call functions of the
-    owner's. own: data of this program's own schema."""
+    """Entries by who restores them. Rights and policies may name logins, and come after the tables.
+    triggers: of system tables, which may call functions of the owner's. own: data of this
+    program's own schema."""
 
     system: list[Entry] = []
+    system_policies: list[Entry] = []
     system_acls: list[Entry] = []
     triggers: list[Entry] = []
     extensions: list[Entry] = []
     owner: list[Entry] = []
+    owner_policies: list[Entry] = []
     owner_acls: list[Entry] = []
     own: list[Entry] = []
 
@@ -77,12 +80,16 @@ def sort(listed: list[Entry], database: str) -> Sorted:
         elif entry.owner == system:
             if entry.is_a(*ACLS):
                 found.system_acls.append(entry)
+            elif entry.is_a("POLICY"):
+                found.system_policies.append(entry)
             elif entry.is_a("TRIGGER"):
                 found.triggers.append(entry)
             else:
                 found.system.append(entry)
         elif entry.is_a(*ACLS):
             found.owner_acls.append(entry)
+        elif entry.is_a("POLICY"):
+            found.owner_policies.append(entry)
         else:
             found.owner.append(entry)
     return found

@@ -34,6 +34,7 @@ from server.backup.archive import (
 from server.backup.documents import DocumentsError
 from server.backup.files import Stored
 from server.backup.listing import Entry
+from server.backup.rights import Rights, statements
 from server.base.migrations import MigrationError
 from server.control import provision, records, secrets
 from server.control.database import (
@@ -153,33 +154,27 @@ async def load(target: Target, file: Path, before: Content, progress: Progress) 
                 raise BackupError(f"restoring {name} failed: {error}") from None
             warnings.extend(_errors(str(error)))
 
-    async def statements(dsn: str, what: list[Entry], name: str) -> None:
-        if not what:
-            return
-        listed = folder / f"{name}.list"
-        listed.write_text("".join(f"{entry.line}\n" for entry in what))
-        written = (await tools.script(target.cluster, file, listed).run()).decode()
-        old, new = f"{before.database}_", f"{target.record.database}_"
-        async with await connect(dsn) as connection:
-            for statement in _statements(written.replace(old, new)):
-                try:
-                    await connection.execute(statement)
-                except psycopg.OperationalError:
-                    raise
-                except psycopg.Error as error:
-                    warnings.append(f"{str(error).splitlines()[0]} ({statement[:200]})")
+    rights = Rights(target.cluster, file, before.database, target.record.database, warnings)
+
+    async def policies(dsn: str, what: list[Entry], name: str) -> None:
+        if await rights.names(what):
+            await rights.policies(dsn, what)
+        else:
+            await restore(dsn, what, name, strict=False)
 
     owner, system = target.dsn("owner"), target.dsn("system")
     await progress("system tables", 0, 0)
     await restore(system, found.system, "system")
-    await statements(system, found.system_acls, "system-rights")
+    await policies(system, found.system_policies, "system-policies")
+    await rights.make(system, found.system_acls)
     await progress("tables", 0, 0)
     schemas = [entry for entry in found.owner if entry.is_a("SCHEMA")]
     await restore(owner, schemas, "schemas", strict=False)
     await _extensions(target, file, found.extensions, warnings)
     rest = [entry for entry in found.owner if not entry.is_a("SCHEMA")]
     await restore(owner, rest, "owner", strict=False)
-    await statements(owner, found.owner_acls, "owner-rights")
+    await policies(owner, found.owner_policies, "owner-policies")
+    await rights.make(owner, found.owner_acls)
     await restore(system, found.triggers, "triggers", strict=False)
     await provision.equip(target.admin_dsn, target.record, target.database)
     await restore(target.admin_dsn, found.own, "own", "--data-only")
@@ -194,7 +189,7 @@ async def _extensions(target: Target, file: Path, what: list[Entry], warnings: l
     listed = file.parent / "extensions.list"
     listed.write_text("".join(f"{entry.line}\n" for entry in what))
     written = (await tools.script(target.cluster, file, listed).run()).decode()
-    for statement in _statements(written):
+    for statement in statements(written):
         if not statement.startswith("CREATE EXTENSION"):
             continue
         try:
@@ -211,19 +206,6 @@ async def _extensions(target: Target, file: Path, what: list[Entry], warnings: l
                 await connection.execute(statement)
         except psycopg.Error as error:
             warnings.append(str(error).splitlines()[0])
-
-
-def _statements(script: str) -> list[str]:
-    """The statements of a script of rights or extensions, each on a line of its own. What only
-    psql understands is left out, and so is a change of the session's login."""
-    found = []
-    for line in script.splitlines():
-        statement = line.strip()
-        if statement.endswith(";") and statement.split(" ")[0] in (
-            "GRANT", "REVOKE", "ALTER", "CREATE"
-        ):  # fmt: skip
-            found.append(statement)
-    return found
 
 
 def _errors(said: str) -> list[str]:

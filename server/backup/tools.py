@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ class ToolError(RuntimeError):
     """A tool failed; the text is what it said."""
 
 
-def program(name: str, cluster: Cluster) -> str:
-    """Path of a tool that fits the cluster: the embedded ones know every server up to their own
-    version, but no TLS."""
-    if cluster.options.get("sslmode") in ("require", "verify-ca", "verify-full"):
+def program(name: str, options: Mapping[str, Any]) -> str:
+    """Path of a tool that fits the server which is reached with these options: the embedded ones
+    know every one up to their own version, but no TLS."""
+    if options.get("sslmode") in ("require", "verify-ca", "verify-full"):
         found = shutil.which(name)
         if found is None:
             raise ToolError(f"{name} is missing: install the client tools of the server's version")
@@ -94,7 +94,12 @@ class Tool:
 def dump(cluster: Cluster, dsn: str, snapshot: str) -> Tool:
     """pg_dump in the custom format, as the named snapshot sees the database."""
     target, environment = login(dsn)
-    command = [program("pg_dump", cluster), "-Fc", "--no-password", "--lock-wait-timeout=60s"]
+    command = [
+        program("pg_dump", cluster.options),
+        "-Fc",
+        "--no-password",
+        "--lock-wait-timeout=60s",
+    ]
     command += [f"--snapshot={snapshot}", "--no-sync", "-Z", "gzip:4", f"--dbname={target}"]
     return Tool(command, environment)
 
@@ -105,7 +110,7 @@ def restore(
     """pg_restore of the entries in the file `listed`, owned by the login of the dsn. strict: the
     first error ends it; otherwise it says in the end how many there were."""
     target, environment = login(dsn)
-    command = [program("pg_restore", cluster), "--no-owner", "--no-password"]
+    command = [program("pg_restore", cluster.options), "--no-owner", "--no-password"]
     command += ["--exit-on-error"] if strict else []
     command += [f"--use-list={listed}", *options, f"--dbname={target}", str(file)]
     return Tool(command, environment)
@@ -113,10 +118,16 @@ def restore(
 
 def contents(cluster: Cluster, file: Path) -> Tool:
     """The list of an archive's entries."""
-    return Tool([program("pg_restore", cluster), "--list", str(file)], login("")[1])
+    return Tool([program("pg_restore", cluster.options), "--list", str(file)], login("")[1])
 
 
 def script(cluster: Cluster, file: Path, listed: Path) -> Tool:
     """The SQL of the entries in the file `listed`."""
-    command = [program("pg_restore", cluster), "--no-owner", f"--use-list={listed}", "-f", "-"]
+    command = [
+        program("pg_restore", cluster.options),
+        "--no-owner",
+        f"--use-list={listed}",
+        "-f",
+        "-",
+    ]
     return Tool([*command, str(file)], login("")[1])

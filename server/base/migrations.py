@@ -10,6 +10,7 @@ CONCURRENTLY, VACUUM).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from importlib import resources
@@ -50,29 +51,38 @@ def load(package: str) -> tuple[Migration, ...]:
     return tuple(found)
 
 
-def apply(dsn: str, package: str, schema: str) -> list[str]:
-    """Bring `schema` to the newest version; gives the names applied now. Blocks the thread.
+def apply(dsn: str, *schemas: tuple[str, str]) -> list[str]:
+    """Bring schemas, each named with the package of its migrations, to the newest version; gives
+    the names applied now. Blocks the thread.
 
-    dsn: a login that owns the schema, or may create it. Raises MigrationError when a recorded
+    dsn: a login that owns the schemas, or may create them. Raises MigrationError when a recorded
     file has changed since or the database is ahead of this program, psycopg.Error otherwise.
     """
-    migrations = load(package)
+    applied = []
     with psycopg.connect(dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT) as connection:
-        if _pending(connection, migrations, schema) == []:
-            return []
-        key = int.from_bytes(hashlib.sha256(f"migrations:{schema}".encode()).digest()[:8], "big")
-        connection.execute("select pg_advisory_lock(%s)", (key - (1 << 63),))
-        _prepare(connection, schema)
-        pending = _pending(connection, migrations, schema)
-        assert pending is not None
-        for migration in pending:
-            _run(connection, migration, schema)
-        return [migration.name for migration in pending]
+        for package, schema in schemas:
+            migrations = load(package)
+            if _pending(connection, migrations, schema) == []:
+                continue
+            digest = hashlib.sha256(f"migrations:{schema}".encode()).digest()
+            key = int.from_bytes(digest[:8], "big") - (1 << 63)
+            connection.execute("select pg_advisory_lock(%s)", (key,))
+            try:
+                _prepare(connection, schema)
+                pending = _pending(connection, migrations, schema)
+                assert pending is not None
+                for migration in pending:
+                    _run(connection, migration, schema)
+                    applied.append(migration.name)
+            finally:
+                with contextlib.suppress(psycopg.OperationalError):  # a lost connection holds none
+                    connection.execute("select pg_advisory_unlock(%s)", (key,))
+    return applied
 
 
-async def apply_async(dsn: str, package: str, schema: str) -> list[str]:
+async def apply_async(dsn: str, *schemas: tuple[str, str]) -> list[str]:
     """`apply` in a thread of its own, for a running event loop."""
-    return await asyncio.to_thread(apply, dsn, package, schema)
+    return await asyncio.to_thread(apply, dsn, *schemas)
 
 
 def _table(schema: str) -> sql.Identifier:

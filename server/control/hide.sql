@@ -177,7 +177,7 @@ end $$;
 -- pg_dump writes rights of system objects that differ from the first ones: these are such.
 do $$
 begin
-  delete from pg_init_privs where privtype = 'i' and (classoid, objoid) in (
+  delete from pg_init_privs where privtype = 'i' and objsubid = 0 and (classoid, objoid) in (
     select 'pg_class'::regclass, oid from pg_class
       where relnamespace = 'pg_catalog'::regnamespace and relacl is not null
     union all select 'pg_proc'::regclass, oid from pg_proc

@@ -7,18 +7,8 @@ grant connect on database {database} to {owner}, {authenticator}, {system}, {fee
 grant create on database {database} to {system};
 
 alter schema public owner to {owner};
-revoke all on schema public from public;
-grant usage on schema public to anon, authenticated, service_role, {system};
+grant usage on schema public to {system};
 grant all on schema public to {owner};
-
--- New tables, sequences and functions of the owner are open to the three roles: row security and
--- explicit revokes decide what they may do.
-alter default privileges for role {owner} in schema public
-  grant all on tables to anon, authenticated, service_role;
-alter default privileges for role {owner} in schema public
-  grant all on sequences to anon, authenticated, service_role;
-alter default privileges for role {owner} in schema public
-  grant execute on functions to anon, authenticated, service_role;
 
 create schema if not exists auth authorization {system};
 create schema if not exists storage authorization {system};

@@ -341,9 +341,14 @@ class Projects:
 
 
 async def migrate(project: Project) -> None:
-    """What an app's own SQL may call before anybody has made a request."""
-    if project.feed_dsn is not None and project.system_dsn is not None:
-        await apply_async(project.system_dsn, "server.realtime", "realtime")
+    """What an app's own SQL may refer to before anybody has made a request: users, files,
+    messages."""
+    if project.system_dsn is None:
+        return
+    schemas = [("server.auth", "auth"), ("server.storage", "storage")]
+    if project.feed_dsn is not None:
+        schemas.append(("server.realtime", "realtime"))
+    await apply_async(project.system_dsn, *schemas)
 
 
 @asynccontextmanager

@@ -72,6 +72,10 @@ async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> N
         # No comment names the project: every login of the cluster may read the list of databases.
         await ensure_database(admin, record.database, record.role("owner"))
     await equip(cluster.dsn(record.database), record, record.database)
+    if record.state == "creating":
+        owner = sql.Identifier(record.role("owner"))
+        async with await connect(cluster.dsn(record.database)) as database, database.transaction():
+            await run(database, _template("open.sql").format(owner=owner))
     await settle(cluster, record, limits)
 
 
@@ -248,5 +252,22 @@ async def remove(cluster: Cluster, record: Record) -> None:
         await end_replication(admin, record.database)
         await drop_database(admin, record.database)
         for kind in LOGINS:
-            await run(admin, sql.SQL("drop role if exists {}").format(
-                sql.Identifier(record.role(kind))))  # fmt: skip
+            await _drop_login(cluster, admin, record.role(kind))
+
+
+NAMED = """select distinct d.datname from pg_shdepend s join pg_database d on d.oid = s.dbid
+  where s.refclassid = 'pg_authid'::regclass and s.refobjid = to_regrole(quote_ident($1))"""
+
+
+async def _drop_login(cluster: Cluster, admin: Connection, role: str) -> None:
+    """Drop a login, with the rights that others gave it: the owner of any database may grant
+    something to any role, which would keep it from being dropped."""
+    drop = sql.SQL("drop role if exists {}").format(sql.Identifier(role))
+    try:
+        await run(admin, drop)
+    except psycopg.errors.DependentObjectsStillExist:
+        for (name,) in await fetch(admin, NAMED, (role,)):
+            async with await connect(cluster.dsn(name)) as database:
+                await run(database, f"set lock_timeout = '{LOCK_TIMEOUT}'")
+                await run(database, sql.SQL("drop owned by {}").format(sql.Identifier(role)))
+        await run(admin, drop)

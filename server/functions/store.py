@@ -81,7 +81,7 @@ class Store:
 
     async def _connect(self) -> Connection:
         if not self._migrated:
-            await migrations.apply_async(self.dsn, "server.functions", "functions")
+            await migrations.apply_async(self.dsn, ("server.functions", "functions"))
             self._migrated = True
         if self._connection is None or self._connection.closed:
             self._connection = await AsyncConnection.connect(

@@ -226,7 +226,7 @@ class PgFeed:
 
     async def _migrate(self) -> None:
         if not self._migrated and self.project.system_dsn is not None:
-            await migrations.apply_async(self.project.system_dsn, "server.realtime", "realtime")
+            await migrations.apply_async(self.project.system_dsn, ("server.realtime", "realtime"))
             self._migrated = True
 
     async def _begin(self, connection: Connection, here: Position, bounded: bool) -> None:

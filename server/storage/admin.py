@@ -195,7 +195,7 @@ class _Routes:
         if project.system_dsn is None:
             raise ApiError(404, "storage_not_enabled", "The project has no database for its files.")
         try:
-            await migrations.apply_async(project.system_dsn, "server.storage", "storage")
+            await migrations.apply_async(project.system_dsn, ("server.storage", "storage"))
             connection = await AsyncConnection.connect(
                 project.system_dsn, autocommit=True, cursor_factory=AsyncRawCursor,
                 connect_timeout=10,

@@ -22,6 +22,7 @@ from pymongo import MongoClient
 
 from server.backup.archive import DOCUMENTS, MANIFEST, Reader, Writer, mac
 from server.backup.store import open_store
+from server.node.embedded_pg import binaries
 from tests.process.running import RunningNode, wait_until
 from tests.timing import within
 
@@ -225,6 +226,35 @@ def test_backups_are_made_verified_and_restored_by_command(node, project, pot):
     assert "made kitchen-" in node.cli("backups", "create", "kitchen").stdout
     node.cli("backups", "delete", made["backup"])
     assert made["backup"] not in [b["id"] for b in api(node, "backups")]
+
+
+def test_what_the_owner_has_made_is_dumped_and_loads_into_another_project(node, project, tmp_path):
+    sql(node, """
+        create schema if not exists menu; create extension if not exists pg_trgm;
+        create table if not exists menu.dishes (name text, cook uuid references auth.users);
+        truncate menu.dishes; insert into menu.dishes (name) values (E'CREATE SCHEMA public;\\n');
+        revoke all on pots from anon; alter default privileges in schema menu grant select on
+        tables to anon""")  # fmt: skip
+    script = tmp_path / "kitchen.sql"
+    node.cli("dump", "kitchen", "--file", str(script))
+    assert script.stat().st_mode & 0o777 == 0o600
+    assert node.cli("dump", "kitchen").stdout.count("COPY menu.dishes (name, cook)") == 1
+    url = node.project("kitchen")["database_url"]
+    assert urlsplit(url).path.strip("/") not in script.read_text()
+    api(node, "projects", "POST", {"name": "diner"})
+    into = node.project("diner")["database_url"]
+    loaded = subprocess.run(
+        [binaries() / "psql", "-qX", "-v", "ON_ERROR_STOP=1", "-f", script, into],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+    with psycopg.connect(into) as owner:
+        rows = owner.execute("select name, has_table_privilege('anon', 'pots', 'select') from "
+                             "menu.dishes").fetchall()  # fmt: skip
+    assert rows == [("CREATE SCHEMA public;\n", False)]
+    api(node, "projects/diner?now=true", "DELETE")
+    sql(node, "drop schema menu cascade; drop extension pg_trgm; grant all on pots to anon")
+    assert "project_not_found" in node.cli("dump", "nothing", ok=False).stderr
 
 
 def maintenance(node):

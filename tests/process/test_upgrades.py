@@ -68,10 +68,18 @@ class Upgraded(RunningNode):
             cursor = session.execute(text)
             return cursor.fetchall() if cursor.description else []
 
+    def id_of(self, name):
+        return self.control("select id from projects where slug = %s", name)[0][0]
+
     def age(self, *names):
         """Makes them as an older program has left them."""
         for name in names:
-            self.inside(name, "drop function if exists auth.email()")
+            self.inside(
+                name,
+                f"""drop function if exists auth.email();
+                alter default privileges for role ichi_{self.id_of(name)}_owner in schema public
+                  revoke all on tables from anon""",
+            )
         self.control(
             "update projects set provisioned = 1, feed_password = case slug when 'first' then '' "
             "else feed_password end where slug = any(%s)", list(names),
@@ -130,6 +138,8 @@ def test_projects_are_brought_up_to_date_while_the_node_serves_and_after_it_was_
     assert node.current() == set(NAMES)
     for name in (*NAMES, "default"):
         assert node.inside(name, "select auth.email()") == [(None,)]
+        opened = "select from pg_default_acl where defaclacl::text ~ 'anon' and defaclobjtype = 'r'"
+        assert node.inside(name, opened) == []  # what the owner has revoked stays so
     assert "bringing projects up to date 4 of them" in node.log.read_text()
     done = node.control("select project from audit where action = 'project.upgrade'")
     assert {row[0] for row in done} == {*NAMES, "default"}

@@ -28,6 +28,11 @@ create table notes (
   raw bytea, ratio float8, twice int generated always as (price * 2) stored);
 alter table notes enable row level security;
 create policy "own rows" on notes to authenticated using (owner = (select auth.uid()));
+create policy "the owner's" on notes to current_user using (title <> 'a;
+--
+-- PostgreSQL database dump complete
+--
+');
 create index on notes (lower(title::text)) where price > 3;
 create table "Odd schema"."odd ""table" ("odd column" text unique, "ichibase row" int);
 create table parts (id int, day date) partition by range (day);
@@ -39,7 +44,8 @@ create function welcome() returns trigger language plpgsql security definer as
   $$begin insert into public.members (user_id) values (new.id); return new; end$$;
 grant select on titles to anon;
 revoke all on members from anon;
-alter default privileges in schema public grant select on tables to authenticated;
+alter default privileges in schema public revoke all on tables from authenticated;
+alter default privileges in schema public revoke all on sequences from anon, service_role;
 comment on table notes is 'with ''quotes''
 and a second line';
 insert into notes (title, feeling, price, tags, doc, at, raw, ratio)
@@ -50,10 +56,11 @@ insert into parts values (1, '2026-02-03');
 refresh materialized view counted;
 select lo_from_bytea(4711, 'large');
 """
-SYSTEM = """
-create table auth.users (id uuid primary key, email text);
-grant references, select on auth.users to {owner};
-"""
+OPEN = (  # who has new sequences, functions and tables of schema public
+    {"authenticated"}, {"anon", "authenticated", "service_role"},
+    {"anon", "service_role"},
+)  # fmt: skip
+USER = "11111111-1111-4111-8111-111111111111"
 
 
 def run(coroutine):
@@ -70,9 +77,6 @@ class Shop:
         projects = self.projects()
         run(projects.create(slug))
         self.record = run(projects.find(slug))
-        system = {"owner": f'"{self.record.role("owner")}"'}
-        with self.session("system") as session:
-            session.execute(SYSTEM.format(**system))
         with self.session("owner") as session:
             session.execute(SCHEMA)
             session.execute("grant execute on function public.welcome() to public")
@@ -81,9 +85,7 @@ class Shop:
                 "create trigger welcome after insert on auth.users "
                 "for each row execute function public.welcome()"
             )
-            session.execute(
-                "insert into auth.users values ('11111111-1111-4111-8111-111111111111', 'a@b.c')"
-            )
+            session.execute("insert into auth.users (id, email) values (%s, 'a@b.c')", (USER,))
 
     def projects(self):
         return Projects(self.world.dsn, {self.world.cluster.id: self.world.cluster}, self.config)
@@ -131,12 +133,15 @@ class Shop:
             odd = owner.execute('select * from "Odd schema"."odd ""table" order by 2').fetchall()
             large = owner.execute("select lo_get(4711)").fetchone()
             policies = owner.execute(
-                "select policyname, roles, qual from pg_policies where tablename = 'notes'"
+                "select policyname, replace(roles::text, current_user, 'owner'), qual "
+                "from pg_policies where tablename in ('notes', 'objects') order by 1"
             ).fetchall()
             rights = owner.execute(
                 "select has_table_privilege('anon', 'titles', 'select'), "
                 "has_table_privilege('anon', 'members', 'select'), "
-                "has_table_privilege('anon', 'notes', 'insert')"
+                "has_table_privilege('anon', 'notes', 'insert'), (select array_agg("
+                "replace(defaclacl::text, current_user, 'o') order by defaclobjtype) "
+                "from pg_default_acl)"
             ).fetchone()
             comment = owner.execute("select obj_description('notes'::regclass)").fetchone()
             seen = owner.execute("select n from counted").fetchone()
@@ -227,7 +232,7 @@ def test_restoring_brings_back_what_was_lost_and_drops_what_came_after(shop, bac
     assert (after.anon_key, after.keys) == (shop.record.anon_key, shop.record.keys)
     assert not [name for name in databases(shop) if name.endswith(("_new", "_before"))]
     with shop.session("system") as system:  # the trigger of the system's table works again
-        system.execute("insert into auth.users values (gen_random_uuid(), 'x')")
+        system.execute("insert into auth.users (email) values ('x')")
     with shop.session() as owner:
         assert owner.execute("select count(*) from members").fetchone() == (2,)
         owner.execute("create table announced (id int); drop table announced")
@@ -241,8 +246,12 @@ def test_restoring_into_a_new_project_makes_one_with_its_own_keys(shop, backup):
     assert copy.anon_key != shop.record.anon_key
     one, _, odd, large, policies, rights, *_, owners = shop.facts("copied")
     assert (one[0], odd, large, owners) == (500, [("x", 1), (None, 2)], (b"large",), (0,))
-    assert policies[0][1] == ["authenticated"]
-    assert rights == (True, False, True)
+    assert [(name, roles) for name, roles, _ in policies] == [
+        ("app_owner_sees_all", "{owner}"), ("own rows", "{authenticated}"),
+        ("the owner's", "{owner}"), ("users_see_their_own", "{authenticated}")]  # fmt: skip
+    assert rights[:3] == (True, False, True)
+    for kind, who in zip(rights[3], OPEN, strict=True):
+        assert {one.partition("=")[0] for one in kind.strip("{}").split(",")} == who
     with psycopg.connect(shop.world.cluster.dsn(copy.database)) as admin:
         stray = admin.execute(
             "select count(*) from pg_shdepend d join pg_roles r on r.oid = d.refobjid "
@@ -340,14 +349,12 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(request, shop, sealed, 
 
 
 SESSIONS = """
-create table if not exists auth.sessions (id uuid primary key, ends_at timestamptz not null,
-  revoked_at timestamptz, revoke_reason text);
-create table if not exists auth.codes (address text primary key);
 truncate auth.sessions, auth.codes;
-insert into auth.sessions values ('00000000-0000-4000-8000-000000000001', 'infinity'),
-  ('00000000-0000-4000-8000-000000000002', 'infinity'),
-  ('00000000-0000-4000-8000-000000000003', '2001-01-01');
-insert into auth.codes values ('a@b.c');
+insert into auth.sessions (id, user_id, token_hash, family_key, expires_at, ends_at, methods)
+  select ('00000000-0000-4000-8000-00000000000' || n)::uuid, '{user}', '', '', 'infinity', ends,
+    '{{}}'
+  from (values (1, 'infinity'::timestamptz), (2, 'infinity'), (3, '2001-01-01')) made (n, ends);
+insert into auth.codes (purpose, address, expires_at) values ('verify', 'a@b.c', 'infinity');
 """
 
 
@@ -367,7 +374,7 @@ def alive(shop, slug=None):
 )
 def test_a_restore_brings_no_ended_session_and_no_used_code_back(shop, keep, into, expected):
     with shop.session("system") as system:
-        system.execute(SESSIONS)
+        system.execute(SESSIONS.format(user=USER))
     backup = shop.backup()
     with shop.session("system") as system:
         system.execute(
@@ -383,7 +390,7 @@ def test_a_restore_brings_no_ended_session_and_no_used_code_back(shop, keep, int
         if into:
             run(shop.projects().delete(into))
         with shop.session("system") as system:
-            system.execute("drop table auth.sessions, auth.codes")
+            system.execute("truncate auth.sessions, auth.codes")
 
 
 class Killed(BaseException):
@@ -574,26 +581,20 @@ def test_an_owner_cannot_run_code_as_the_administrator_by_a_restore(shop):
         owner.execute("drop table trap, spied; drop function spy")
 
 
-FILES_OF = """
-create table storage.objects (id uuid default gen_random_uuid(), bucket text, path text,
-  version text, size bigint, sha256 bytea)
-"""
-
-
 def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path):
     made = Shop(world, "filed", data_dir=tmp_path)
     versions = [f"{n:032x}" for n in range(1, 4)]
     folder = tmp_path / "storage" / made.record.id / "00"
     folder.mkdir(parents=True)
     with made.session("system") as system:
-        system.execute(FILES_OF)
-        system.execute("create table storage.usage as select 6 as bytes, 3 as objects")
+        system.execute("insert into storage.buckets (id) values ('public')")
+        system.execute("update storage.usage set bytes = 6, objects = 3")
         for number, version in enumerate(versions):
             body = b"x" * number
             (folder / version).write_bytes(body)
             system.execute(
-                "insert into storage.objects (bucket, path, version, size, sha256) "
-                "values ('public', %s, %s, %s, '')",
+                "insert into storage.objects (bucket, path, version, size, sha256, content_type) "
+                "values ('public', %s, %s, %s, '', 'text/plain')",
                 (f"f{number}", version, number),
             )
     backup = made.backup()

@@ -108,6 +108,27 @@ def test_a_deleted_project_is_removed_when_its_time_is_over(world, life, project
     assert left == (0,)
 
 
+def test_what_others_grant_to_its_logins_does_not_keep_a_project(world, life, project):
+    other = run(life.projects.create("granting", tier="free", owner="somebody"))
+    with psycopg.connect(owner_dsn(world, "granting"), autocommit=True) as owner:
+        owner.execute(
+            f"create table bait (id int); grant select on bait to {project.database}_owner; "
+            f"create policy p on bait to {project.database}_owner, anon using (true)"
+        )
+    try:
+        run(life.projects.delete(project.slug))
+        with psycopg.connect(world.cluster.admin_dsn) as admin:
+            left = admin.execute(
+                "select count(*) from pg_roles where rolname like %s", (f"{project.database}%",)
+            ).fetchone()
+        assert left == (0,)
+        with psycopg.connect(owner_dsn(world, "granting")) as owner:
+            kept = owner.execute("select roles from pg_policies where tablename = 'bait'")
+            assert kept.fetchall() == [(["anon"],)]
+    finally:
+        run(life.projects.delete(other.slug))
+
+
 CHANGES = [
     ("suspend", "suspended"), ("sleep", "sleeping"), ("delete", "deleting"),
 ]  # fmt: skip
