@@ -1,6 +1,6 @@
 """Ends sessions of projects that take what a PostgreSQL server has once for all of them: its table
 of locks, without room in which nobody can write, its queue of notifications, the patience of those
-who wait for all sessions of a server, and disk that no quota counts.
+who wait for all sessions of a server, its memory, and disk that no quota counts.
 
 Postgres has no limits of these kinds for a login. A session that is ended here could come back at
 once, so the login of who has filled something, or keeps coming back, is closed until the next look
@@ -24,6 +24,7 @@ from server.base.events import Events, Failed, Lost, Noted
 from server.control.database import Connection, connect, fetch, run
 from server.control.lifecycle import owe
 from server.control.projects import Projects, audit
+from server.maintenance.memory import Memory
 from server.maintenance.strain import Held, Strain
 
 PAUSE = 0.25  # seconds between looks
@@ -33,6 +34,7 @@ KNOWN = 30.0  # seconds for which the list of databases is good
 CLOSED = ("locks", "notifications", "snapshots")  # what closes an owner's login at once
 WHY = {
     "locks": "too many locks",
+    "memory": "the machine's memory was about to run out",
     "notifications": "the queue of notifications is held up",
     "waits": "sessions of other databases waited for it",
     "silence": "all waited for a session that waits for its client",
@@ -88,6 +90,7 @@ class Shared:
     def __init__(self, projects: Projects, events: Events) -> None:
         self.projects = projects
         self.events = events
+        self.memory = Memory()
         self._servers: dict[str, Server] = {}
         self._strikes: dict[tuple[str, str], list[float]] = {}  # by cluster and login
 
@@ -121,7 +124,10 @@ class Shared:
                     await connect(cluster.admin_dsn), cluster.kind == "embedded"
                 )
                 await server.learn()
-            for what, sessions in (await server.strain.look(server.admin)).items():
+            found = await server.strain.look(server.admin)
+            if cluster.kind == "embedded" and self.memory.short():
+                found["memory"] = await server.strain.most_memory(server.admin, self.memory.much())
+            for what, sessions in found.items():
                 if taking := self._taking(server, what, sessions):
                     await self._end(cluster_id, server, what, taking)
                     ended += len(taking)

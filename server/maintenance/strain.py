@@ -14,6 +14,7 @@ import psycopg
 from psycopg.pq import ExecStatus
 
 from server.control.database import Connection, fetch
+from server.maintenance.memory import taken
 
 FULL = 0.5  # of the table of locks, from which those are ended who have the most
 FEW = 64  # locks that a session may have anyhow
@@ -33,7 +34,8 @@ LOOK = """select count(*)::int4, count(*) filter (where not l.granted
 EXPORTED = "(select count(*)::int4 from pg_ls_dir('pg_snapshots'))"
 ROOM = """select current_setting('max_locks_per_transaction')::int8
   * (current_setting('max_connections')::int8
-    + current_setting('max_prepared_transactions')::int8), r.rolsuper, r.oid::int8
+    + current_setting('max_prepared_transactions')::int8), r.rolsuper, r.oid::int8,
+  pg_size_bytes(current_setting('shared_buffers'))
   from pg_roles r where r.rolname = current_user"""
 
 # Each gives sessions: process, database, login, and how much of it they have.
@@ -67,6 +69,10 @@ EXPORTING = """select l.pid, s.datid::int8, s.usesysid::int8, f.files
     and l.virtualxid = ('x' || f.session)::bit(32)::int4 || '/'
       || ('x' || f.transaction)::bit(32)::int8
   join pg_stat_get_activity(null) s on s.pid = l.pid where f.files > $1"""
+# The count is the process that others work for in parallel.
+SESSIONS = """select s.pid, s.datid::int8, s.usesysid::int8, coalesce(s.leader_pid, s.pid)
+  from pg_stat_get_activity(null) s
+  where s.backend_type in ('client backend', 'parallel worker') and s.datid > $1::oid"""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -90,7 +96,7 @@ class Strain:
         """Sessions that take too much, by what they take. Empty where nobody does."""
         if self._room is None:
             self._room = (await fetch(admin, ROOM))[0]
-        room, superuser, own = self._room
+        room, superuser, own, _ = self._room
         if not self._prepared:
             look = LOOK.format(snapshots=EXPORTED if superuser else "0", held=HELD)
             await fetch(admin, f"prepare {NAME.decode()} as {look}")
@@ -111,6 +117,24 @@ class Strain:
             what: kept for what, sessions in found.items()
             if (kept := [one for one in sessions if one.login != own])
         }  # fmt: skip
+
+    async def most_memory(self, admin: Connection, much: float) -> list[Held]:
+        """The session that takes the most of the project that takes the most; of the server's own
+        machine. None where that is less than `much` bytes."""
+        assert self._room is not None
+        _, _, own, buffers = self._room
+        sessions: dict[int, Held] = {}
+        projects: dict[int, int] = {}
+        for one in await _ask(admin, SESSIONS, 0):
+            size = taken(one.pid, buffers)
+            projects[one.database] = projects.get(one.database, 0) + size
+            if one.login != own:
+                before = sessions.get(one.count)
+                size += before.count if before else 0
+                sessions[one.count] = Held(one.count, one.database, one.login, size)
+        found = [one for one in sessions.values() if one.count >= much]
+        found.sort(key=lambda one: (projects[one.database], one.count))
+        return found[-1:]
 
     def too_much(self, locks: int) -> bool:
         """Whether so many locks are more than what is to be taken of the table."""

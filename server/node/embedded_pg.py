@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import resource
 import secrets
 import shutil
 import signal
@@ -31,6 +32,7 @@ START_TIMEOUT = 120.0  # crash recovery of a large write-ahead log may take long
 OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its checkpoint
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, without the final zero
 LOG_LIMIT = 16 << 20  # bytes of postgres.log, and of the one before
+LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 30  # bytes of one process of the server
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 HBA = """# Written at every start. Logins need their password, replication is the superuser's. The
@@ -45,6 +47,13 @@ host  all all 127.0.0.1/32 scram-sha-256
 
 class EmbeddedPostgresError(RuntimeError):
     """The embedded server could not be made or started; the text says why."""
+
+
+def session_memory() -> int:
+    """Bytes that a process of the server may have for itself. Whoever wants more gets an error;
+    otherwise the system would end the process, and the server with it every session."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(max(LEAST_MEMORY, pages // 8), MOST_MEMORY)
 
 
 def binaries() -> Path:
@@ -223,6 +232,7 @@ class EmbeddedPostgres:
     def _before_exec(self, account: pwd.struct_passwd | None) -> Callable[[], None]:
         libc = ctypes.CDLL(None, use_errno=True)
         lifeline = die_with_parent(signal.SIGINT)
+        memory = session_memory()
         source, target = os.fsencode(self.data_dir), self._mount and os.fsencode(self._mount)
 
         def prepare() -> None:
@@ -240,7 +250,8 @@ class EmbeddedPostgres:
                 os.setgid(account.pw_gid)
                 os.setuid(account.pw_uid)
             take_turns()
-            lifeline()  # last: a change of the user takes it back
+            lifeline()  # after a change of the user, which takes it back
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
         return prepare
 

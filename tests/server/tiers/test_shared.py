@@ -17,8 +17,9 @@ from server.control import records
 from server.control.database import Cluster, prepare
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
-from server.maintenance import strain
+from server.maintenance import memory, strain
 from server.maintenance.shared import Shared
+from server.node import embedded_pg
 from server.node.embedded_pg import LOG_LIMIT, EmbeddedPostgres
 from server.postgres.pool import Pool
 from tests.servers import running_server
@@ -57,8 +58,10 @@ class Small:
 def small(tmp_path_factory):
     options = {"max_connections": "40", "reserved_connections": "25",
                "max_locks_per_transaction": "64"}  # fmt: skip
-    with running_server(**options) as server:
-        yield Small(server, tmp_path_factory.mktemp("small"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded_pg, "MOST_MEMORY", 256 << 20)
+        with running_server(**options) as server:
+            yield Small(server, tmp_path_factory.mktemp("small"))
 
 
 def fill(session):
@@ -262,6 +265,41 @@ def test_exported_snapshots_do_not_fill_the_disk(small):
             greedy.execute("select pg_export_snapshot() from generate_series(1, 1000000)")
         assert ended(small, before, ("greedy", "snapshots"))
     assert list((small.server.pgdata / "pg_snapshots").iterdir()) == []
+
+
+SORT = (
+    "select count(*) from (select repeat('x', 1000) || n from generate_series(1, {}) n order by 1)"
+)
+
+
+def test_no_session_takes_all_memory_whatever_it_has_set(small):
+    with psycopg.connect(small.greedy.owner_dsn, autocommit=True) as greedy:
+        greedy.execute("set work_mem = '2147483647kB'")
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            greedy.execute(SORT.format(1_000_000))
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            greedy.execute("select pg_notify('x', n || repeat('x', 7000)) "
+                           "from generate_series(1, 100000) n")  # fmt: skip
+        greedy.execute("select 1")
+
+
+def test_who_takes_the_most_memory_is_ended_before_there_is_none(small, monkeypatch):
+    before = len(small.audited())
+    monkeypatch.setattr(memory, "PART", (20 << 20) / memory.Memory().total)
+    with (
+        psycopg.connect(small.other.owner_dsn, autocommit=True) as other,
+        contextlib.closing(psycopg.connect(small.greedy.owner_dsn)) as greedy,
+    ):
+        other.execute("select 1")
+        greedy.execute("set work_mem = '1GB'")
+        with watched(small):
+            time.sleep(0.5)
+            monkeypatch.setattr(memory, "LITTLE", 1.0)
+            monkeypatch.setattr(memory, "ROOM", 1 << 60)
+            with pytest.raises(psycopg.OperationalError):
+                greedy.execute("select pg_sleep(10) from (" + SORT.format(30_000) + ")")
+            monkeypatch.undo()
+            assert ended(small, before, ("greedy", "memory"))
 
 
 def test_what_others_do_for_a_while_is_let_be(small):
