@@ -29,8 +29,8 @@ from bench.fanout_sides import anon_key, token
 from bench.report import arguments, run_parts, show
 from server.base.events import Events
 from server.base.exchange import Exchange
+from server.base.ports import free_port
 from server.control.database import Cluster, prepare
-from server.node.ports import free_port
 
 HERE = Path(__file__).parent
 ROUNDS = 3

@@ -34,12 +34,12 @@ from ichicore.live.pgoutput import Decoder
 from ichicore.live.pgtypes import Types
 from server.base.context import NodeConfig
 from server.base.events import Events
+from server.base.ports import free_port
 from server.base.project import Project
 from server.control import records
 from server.control.database import Cluster, prepare
 from server.control.projects import Projects
 from server.node.embedded_pg import EmbeddedPostgres
-from server.node.ports import free_port
 from server.realtime.pg_feed import PgFeed
 
 ROWS = 200_000

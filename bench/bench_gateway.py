@@ -26,9 +26,9 @@ from server.base.events import Events
 from server.base.hosts import HostRule
 from server.base.http import Response
 from server.base.metrics import Metrics
+from server.base.ports import free_port
 from server.base.project import Project, SigningKey
 from server.gateway.edge import Edge
-from server.node.ports import free_port
 
 SECRET = "a secret for benchmarks of the gateway"
 BODY = b'{"message":"a test!"}'

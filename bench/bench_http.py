@@ -28,7 +28,7 @@ import jwt
 from bench.loads import LoadError, pgbench, wrk
 from bench.report import arguments, run_parts, show
 from bench.statements import of_request
-from server.node.ports import free_port
+from server.base.ports import free_port
 
 USER = "11111111-1111-4111-8111-111111111111"
 ROWS = 10_000

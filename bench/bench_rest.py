@@ -23,7 +23,7 @@ from bench.bench_http import CLAIMS, READ_BY_KEY, ROWS, SCHEMA, Node, call, medi
 from bench.loads import LoadError, pgbench, wrk
 from bench.report import arguments, run_parts, show
 from bench.statements import of_request
-from server.node.ports import free_port
+from server.base.ports import free_port
 
 CLIENTS = (8, 32)
 

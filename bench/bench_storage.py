@@ -27,7 +27,7 @@ from typing import Any
 from bench.bench_http import Node, call
 from bench.loads import LoadError, wrk
 from bench.report import arguments, run_parts, show
-from server.node.ports import free_port
+from server.base.ports import free_port
 
 KB, MB = 1024, 1024 * 1024
 LARGE = 100 * MB

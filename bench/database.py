@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psycopg
 
+from server.base.ports import free_port
 from server.node.embedded_pg import EmbeddedPostgres
-from server.node.ports import free_port
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import itertools
 import os
 import random
 
-from server.node.ports import is_unused
+from server.base.ports import is_unused
 
 # Below those that a node chooses by itself. Every process of tests has a block of its own, and
 # gives each port of it once before any comes again: what was told a port may bind it much later.

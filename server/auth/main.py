@@ -26,7 +26,7 @@ import orjson
 from server.auth.hashing import NICENESS, Busy, HashThreads
 from server.auth.hashsocket import reachable
 from server.base.changes import Unframer, framed
-from server.node.lifeline import name_process
+from server.base.lifeline import name_process
 
 MAX_MESSAGE = 65_536  # bytes
 GROUP_NICENESS = 5  # of the whole process against others, where the system groups by session

@@ -12,9 +12,9 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from server.base.lifeline import die_with_parent
 from server.control.database import Cluster
 from server.node.embedded_pg import binaries
-from server.node.lifeline import die_with_parent
 
 READ = 1 << 18
 SAID = 4_000  # bytes kept of what a tool says

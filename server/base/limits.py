@@ -32,6 +32,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     idle_transaction_ms, lock_ms, work_memory, parallel_workers (of one statement), temp_bytes: of
     the project's sessions in Postgres.
     operation_ms, max_documents, document_body, document_bytes: of the document API.
+    document_memory: of the project's own server of documents, where the node runs them, 0 for any.
     realtime_connections: sockets at once. realtime_messages: a second, per project.
     function_wall_ms, function_cpu_ms, function_memory, function_body: of one invocation.
     function_concurrency: invocations at once. function_bundle: size of a deployed function.
@@ -58,6 +59,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_documents: Some
     document_body: Some
     document_bytes: Some
+    document_memory: Any0
     realtime_connections: Any0
     realtime_messages: Any0
     function_wall_ms: Milliseconds

@@ -19,11 +19,11 @@ def run(options: argparse.Namespace) -> int:
     except SettingsError as error:
         raise CommandError(str(error)) from None
     from ichicore.errors import ApiError
+    from server.base.ports import PortTakenError
     from server.control.database import ControlError
     from server.node.children import ChildError
     from server.node.embedded_pg import EmbeddedPostgresError
     from server.node.files import InUseError
-    from server.node.ports import PortTakenError
     from server.node.supervisor import Node, Stop
 
     node = Node(settings)

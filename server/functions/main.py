@@ -7,6 +7,7 @@ import signal
 import sys
 
 from server.base.functions import socket_path
+from server.base.lifeline import name_process
 from server.base.listen import Listener as Listen
 from server.base.project import Project
 from server.control import records
@@ -19,7 +20,6 @@ from server.functions.schedules import Scheduler
 from server.functions.store import Scheduled, Store
 from server.functions.vault import Vault, key_path
 from server.node.gateway_main import Listener, read_listener
-from server.node.lifeline import name_process
 
 CHANNEL = "ichibase_functions"
 

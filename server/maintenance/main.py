@@ -19,6 +19,7 @@ from server.base import processor
 from server.base.bus import PgBus
 from server.base.context import NodeConfig
 from server.base.events import Events, Failed
+from server.base.lifeline import name_process
 from server.base.logs import Logger
 from server.base.metrics import Labels, Metrics, MetricsFile
 from server.base.usage import Usage
@@ -37,7 +38,6 @@ from server.mongo.address import read_server
 from server.mongo.provision import Documents
 from server.node.embedded_pg import EmbeddedPostgres
 from server.node.gateway_main import read_listener
-from server.node.lifeline import name_process
 
 METRICS_SECONDS = 5.0
 WEIGHT = 25  # of the processors, while others want them too

@@ -7,7 +7,6 @@ Postgres counts that anyway, but some seconds late. Documents are asked for with
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from ichicore.errors import ApiError
 from server.base.events import Events, Noted
@@ -116,13 +115,10 @@ class Quotas:
             return
         from pymongo.errors import PyMongoError
 
+        by_address = {r.mongo_url: r for r in wanted}
         try:
-            async with documents.admin(5.0) as client:
-                for record in wanted:
-                    database = documents.database(record.mongo_url or "")
-                    found: dict[str, Any] = await client[database].command("dbStats")
-                    size = int(found.get("dataSize", 0)) + int(found.get("indexSize", 0))
-                    await self._set(record, "document_bytes", size)
+            async for kept, size in documents.measure([r.mongo_url or "" for r in wanted]):
+                await self._set(by_address[kept], "document_bytes", size)
         except (ApiError, PyMongoError) as error:
             self.events.emit(Noted("documents were not measured", str(error)[:200]))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
@@ -23,16 +23,25 @@ class AddressError(ValueError):
 
 
 class DocumentServer(msgspec.Struct, frozen=True, kw_only=True):
-    """The node's document server. admin_url: login that may create users. address: without
-    credentials, for the projects' logins. node_pid: process that starts the embedded server on
-    SIGUSR1 once its folder is there, None when it is not ours to start."""
+    """The node's document server, or the embedded ones behind one address. admin_url: login that
+    may create users; the embedded ones take it on their own ports alone. address: without
+    credentials, for the projects' logins. node_pid: process that starts the manager of the
+    embedded ones on SIGUSR1 once its folder is there, None when it is not ours to start. desk: the
+    manager's socket, see server.mongo.lease."""
 
     kind: Literal["embedded", "external"]
     admin_url: str
     address: str
     node_pid: int | None = None
     folder: str | None = None
+    desk: str | None = None
     port: int = 0
+
+    def at(self, port: int) -> DocumentServer:
+        """One of the embedded servers, on the port where it listens."""
+        parts = urlsplit(self.admin_url)
+        there = parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}")
+        return msgspec.structs.replace(self, admin_url=urlunsplit(there), port=port)
 
 
 def without_login(url: str) -> str:

@@ -225,7 +225,7 @@ class _Routes:
         assert documents is not None
         assert project.mongo_url is not None
         validator = {} if wanted.schema is None else {"$jsonSchema": _values(wanted.schema)}
-        async with documents.admin() as client:
+        async with documents.admin(project.mongo_url) as client:
             database = client[documents.database(project.mongo_url)]
             try:
                 await database.command(

@@ -1,4 +1,4 @@
-"""The document server as a process of the node."""
+"""The manager of the document servers as a process of the node."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from server.base.context import NodeConfig
 from server.mongo import address, embedded
 from server.mongo.address import AddressError, DocumentServer
+from server.mongo.lease import SOCKET
 from server.node.children import Child
 from server.node.files import DataDir
 from server.node.ports import kept_port
@@ -34,6 +35,7 @@ def prepare(settings: NodeSettings, data: DataDir) -> DocumentServer | None:
             address=embedded.address(port),
             node_pid=os.getpid(),
             folder=str(data.root / "mongo"),
+            desk=str(data.run / SOCKET),
             port=port,
         )
     else:
@@ -44,10 +46,10 @@ def prepare(settings: NodeSettings, data: DataDir) -> DocumentServer | None:
 
 
 def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
-    """The embedded server: started once its folder is there, which is made for the first project
-    with documents."""
+    """The manager of the embedded servers: started once their folder is there, which is made for
+    the first project with documents."""
     server = address.read_server(config.data_dir)
-    if server is None or server.folder is None:
+    if server is None or server.folder is None or server.desk is None:
         return []
     folder = config.data_dir / "mongo"
     password = config.data_dir / "secrets" / PASSWORD
@@ -55,11 +57,11 @@ def children(settings: NodeSettings, config: NodeConfig) -> list[Child]:
         Child(
             name="documents",
             command=[
-                sys.executable, "-m", "server.mongo.embedded", str(folder), str(server.port),
-                str(password),
+                sys.executable, "-m", "server.mongo.manager", str(folder), server.desk,
+                str(server.port), str(password), str(settings.mongo_servers),
             ],
             order=50,  # last, so that nothing waits for it
-            stop_seconds=15.0,
+            stop_seconds=30.0,
             wanted=folder.is_dir,
         )
     ]  # fmt: skip

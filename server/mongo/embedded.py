@@ -3,17 +3,15 @@
 Its package is never imported: it has another licence, and it would share our process. It listens
 on loopback and asks for a login. Because it knows no login before the first one is made, that one
 is made while the server asks for a client certificate that only this process has.
-
-`python -m server.mongo.embedded FOLDER PORT PASSWORD_FILE` prepares the folder once and then
-becomes the server.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,17 +19,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server.base import processor
+from server.base.lifeline import die_with_parent
+from server.base.ports import free_port
+from server.mongo.folders import shrink
 
-PACKAGE = "secantus"
+PACKAGE, DISTRIBUTION = "secantus", "secantusdb"
 LOGIN = "ichibase"
 READY_SECONDS = 60.0
-LOG_LIMIT = 16 << 20  # bytes of mongo.log kept from one start to the next
+STOP_SECONDS = 10.0
 CERTIFICATE_DAYS = 1
-SWITCH_SECONDS = 0.0001
-# Python runs this before the program. Its threads take turns with the interpreter; by default one
-# turn may last as long as three small operations of another project, each of which needs several.
-STARTUP = f"import sys\nsys.setswitchinterval({SWITCH_SECONDS})\n"
+VERSION_FILE = "version"  # in a prepared folder: of the program that made it
+HELLO_FILE = "hello.bson"  # what that said of itself
 
 
 class EmbeddedMongoError(RuntimeError):
@@ -51,47 +49,62 @@ def address(port: int) -> str:
     return f"mongodb://127.0.0.1:{port}/?directConnection=true"
 
 
-def command(folder: Path, port: int, *more: str) -> list[str]:
-    """Its own configuration file, so that none lying about is read."""
+def arguments(folder: Path, port: int, *more: str, cache: str = "") -> list[str]:
+    """What the program is told. cache: as it takes it, for a server that asks for logins; none for
+    the first start, which makes the first login."""
     configuration = folder / "secantusd.toml"
-    configuration.touch()
+    configuration.touch()  # its own, so that none lying about is read
+    if cache:
+        more = ("--auth", "--cache-size", cache, *more)
     return [
-        sys.executable, "-m", PACKAGE, "--config", str(configuration), "--host", "127.0.0.1",
-        "--port", str(port), "--storage-path", str(folder / "data"), "--log-level", "WARNING",
-        *more,
+        "--config", str(configuration), "--host", "127.0.0.1", "--port", str(port),
+        "--storage-path", str(folder / "data"), "--log-level", "WARNING", *more,
     ]  # fmt: skip
 
 
-def prepare(folder: Path, port: int, password: str, log: Any) -> None:
-    """Makes the administrator's login, unless an earlier start has."""
-    mark = folder / "login"
-    if mark.exists():
+def prepare(folder: Path, password: str, log: Any) -> None:
+    """Makes a folder with the administrator's login, whole or not at all, unless this version of
+    the program has made it before. EmbeddedMongoError."""
+    version = importlib.metadata.version(DISTRIBUTION) if installed() else ""
+    mark = folder / VERSION_FILE
+    if mark.exists() and (not version or mark.read_text() == version):
         return
-    if not installed():
+    if not version:
         raise EmbeddedMongoError("the package SecantusDB is not installed")
-    (folder / "data").mkdir(mode=0o700, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="start-") as made:
+    partial = folder.with_name(f"{folder.name}.new")
+    for rest in (partial, folder):
+        shutil.rmtree(rest, ignore_errors=True)
+    (partial / "data").mkdir(mode=0o700, parents=True)
+    port = free_port()
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="start-") as made:
         authority, server, client = _certificates(Path(made))
+        tls = ("--tls-cert-file", server, "--tls-key-file", server,
+               "--tls-ca-file", authority, "--tls-require-client-cert")  # fmt: skip
         process = subprocess.Popen(
-            command(
-                folder, port, "--tls-cert-file", server, "--tls-key-file", server,
-                "--tls-ca-file", authority, "--tls-require-client-cert",
-            ),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder,
+            [sys.executable, "-m", PACKAGE, *arguments(partial, port, *tls)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=partial,
+            preexec_fn=die_with_parent(),
         )  # fmt: skip
         try:
-            _make_login(process, port, password, authority, client)
+            hello = _make_login(process, port, password, authority, client)
+            process.terminate()
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise EmbeddedMongoError("the document server does not end; see mongo.log") from None
         finally:
-            process.kill()  # what was written is in its journal
+            process.kill()
             process.wait()
-    partial = folder / "login.new"
-    partial.write_text(f"{LOGIN}\n")
-    partial.replace(mark)
+    (partial / HELLO_FILE).write_bytes(hello)
+    (partial / VERSION_FILE).write_text(version)
+    shrink(partial)
+    partial.rename(folder)
 
 
 def _make_login(
     process: subprocess.Popen[bytes], port: int, password: str, authority: str, client: str
-) -> None:
+) -> bytes:
+    """What the server says of itself to a driver, as BSON."""
+    import bson
     from pymongo import MongoClient, WriteConcern
     from pymongo.errors import OperationFailure, PyMongoError
 
@@ -116,7 +129,7 @@ def _make_login(
                 journaled = WriteConcern(w=1, j=True)
                 kept = one.admin.get_collection("ichibase", write_concern=journaled)
                 kept.replace_one({"_id": "login"}, {"at": time.time()}, upsert=True)
-                return
+                return bson.encode(one.admin.command("hello"))
         except OperationFailure as error:
             raise EmbeddedMongoError(f"the first login could not be made: {error}") from None
         except PyMongoError as error:
@@ -180,39 +193,3 @@ def _certificates(folder: Path) -> tuple[str, str, str]:
     files = [write("authority", None, authority[1])]
     files += [write(name, *make(name, authority)) for name in ("server", "client")]
     return files[0], files[1], files[2]
-
-
-def _write_startup(folder: Path) -> None:
-    """Has the program that follows begin with STARTUP."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(STARTUP)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep + before if before else ''}"
-
-
-def main(arguments: list[str]) -> int:
-    folder, port = Path(arguments[0]), int(arguments[1])
-    password = Path(arguments[2]).read_text().strip()
-    path = folder / "mongo.log"
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_LIMIT:
-            path.replace(path.with_name("mongo.log.1"))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        prepare(folder, port, password, descriptor)
-    except EmbeddedMongoError as error:
-        print(f"documents: {error}", file=sys.stderr, flush=True)
-        return 1
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.chdir(folder)
-    _write_startup(folder / "startup")
-    # The operations of many projects are its threads, which wait for each other; others may
-    # interrupt them all, and they those whose turns are the longest.
-    processor.turns(0, os.SCHED_OTHER, processor.MIDDLE)
-    server = command(folder, port, "--auth", "--cache-size", "256M")
-    os.execv(server[0], server)  # noqa: S606 - the signal of our parent's death stays in force
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

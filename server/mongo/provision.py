@@ -5,22 +5,28 @@ Every step may be repeated, so that what was interrupted is finished by running 
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ichicore.errors import ApiError
 from server.mongo import address
 from server.mongo.address import DocumentServer
+from server.mongo.folders import Folders
+from server.mongo.lease import Lease, LeaseError, ask
 
 if TYPE_CHECKING:
     from pymongo import AsyncMongoClient
 
+T = TypeVar("T")
 WAIT_SECONDS = 30.0  # for a server that is starting
+RETRY = 0.05
 
 
 def name_of(project_id: str) -> str:
@@ -60,12 +66,26 @@ class Documents:
             os.kill(server.node_pid, signal.SIGUSR1)
 
     @asynccontextmanager
-    async def admin(self, seconds: float = WAIT_SECONDS) -> AsyncIterator[AsyncMongoClient[Any]]:
-        """A client of the administrator's login; ApiError 503 when the server is away."""
+    async def admin(
+        self, kept: str, seconds: float = WAIT_SECONDS, *, make: bool = False, look: bool = False
+    ) -> AsyncIterator[AsyncMongoClient[Any]]:
+        """A client of the administrator's login at the server of the project whose row keeps this.
+        make: the server, where each project has its own. look: only to measure it. ApiError 503
+        when it is away."""
         from server.mongo import logins  # the driver costs a third of a second of a start
 
-        async with logins.admin(self.server, seconds) as client:
-            yield client
+        if self.server.desk is None:
+            async with logins.admin(self.server, seconds) as client:
+                yield client
+            return
+        database = self.database(kept)
+        lease = Lease(Path(self.server.desk), database, make=make, look=look)
+        try:
+            server = self.server.at(await _port(lease, seconds))
+            async with logins.admin(server, seconds) as client:
+                yield client
+        finally:
+            lease.close()
 
     async def provision(self, kept: str | None) -> None:
         """Makes the login that a project's row names, or gives it that password."""
@@ -73,16 +93,16 @@ class Documents:
             return
         self.wake()
         if self.wait:
-            async with self.admin() as client:
-                await self._make(client, [kept])
+            await self._make(kept, WAIT_SECONDS)
 
     async def ensure(self, kept: list[str]) -> None:
         """Makes the logins that are missing."""
         if not kept:
             return
         self.wake()
-        async with self.admin(120.0) as client:
-            await self._make(client, kept)
+        for one in kept:
+            if not self._made(one):
+                await self._make(one, 120.0)
 
     async def remove(self, kept: str | None) -> None:
         """Drops the project's database and login."""
@@ -91,18 +111,49 @@ class Documents:
         if not self.wait:
             raise away()
         self.wake()
+        if self.server.desk is not None:
+            await _asked(Path(self.server.desk), do="remove", database=self.database(kept))
+            return
         from server.mongo import logins
 
-        async with self.admin() as client:
+        async with self.admin(kept) as client:
             await logins.drop(client, kept)
-            await logins.journal(client, self.server)
 
-    async def _make(self, client: AsyncMongoClient[Any], kept: list[str]) -> None:
+    async def measure(self, kept: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """Of those that may have changed since the last call: what is kept, and the bytes of the
+        documents and their indexes. ApiError 503, PyMongoError."""
+        if self.server.desk is not None:
+            used = set(await _asked(Path(self.server.desk), 5.0, do="used"))
+            kept = [one for one in kept if self.database(one) in used]
+        for one in kept:
+            async with self.admin(one, 5.0, look=True) as client:
+                found: dict[str, Any] = await client[self.database(one)].command("dbStats")
+                yield one, int(found.get("dataSize", 0)) + int(found.get("indexSize", 0))
+
+    async def _make(self, kept: str, seconds: float) -> None:
         from server.mongo import logins
 
-        for one in kept:
-            await logins.make(client, one)
-        await logins.journal(client, self.server)
+        async with self.admin(kept, seconds, make=True) as client:
+            await logins.make(client, kept)
+            await logins.journal(client, self.server)
+        if self.server.folder is not None:
+            mark = self._mark(kept)
+            partial = mark.with_name(f"{mark.name}.new")
+            partial.write_text(_digest(kept))
+            partial.replace(mark)
+
+    def _made(self, kept: str) -> bool:
+        """Whether the embedded server is known to have this very login."""
+        if self.server.folder is None:
+            return False
+        try:
+            return self._mark(kept).read_text() == _digest(kept)
+        except FileNotFoundError:
+            return False
+
+    def _mark(self, kept: str) -> Path:
+        assert self.server.folder is not None
+        return Folders(Path(self.server.folder)).mark(self.database(kept))
 
     @staticmethod
     def database(url: str) -> str:
@@ -114,3 +165,31 @@ def parts_of(kept: str) -> tuple[str, str, str]:
     """Login, password and database of an address."""
     parts = urlsplit(kept)
     return unquote(parts.username or ""), unquote(parts.password or ""), parts.path.lstrip("/")
+
+
+def _digest(kept: str) -> str:
+    return hashlib.sha256(kept.encode()).hexdigest()
+
+
+async def _port(lease: Lease, seconds: float) -> int:
+    """Of a server, once the manager gives it; ApiError 503 after so many seconds."""
+    return await _patiently(lease.port, seconds)
+
+
+async def _asked(desk: Path, seconds: float = WAIT_SECONDS, **wanted: Any) -> list[str]:
+    return await _patiently(lambda: ask(desk, **wanted), seconds)
+
+
+async def _patiently(call: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What the manager answers, who may just be starting."""
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await call()
+                except LeaseError as error:
+                    if error.code != "away":
+                        raise away() from None
+                await asyncio.sleep(RETRY)
+    except (TimeoutError, OSError):
+        raise away() from None

@@ -12,7 +12,6 @@ from server.mongo.execute import Event
 from server.mongo.quota import Quota
 from server.mongo.rulebook import Book, Rulebook
 from server.mongo.stores import Stores
-from server.mongo.turns import Turns
 
 log = logging.getLogger("ichibase.mongo")
 DEFAULT_LIMIT = 100  # documents of a find that names no limit
@@ -26,7 +25,6 @@ class Room:
         self.stores = stores
         self.rulebook = rulebook
         self.quota = Quota(context)
-        self.turns = Turns(stores.others, stores.working)
 
     @staticmethod
     def caps(book: Book, service: bool) -> Caps:

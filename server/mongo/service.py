@@ -8,7 +8,6 @@ from ichicore.errors import ApiError
 from ichicore.mongo import Command, Plan, apply, check_collection, parse, reply
 from ichicore.mongo.grammar import INSERTS, OPERATIONS, UPDATES
 from ichicore.rules import Decision
-from server.base import processor
 from server.base.context import WorkerContext
 from server.base.http import JSON, Request, Response, error_response
 from server.base.project import Project
@@ -84,11 +83,10 @@ class MongoService:
             await room.quota.check(project, store)
         seconds = book.operation_ms / 1000
         told = collection in book.realtime and not (service and _is_quiet(request.query))
-        async with room.turns.turn(project, seconds):
-            executor = Executor(store, collection, seconds, caps.max_docs, project.tier != "free")
-            if operation not in WRITES:
-                return await read(executor, plans[0])
-            answer, events = await write(executor, command, plans, told)
+        executor = Executor(store, collection, seconds, caps.max_docs, project.tier != "free")
+        if operation not in WRITES:
+            return await read(executor, plans[0])
+        answer, events = await write(executor, command, plans, told)
         room.quota.written(project, store)
         if told and events:
             room.tell(project.id, collection, events)
@@ -96,8 +94,6 @@ class MongoService:
 
     def guide(self, project: Project) -> Guide | None:
         """For the short way; None where a project's requests cannot take it."""
-        if project.limits.cpu_weight < processor.FULL:
-            return None  # they wait for their turns
         book = self.room.rulebook.of(project)
         try:
             store = self.room.stores.get(project)
@@ -164,7 +160,8 @@ def inserts(plan: Plan) -> list[Event]:
 
 async def create(context: WorkerContext) -> MongoService:
     """The service of one worker."""
-    stores = Stores(context.config.max_connections, context.directory)
+    config = context.config
+    stores = Stores(config.max_connections, context.directory, config.data_dir)
     room = Room(context, stores, Rulebook(context.directory))
     context.on_start.append(room.start)
     context.on_stop.append(room.stop)

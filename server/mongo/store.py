@@ -27,6 +27,7 @@ from ichicore.mongo import message, reply
 from ichicore.mongo.link import Dock, Link
 from server.mongo import faults, wire
 from server.mongo.faults import DriverError
+from server.mongo.lease import Lease
 from server.mongo.scram import Keys
 
 SELECTION_SECONDS = 5.0  # a request waits for a server that is starting or electing
@@ -173,10 +174,14 @@ class Session:
 
 
 class Store:
-    """limit: connections at most. run() sends a command, write() one that changes something."""
+    """limit: connections at most. lease: of a project with a server of its own, which runs as long
+    as somebody has one. run() sends a command, write() one that changes something."""
 
-    def __init__(self, url: str, limit: int, budget: Budget | None = None) -> None:
+    def __init__(
+        self, url: str, limit: int, budget: Budget | None = None, lease: Lease | None = None
+    ) -> None:
         self.budget = budget or Budget(limit)
+        self.lease = lease
         self.url = url
         self.address = Address(url)
         self.database = self.address.database
@@ -436,6 +441,10 @@ class Store:
 
     async def _find_server(self) -> tuple[str, int]:
         """The server that takes writes."""
+        if self.lease is not None:
+            async with asyncio.timeout(SELECTION_SECONDS):
+                self._server = ("127.0.0.1", await self.lease.port())
+            return self._server
         hosts = urlsplit(self.url).netloc.rpartition("@")[2]
         single = "," not in hosts and not self.url.startswith("mongodb+srv")
         if single and "directconnection=true" in self.url.lower():
@@ -475,6 +484,8 @@ class Store:
         self.dock.closed = True
         self.budget.stores.discard(self)
         self.forget_server()
+        if self.lease is not None:
+            self.lease.close()
         client, self._client = self._client, None
         if client is not None:
             await client.close()

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from ichicore.errors import ApiError
 from server.base.context import Directory
 from server.base.metrics import Labels
 from server.base.project import Project
+from server.mongo.address import read_server
+from server.mongo.lease import Lease, share_of
 from server.mongo.store import Budget, Store
 
 IDLE = 60.0  # seconds after which an unused store closes its connections
@@ -23,9 +27,13 @@ def not_enabled() -> ApiError:
 
 
 class Stores:
-    """limit: connections of the worker at most, and so of one project."""
+    """limit: connections of the worker at most, and so of one project. data_dir: where the node
+    says which document server it has."""
 
-    def __init__(self, limit: int, directory: Directory) -> None:
+    def __init__(self, limit: int, directory: Directory, data_dir: Path) -> None:
+        server = read_server(data_dir)
+        self._address = None if server is None else server.address
+        self._desk = None if server is None or server.desk is None else Path(server.desk)
         self.budget = Budget(limit)
         self.limit = limit
         self._stores: dict[str, Store] = {}  # by project id
@@ -51,18 +59,19 @@ class Stores:
         if len(self._stores) >= MOST:
             self._close(min(self._stores, key=lambda id: self._stores[id].used))
         limit = max(1, min(self.limit, project.limits.connections))
-        store = self._stores[project.id] = Store(project.mongo_url, limit, self.budget)
+        store = self._stores[project.id] = Store(
+            project.mongo_url, limit, self.budget, self._lease(project)
+        )
         self._ids[project.slug] = project.id
         return store
 
-    def others(self, project_id: str) -> bool:
-        """Whether another project has used its store within the last second."""
-        since = time.monotonic() - 1.0
-        return any(store.used > since for id, store in self._stores.items() if id != project_id)
-
-    def working(self, project_id: str) -> bool:
-        """Whether an operation of another project is on its way."""
-        return any(store.busy for id, store in self._stores.items() if id != project_id)
+    def _lease(self, project: Project) -> Lease | None:
+        """For a project on one of the node's own servers."""
+        url = urlsplit(project.mongo_url or "")
+        here = urlsplit(self._address or "").netloc
+        if self._desk is None or url.netloc.rpartition("@")[2] != here:
+            return None
+        return Lease(self._desk, url.path.lstrip("/"), share_of(project.limits))
 
     async def start(self) -> None:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="mongo stores")
@@ -101,6 +110,8 @@ class Stores:
             self._close(id)
         else:
             store.limit = max(1, min(self.limit, project.limits.connections))
+            if store.lease is not None:
+                store.lease.weigh(share_of(project.limits))
 
     def _close(self, id: str) -> None:
         store = self._stores.pop(id)

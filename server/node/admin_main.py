@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from server.base.lifeline import name_process
 from server.node.gateway_main import read_listener, serve
-from server.node.lifeline import name_process
 
 
 def main() -> int:

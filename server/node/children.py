@@ -21,7 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from server.base.context import NodeConfig
-from server.node.lifeline import die_with_parent
+from server.base.lifeline import die_with_parent
 from server.node.settings import NodeSettings
 
 ROOMS = ("postgres", "mongo", "auth", "realtime", "storage", "functions", "maintenance")

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.node.lifeline import die_with_parent, take_turns
+from server.base.lifeline import die_with_parent, take_turns
 
 START_TIMEOUT = 120.0  # crash recovery of a large write-ahead log may take long
 OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its checkpoint

@@ -15,8 +15,8 @@ from ichicore.http import lenient
 from server.base import unix
 from server.base.changes import connections_path
 from server.base.context import NodeConfig
+from server.base.lifeline import bind_to_parent, name_process, take_turns
 from server.base.serving import register
-from server.node.lifeline import bind_to_parent, name_process, take_turns
 
 NODE_FILE = "ICHIBASE_NODE_FILE"
 # Bytes that a connection may hold of what it reads or writes; a request's line and headers fit.

@@ -30,8 +30,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     one; its login must be able to create databases and roles. storage_url: an object store
     instead of files in data_dir. postgres_port: of the embedded server, on loopback; 0 chooses
     one and keeps it. mongo_url: an existing MongoDB instead of the embedded document server; its
-    login must be able to create users and databases. mongo_port: of the embedded one, as
-    postgres_port. default_flavor: of the default project when it is made. max_connections:
+    login must be able to create users and databases. mongo_port: of the embedded ones, as
+    postgres_port. mongo_servers: how many of those may run at once, 0 for what half of the
+    memory has room for. default_flavor: of the default project when it is made. max_connections:
     database connections of one worker. body_limit: bytes. drain_seconds: how long a stop waits
     for requests in flight. tiers_file: numbers that replace those of the tiers, TOML.
     maintenance_seconds: between looks at sizes, idle projects and due backups. backup_url: a
@@ -55,6 +56,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     postgres_port: int = 0
     mongo_url: str | None = None
     mongo_port: int = 0
+    mongo_servers: int = 0
     default_flavor: str = "both"
     max_connections: int = 60
     body_limit: int = 32 << 20

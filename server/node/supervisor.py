@@ -14,6 +14,7 @@ import psycopg
 
 from ichicore.errors import ApiError
 from server.base.context import NodeConfig
+from server.base.ports import PortTakenError
 from server.control import upgrades
 from server.control.database import LOCAL_CLUSTER, Cluster, external_cluster, prepare
 from server.control.projects import Projects
@@ -25,7 +26,7 @@ from server.node.children import Child, Children, answers, of_rooms
 from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
 from server.node.files import DataDir
 from server.node.gateway_main import NODE_FILE, Listener, written
-from server.node.ports import PortTakenError, becomes_free, check_port, kept_port
+from server.node.ports import becomes_free, check_port, kept_port
 from server.node.settings import NodeSettings, tiers
 
 # Connections of the embedded database beside those of the workers' pools: the node's own, which are

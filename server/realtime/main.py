@@ -17,13 +17,13 @@ from server.base.context import TOKEN_REVOKED, NodeConfig
 from server.base.directory import ControlDirectory, Source
 from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule
+from server.base.lifeline import name_process
 from server.base.logs import Logger
 from server.base.metrics import Metrics, MetricsFile
 from server.base.revocations import Revocations
 from server.base.usage import Usage
 from server.control import records
 from server.node.gateway_main import read_listener
-from server.node.lifeline import name_process
 from server.realtime import control
 from server.realtime.child import LISTEN
 from server.realtime.feeds import Feeds, node_id

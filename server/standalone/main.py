@@ -18,9 +18,9 @@ from pathlib import Path
 import psycopg
 
 from ichicore.pg.errors import PgError
+from server.base.lifeline import name_process
 from server.cli.output import installed
 from server.node.gateway_main import REST, serve
-from server.node.lifeline import name_process
 from server.postgres import faults
 from server.standalone import conffile
 from server.standalone.app import CONFIG_PATH, Standalone, effective, read_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import time
@@ -11,6 +12,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from server.mongo.address import read_server
+from server.mongo.provision import Documents
 from tests.mongoprobe import wait_for
 from tests.process.running import RunningNode, wait_until
 from tests.process.test_realtime import post
@@ -108,7 +110,7 @@ def test_a_killed_document_server_and_changed_settings_lose_and_repeat_nothing(n
         orders.insert_many([{"_id": n, "owner": "anon"} for n in range(50)])
         assert [client.hear()["record"]["_id"] for _ in range(50)] == list(range(50))
         for process in node.process_of().children(recursive=True):
-            if "secantus" in " ".join(process.cmdline()):
+            if process.name() == "secantus":
                 process.kill()
         assert wait_until(lambda: answers(orders))
         heard = []
@@ -160,8 +162,14 @@ def test_a_dropped_database_is_a_gap(node, orders):
     try:
         orders.insert_one({"_id": "before", "owner": "anon"})
         assert client.hear()["record"]["_id"] == "before"
-        with MongoClient(read_server(node.data_dir).admin_url) as root:
-            root.drop_database(orders.database.name)
+        documents = Documents(read_server(node.data_dir))
+        kept = f"mongodb://documents/{orders.database.name}"
+
+        async def drop():
+            async with documents.admin(kept) as root:
+                await root.drop_database(orders.database.name)
+
+        asyncio.run(drop())
         frame = client.hear()
         while frame["type"] == "change":
             frame = client.hear()

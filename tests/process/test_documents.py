@@ -37,10 +37,10 @@ def database(url):
 
 
 def documents_process(running):
-    """The embedded server among the node's processes, or None."""
+    """A project's document server among the node's processes, or None."""
     for process in running.process_of().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "secantus" in process.cmdline():
+            if process.name() == "secantus":
                 return process
     return None
 

@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
+from server.base.ports import PortTakenError
 from server.node.files import DataDir
-from server.node.ports import PortTakenError, check_port, kept_port
+from server.node.ports import check_port, kept_port
 
 
 @pytest.fixture

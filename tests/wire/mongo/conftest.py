@@ -27,10 +27,9 @@ from server.control import sections
 from server.control.database import prepare
 from server.control.projects import Projects
 from server.mongo import embedded
-from server.mongo.address import DocumentServer, without_login
+from server.mongo.address import FILE, DocumentServer, without_login, written
 from server.mongo.provision import Documents
 from tests.clusters import cluster_of
-from tests.mongoprobe import wait_for
 from tests.ports import free_port
 from tests.wire.conftest import Site
 
@@ -50,18 +49,19 @@ def documents(tmp_path_factory):
         )
         return
     root = tmp_path_factory.mktemp("documents")
-    folder, password = root / "mongo", root / "password"
-    folder.mkdir()
+    folder, password, desk = root / "mongo", root / "password", root / "documents.sock"
     password.write_text("a password of the tests")
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.mongo.embedded", str(folder), str(port), str(password)],
+        [sys.executable, "-m", "server.mongo.manager", str(folder), str(desk), str(port),
+         str(password)],
         cwd=ROOT,
-    )
+    )  # fmt: skip
     url = embedded.admin_url(port, "a%20password%20of%20the%20tests")
-    wait_for(url, alive=lambda: process.poll() is None)
-    server = DocumentServer(kind="embedded", admin_url=url, address=embedded.address(port))
-    yield Documents(server)
+    yield Documents(DocumentServer(
+        kind="embedded", admin_url=url, address=embedded.address(port), folder=str(folder),
+        desk=str(desk), port=port,
+    ))  # fmt: skip
     process.terminate()
     try:
         process.wait(10)
@@ -81,6 +81,7 @@ class World:
         self.config = NodeConfig(data_dir=folder, control_dsn=self.dsn, mongo_address=address)
         self.projects = Projects(self.dsn, {cluster.id: cluster}, self.config, documents)
         (folder / "run").mkdir(exist_ok=True)
+        (folder / "run" / FILE).write_text(written(documents.server))
         self.records = {"default": asyncio.run(self.projects.create("default", "both"))}
         self.site = Site(
             self, "server.app:application", folder, workers=workers, mongo_address=address

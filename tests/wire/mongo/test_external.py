@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -26,13 +27,12 @@ class Server:
         self.folder = folder
         self.options = options
         self.port = free_port()
-        (folder / "data").mkdir()
         certificates = folder / "certificates"
         certificates.mkdir()
         self.authority, self.certificate, _ = embedded._certificates(certificates)
         self.log = open(folder / "log", "wb")  # noqa: SIM115
         with forgiving():
-            embedded.prepare(folder, self.port, "secret of root", self.log)
+            embedded.prepare(folder / "server", "secret of root", self.log)
         self.process = None
         self.start()
         self.url = (
@@ -45,10 +45,13 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(
-            embedded.command(
-                self.folder, self.port, "--auth", "--tls-cert-file", self.certificate,
-                "--tls-key-file", self.certificate, *self.options,
-            ),
+            [
+                sys.executable, "-m", embedded.PACKAGE,
+                *embedded.arguments(
+                    self.folder / "server", self.port, "--tls-cert-file", self.certificate,
+                    "--tls-key-file", self.certificate, *self.options, cache="64M",
+                ),
+            ],
             cwd=self.folder, stdout=self.log, stderr=self.log, env={**os.environ},
         )  # fmt: skip
 

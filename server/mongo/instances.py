@@ -1,0 +1,297 @@
+"""The running document servers, one process a project: started when somebody holds one, ended some
+time after the last has let go.
+
+A process of its own gives a project its own lock, interpreter, cache, memory and share of the
+processors; and what ends it, ends nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from server.base import processor
+from server.base.ports import free_port
+from server.mongo import embedded
+from server.mongo.folders import Folders, rotate, shrink
+from server.mongo.lease import Share
+from server.mongo.zygote import Zygote, ZygoteError
+
+IDLE_SECONDS = 30.0  # without a holder
+SWEEP_SECONDS = 5.0
+START_SECONDS = 120.0  # with the recovery of what a killed one left
+STOP_SECONDS = 10.0
+POLL = 0.003  # seconds between looks at one that starts
+KNOCK = 0.02  # the same at one that ends
+LOST = 8  # connections that one takes which should have ended
+TRIES = 3  # somebody else may take the port meanwhile
+CACHE, SMALL_CACHE = "256M", "64M"
+EACH = 64 << 20  # bytes of memory that a server is counted with
+
+
+class InstanceError(RuntimeError):
+    """code: missing, full or failed."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class Instance:
+    """A server that runs or starts. holders: those who may use it."""
+
+    def __init__(self, database: str, port: int, pid: int) -> None:
+        self.database = database
+        self.port = port
+        self.pid = pid
+        self.holders = 0
+        self.idle_since = time.monotonic()
+        self.ended = asyncio.Event()
+        self.on_end: set[Callable[[], None]] = set()  # of its holders
+
+
+class Instances:
+    """log: of what starts them, each has its own. most: servers at once, 0 for half of the
+    machine's memory."""
+
+    def __init__(
+        self, folders: Folders, log: int, most: int = 0, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        self.folders = folders
+        self.most = most or fitting()
+        self.idle_seconds = idle_seconds
+        self.zygote = Zygote(log, self._ended)
+        self.running: dict[str, Instance] = {}
+        self.shares: dict[str, Share] = {}
+        self.used: set[str] = set()  # databases held since somebody last asked
+        self._by_pid: dict[int, Instance] = {}
+        self._early: dict[int, int] = {}  # statuses of those that ended before they were known
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._leaving: dict[str, asyncio.Event] = {}  # servers that end, by database
+        self._starting = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.zygote.start()
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name="idle servers")
+
+    async def hold(
+        self, database: str, share: Share | None = None, *, make: bool = False, look: bool = False
+    ) -> Instance:
+        """The project's server, which does not end until release(). make: its folder, if there is
+        none. look: only to measure it. InstanceError."""
+        async with self._lock(database):
+            await self._left(database)
+            found = self.running.get(database)
+            if found is None:
+                if not self.folders.there(database):
+                    if not make:
+                        raise InstanceError("missing", "there is no such database")
+                    await asyncio.to_thread(self.folders.make, database)
+                if share is not None:
+                    self.shares[database] = share
+                found = await self._start(database)
+            elif share is not None:
+                self.weigh(database, share)
+            found.holders += 1
+            if not look:
+                self.used.add(database)
+            return found
+
+    def release(self, instance: Instance) -> None:
+        instance.holders -= 1
+        instance.idle_since = time.monotonic()
+
+    def weigh(self, database: str, share: Share) -> None:
+        """Gives the project's server another share."""
+        if self.shares.get(database, Share()) != share:
+            self.shares[database] = share
+            if database in self.running:
+                self._apply(self.running[database].pid, share)
+
+    def take_used(self) -> list[str]:
+        """Databases in use since the last call."""
+        found = self.used | {name for name, one in self.running.items() if one.holders}
+        self.used = set()
+        return sorted(found)
+
+    async def end(self, database: str) -> None:
+        """Ends the server now, whoever holds it; it is started again for the next who does."""
+        async with self._lock(database):
+            if found := self.running.get(database):
+                await self._stop(found)
+            await self._left(database)
+
+    async def remove(self, database: str) -> None:
+        """Ends the server and removes its files; done again, it does nothing."""
+        if not self.folders.there(database):
+            return
+        async with self._lock(database):
+            await self._left(database)
+            found = self.running.get(database)
+            if found is not None:
+                await self._stop(found, kill=True)
+            await asyncio.to_thread(self.folders.remove, database)
+            self.shares.pop(database, None)
+            self.used.discard(database)
+
+    async def stop(self) -> None:
+        """Ends all of them in order."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await asyncio.gather(*(self._stop(one) for one in list(self.running.values())))
+        await self.zygote.stop()
+
+    def _lock(self, database: str) -> asyncio.Lock:
+        if len(self._locks) > 4 * self.most:
+            self._locks = {name: one for name, one in self._locks.items() if one.locked()}
+        return self._locks.setdefault(database, asyncio.Lock())
+
+    async def _start(self, database: str) -> Instance:
+        await self._make_room()
+        self._starting += 1
+        try:
+            for left in reversed(range(TRIES)):
+                try:
+                    return await self._try(database)
+                except ZygoteError as error:
+                    raise InstanceError("failed", str(error)) from None
+                except InstanceError:
+                    if not left:
+                        raise
+            raise AssertionError
+        finally:
+            self._starting -= 1
+
+    async def _try(self, database: str) -> Instance:
+        folder = self.folders.of(database)
+        share = self.shares.get(database, Share())
+        port = free_port()
+        log = folder / "mongo.log"
+        rotate(log)
+        full = share.weight >= processor.FULL
+        argv = embedded.arguments(folder, port, cache=CACHE if full else SMALL_CACHE)
+        pid = await self.zygote.fork(argv, folder, log, share.memory)
+        instance = Instance(database, port, pid)
+        self._by_pid[pid] = instance
+        if pid in self._early:
+            self._ended(pid, self._early.pop(pid))
+        self._apply(pid, share)
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while not await _listens(port):
+                if instance.ended.is_set():
+                    raise InstanceError("failed", f"the server of {database} ended; see {log}")
+                if time.monotonic() > deadline:
+                    raise InstanceError("failed", f"the server of {database} does not answer")
+                await asyncio.sleep(POLL)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise
+        self.running[database] = instance
+        self._apply(pid, share)  # its threads are there now
+        return instance
+
+    async def _make_room(self) -> None:
+        """Ends the longest idle one where there are as many as may be."""
+        while len(self.running) + self._starting >= self.most:
+            idle = [one for one in self.running.values() if not one.holders]
+            if not idle:
+                raise InstanceError("full", "there are as many document servers as may run")
+            await self._stop(min(idle, key=lambda one: one.idle_since))
+
+    async def _stop(self, instance: Instance, *, kill: bool = False) -> None:
+        database = instance.database
+        if self.running.get(database) is not instance:
+            return
+        del self.running[database]
+        left = self._leaving[database] = asyncio.Event()
+        try:
+            await _end(instance, signal.SIGKILL if kill else signal.SIGTERM)
+            await asyncio.to_thread(shrink, self.folders.of(database))
+        finally:
+            del self._leaving[database]
+            left.set()
+
+    async def _left(self, database: str) -> None:
+        """Until nobody has the files open any more."""
+        while database in self._leaving:
+            await self._leaving[database].wait()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEEP_SECONDS, self.idle_seconds))
+            limit = time.monotonic() - self.idle_seconds
+            for one in list(self.running.values()):
+                if one.holders or one.idle_since > limit:
+                    continue
+                async with self._lock(one.database):
+                    if not one.holders and self.running.get(one.database) is one:
+                        await self._stop(one)
+
+    def _ended(self, pid: int, status: int) -> None:
+        instance = self._by_pid.pop(pid, None)
+        if instance is None:
+            self._early[pid] = status
+            return
+        if self.running.get(instance.database) is instance:
+            del self.running[instance.database]
+            reason = f"by signal {-status}" if status < 0 else f"with status {status}"
+            print(f"documents: the server of {instance.database} ended {reason}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        instance.ended.set()
+        for tell in list(instance.on_end):
+            tell()
+
+    @staticmethod
+    def _apply(pid: int, share: Share) -> None:
+        """Where the system lets us."""
+        with contextlib.suppress(OSError):
+            processor.share(pid, share.weight)
+            processor.queue(pid, False, share.weight < processor.FULL)
+        with contextlib.suppress(OSError, ValueError):
+            bound = share.memory or resource.RLIM_INFINITY
+            resource.prlimit(pid, resource.RLIMIT_DATA, (bound, resource.RLIM_INFINITY))
+
+
+def fitting() -> int:
+    """How many servers half of the machine's memory has room for."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(4, memory // 2 // EACH)
+
+
+async def _end(instance: Instance, number: int) -> None:
+    """Until the process has ended."""
+    deadline = time.monotonic() + STOP_SECONDS
+    knocks = 0
+    while not instance.ended.is_set():
+        if late := time.monotonic() > deadline:
+            number = signal.SIGKILL
+        if late or knocks % LOST == 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(instance.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KNOCK):
+                await instance.ended.wait()
+                return
+        # It waits for a connection before it sees that it is to end. As long as it takes them, a
+        # thread that was just woken may have got the signal, which does not reach the right one.
+        knocks = knocks + 1 if await _listens(instance.port) else 1
+
+
+async def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(probe, ("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
