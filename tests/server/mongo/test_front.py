@@ -1,0 +1,218 @@
+"""The port behind which all projects' document servers are, as drivers and strangers see it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from urllib.parse import quote
+
+import bson
+import pytest
+from pymongo import AsyncMongoClient
+from pymongo.errors import OperationFailure
+
+from server.base import unix
+from server.base.ports import free_port
+from server.mongo import address, embedded, logins
+from server.mongo.desk import Desk
+from server.mongo.front import Front
+from server.mongo.lease import Lease, LeaseError, Share, ask
+from tests.server.mongo.conftest import PASSWORD
+
+HEAD = struct.Struct("<iiii")
+
+
+@pytest.fixture(scope="module")
+def front(loop, servers, template):
+    """The port, with two projects whose logins have the names of their databases."""
+
+    async def make():
+        made = Front(servers.all, (template / embedded.HELLO_FILE).read_bytes())
+        port = free_port()
+        await made.start(socket.create_server(("127.0.0.1", port)))
+        for name in ("ichi_one", "ichi_two"):
+            held = await servers.all.hold(name, make=True)
+            async with AsyncMongoClient(embedded.admin_url(held.port, quote(PASSWORD))) as root:
+                await logins.make(root, address.stored(name, f"of {name}", name))
+            servers.all.release(held)
+        made.port = port
+        return made
+
+    made = loop(make())
+    yield made
+    made.stop()
+
+
+def url(front, name, password=None, source=None):
+    kept = address.stored(name, password or f"of {name}", name)
+    found = address.of_project(kept, embedded.address(front.port))
+    return found.replace(f"authSource={name}", f"authSource={source or name}")
+
+
+def test_a_driver_reaches_its_own_project(loop, front, servers):
+    async def run():
+        async with (
+            AsyncMongoClient(url(front, "ichi_one")) as one,
+            AsyncMongoClient(url(front, "ichi_two")) as two,
+        ):
+            await one.ichi_one.things.insert_one({"_id": "one"})
+            await two.ichi_two.things.insert_one({"_id": "two"})
+            assert await one.ichi_one.things.find_one() == {"_id": "one"}
+            assert await two.ichi_two.things.find_one() == {"_id": "two"}
+            for refused in (one.ichi_two.things.find_one(), one.admin.command("usersInfo", 1)):
+                with pytest.raises(OperationFailure, match="not authorized"):
+                    await refused
+            large = [{"_id": n, "text": "x" * 1_000_000} for n in range(40)]
+            await one.ichi_one.large.insert_many(large)
+            assert await one.ichi_one.large.find().to_list() == large
+            await asyncio.sleep(0.8)
+            assert "ichi_one" in servers.all.running  # a connection is a hold
+        await asyncio.sleep(2.0)
+        assert "ichi_one" not in servers.all.running
+
+    loop(run())
+
+
+def test_a_wrong_password_and_an_unknown_project_are_told_alike(loop, front):
+    async def code(given):
+        async with AsyncMongoClient(given, serverSelectionTimeoutMS=5000) as one:
+            with pytest.raises(OperationFailure) as refused:
+                await one.ichi_one.things.find_one()
+            return refused.value.code
+
+    async def run():
+        for given in (
+            url(front, "ichi_one", "wrong"), url(front, "ichi_none"),
+            url(front, "ichi_one", source="admin"), url(front, "ichi_one", source="ichi_two"),
+            url(front, embedded.LOGIN, PASSWORD, "admin"),
+        ):  # fmt: skip
+            assert await code(given) == 18
+
+    loop(run())
+
+
+class Raw:
+    """A connection without a driver."""
+
+    def __init__(self, reader, writer):
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def connect(cls, front):
+        return cls(*await asyncio.open_connection("127.0.0.1", front.port))
+
+    async def ask(self, command):
+        body = bson.encode(command)
+        self.writer.write(HEAD.pack(21 + len(body), 7, 0, 2013) + b"\0\0\0\0\0" + body)
+        return await self.answer(21)
+
+    async def query(self, command):
+        body = bson.encode(command)
+        head = struct.pack("<i", 0) + b"admin.$cmd\0" + struct.pack("<ii", 0, -1)
+        self.writer.write(HEAD.pack(16 + len(head) + len(body), 7, 0, 2004) + head + body)
+        return await self.answer(36)
+
+    async def answer(self, begin):
+        length = int.from_bytes(head := await self.reader.readexactly(4), "little")
+        message = head + await self.reader.readexactly(length - 4)
+        assert int.from_bytes(message[8:12], "little") == 7
+        return bson.decode(message[begin:])
+
+    async def ended(self):
+        async with asyncio.timeout(5):
+            return await self.reader.read() == b""
+
+    def close(self):
+        self.writer.close()
+
+
+def test_before_a_login_it_says_what_it_is_and_nothing_else(loop, front):
+    async def run():
+        raw = await Raw.connect(front)
+        for answer in (
+            await raw.ask({"hello": 1, "$db": "admin"}), await raw.query({"isMaster": 1}),
+            await raw.query({"ismaster": 1, "helloOk": True}),
+        ):  # fmt: skip
+            assert answer["ok"] == 1
+            assert answer["maxWireVersion"] > 20
+            assert "topologyVersion" not in answer
+        assert (await raw.ask({"ping": 1, "$db": "admin"}))["ok"] == 1
+        for command in (
+            {"listDatabases": 1, "$db": "admin"}, {"find": "things", "$db": "ichi_one"},
+            {"serverStatus": 1, "$db": "admin"}, {"x" * 500: 1, "$db": "admin"}, {},
+        ):  # fmt: skip
+            answer = await raw.ask(command)
+            assert (answer["ok"], answer["code"]) == (0, 13)
+            assert len(answer["errmsg"]) < 100
+        start = {"saslStart": 1, "mechanism": "SCRAM-SHA-256", "payload": b"n,,n=a,r=b"}
+        for name in ("ichi_none", "../ichi_one", "", "admin", "$external"):
+            assert (await raw.ask({**start, "$db": name}))["code"] == 18
+        answer = await raw.ask({**start, "$db": "ichi_one"})  # from here on it is the server's
+        assert "$clusterTime" in answer
+        raw.close()
+
+    loop(run())
+
+
+@pytest.mark.parametrize("given", [
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", HEAD.pack(1 << 30, 1, 0, 2013),
+    HEAD.pack(16, 1, 0, 2013), HEAD.pack(21, 1, 0, 2013) + b"\0\0\0\0\1", HEAD.pack(-5, 1, 0, 2013),
+    HEAD.pack(30, 1, 0, 2013) + b"\0\0\0\0\0" + b"\xff" * 9,
+    HEAD.pack(30, 1, 0, 2004) + b"\0" * 14, HEAD.pack(24, 1, 0, 2012) + b"\0" * 8,
+    HEAD.pack(26, 1, 0, 2013) + b"\0\0\0\0\0" + b"\5\0\0\0\0" + b"",
+])  # fmt: skip
+def test_what_is_not_the_protocol_ends_the_connection(loop, front, given):
+    async def run():
+        raw = await Raw.connect(front)
+        raw.writer.write(given)
+        if given[16:21] == b"\0\0\0\0\0" and given[21:] == b"\5\0\0\0\0":
+            assert (await raw.answer_any())["code"] == 13
+        else:
+            assert await raw.ended()
+        raw.close()
+
+    async def answer_any(self):
+        length = int.from_bytes(head := await self.reader.readexactly(4), "little")
+        return bson.decode((head + await self.reader.readexactly(length - 4))[21:])
+
+    Raw.answer_any = answer_any
+    loop(run())
+
+
+def test_a_lease_keeps_a_server_and_finds_it_again(loop, servers, front, tmp_path):
+    async def run():
+        path = tmp_path / "documents.sock"
+        desk = Desk(servers.all)
+        await desk.start(unix.listen(path))
+        lease = Lease(path, "ichi_one", Share(50, 0))
+        port = await lease.port()
+        assert await lease.port() == port
+        held = servers.all.running["ichi_one"]
+        assert (held.port, held.holders) == (port, 1)
+        lease.weigh(Share(10, 500 << 20))
+        assert "ichi_one" in await ask(path, do="used")
+        assert servers.all.shares["ichi_one"] == Share(10, 500 << 20)
+        await servers.all.end("ichi_one")
+        again = await lease.port()
+        assert again == servers.all.running["ichi_one"].port
+        assert servers.all.shares["ichi_one"] == Share(10, 500 << 20)
+        lease.close()
+        await asyncio.sleep(0.1)
+        assert servers.all.running["ichi_one"].holders == 0
+        for name, code in (("ichi_none", "missing"), ("../x", "missing")):
+            with pytest.raises(LeaseError) as refused:
+                await Lease(path, name).port()
+            assert refused.value.code == code
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b"nonsense\n")
+        assert await reader.read() == b""
+        writer.close()
+        desk.stop()
+        path.unlink()
+        with pytest.raises(LeaseError) as refused:
+            await lease.port()
+        assert refused.value.code == "away"
+
+    loop(run())

@@ -1,0 +1,215 @@
+"""One document server a project: its life, its share, its files, and what becomes of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import time
+from urllib.parse import quote
+
+import psutil
+import pytest
+from pymongo import AsyncMongoClient, WriteConcern
+from pymongo.errors import PyMongoError
+
+from server.base import processor
+from server.mongo import embedded
+from server.mongo.instances import InstanceError
+from server.mongo.lease import Share
+from tests.server.mongo.conftest import PASSWORD
+
+
+def client(held):
+    """Of the administrator."""
+    return AsyncMongoClient(embedded.admin_url(held.port, quote(PASSWORD)))
+
+
+@contextlib.asynccontextmanager
+async def holding(servers, name, share=None, **options):
+    held = await servers.all.hold(name, share, make=True, **options)
+    try:
+        yield held
+    finally:
+        servers.all.release(held)
+
+
+async def until(condition, seconds=30.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def taken(folder):
+    """Bytes on the disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_idle_one_ends_and_comes_back_with_its_documents(loop, servers):
+    async def run():
+        async with holding(servers, "ichi_a") as held, holding(servers, "ichi_a") as same:
+            assert held is same
+            async with client(held) as root:
+                await root.ichi_a.things.insert_one({"_id": 1})
+            await asyncio.sleep(0.8)
+            assert servers.all.running["ichi_a"] is held
+        await until(held.ended.is_set)
+        assert not psutil.pid_exists(held.pid)
+        assert taken(servers.folders.of("ichi_a")) < 1_000_000
+        async with holding(servers, "ichi_a") as again:
+            assert again.pid != held.pid
+            async with client(again) as root:
+                assert await root.ichi_a.things.find_one() == {"_id": 1}
+
+    loop(run())
+
+
+def test_one_that_is_killed_takes_nobody_with_it(loop, servers):
+    async def run():
+        async with holding(servers, "ichi_a") as held, holding(servers, "ichi_b") as other:
+            told = []
+            held.on_end.add(lambda: told.append(True))
+            async with client(held) as root:
+                kept = root.ichi_a.get_collection("kept", write_concern=WriteConcern(w=1, j=True))
+                await kept.insert_many([{"_id": n} for n in range(50)])
+            os.kill(held.pid, signal.SIGKILL)
+            await held.ended.wait()
+            assert told == [True]
+            async with holding(servers, "ichi_a") as again, client(again) as root:
+                assert again is not held
+                assert await root.ichi_a.kept.count_documents({}) == 50
+            assert psutil.pid_exists(other.pid)
+
+    loop(run())
+
+
+def test_many_who_come_at_once_get_the_same(loop, servers):
+    async def run():
+        await servers.all.end("ichi_a")
+        found = await asyncio.gather(*(servers.all.hold("ichi_a") for _ in range(30)))
+        assert len({id(one) for one in found}) == 1
+        assert found[0].holders == 30
+        for one in found:
+            servers.all.release(one)
+
+    loop(run())
+
+
+@pytest.mark.parametrize("name", ["ichi_nobody", "", "../ichi_a", "a/b", "x" * 64, "a\0b", "ä"])
+def test_what_is_no_project_has_none(loop, servers, name):
+    with pytest.raises(InstanceError) as refused:
+        loop(servers.all.hold(name))
+    assert refused.value.code == "missing"
+
+
+def test_no_more_run_than_may(loop, servers):
+    async def run():
+        async with holding(servers, "ichi_a"), holding(servers, "ichi_b"):
+            async with holding(servers, "ichi_c") as third:
+                with pytest.raises(InstanceError) as refused:
+                    await servers.all.hold("ichi_d", make=True)
+                assert refused.value.code == "full"
+            async with holding(servers, "ichi_d"):  # the idle one makes room
+                assert third.ended.is_set()
+
+    loop(run())
+
+
+def test_a_removed_project_leaves_nothing(loop, servers):
+    async def run():
+        held = await servers.all.hold("ichi_gone", make=True)
+        folder = servers.folders.of("ichi_gone")
+        assert folder.is_dir()
+        await servers.all.remove("ichi_gone")
+        assert held.ended.is_set()
+        assert not folder.exists()
+        assert not list(servers.folders.removed.iterdir())
+        servers.all.release(held)
+        await servers.all.remove("ichi_gone")
+        with pytest.raises(InstanceError):
+            await servers.all.hold("ichi_gone")
+
+    loop(run())
+
+
+def test_what_was_interrupted_is_cleared_away(servers):
+    for rest in (servers.folders.projects / "ichi_half.new", servers.folders.removed / "abc"):
+        rest.mkdir()
+        (rest / "file").touch()
+    servers.folders.tidy()
+    assert not list(servers.folders.projects.glob("*.new"))
+    assert not list(servers.folders.removed.iterdir())
+
+
+def test_its_weight_and_memory_follow_the_tier(loop, servers):
+    def bound(pid):
+        return resource.prlimit(pid, resource.RLIMIT_DATA)[0]
+
+    async def run():
+        await servers.all.end("ichi_a")
+        async with holding(servers, "ichi_a", Share(10, 400 << 20)) as held:
+            assert os.getpriority(os.PRIO_PROCESS, held.pid) == processor.niceness(10)
+            assert bound(held.pid) == 400 << 20
+            servers.all.weigh("ichi_a", Share(5, 500 << 20))
+            assert os.getpriority(os.PRIO_PROCESS, held.pid) == processor.niceness(5)
+            assert bound(held.pid) == 500 << 20
+            async with holding(servers, "ichi_a"):  # who does not know the tier changes nothing
+                assert bound(held.pid) == 500 << 20
+            servers.all.weigh("ichi_a", Share(5, 0))
+            assert bound(held.pid) == resource.RLIM_INFINITY
+
+    loop(run())
+
+
+def test_one_that_takes_all_memory_harms_itself_alone(loop, servers):
+    async def run():
+        await servers.all.end("ichi_a")
+        share = Share(10, 384 << 20)
+        async with holding(servers, "ichi_b") as other, client(other) as root:
+            await root.ichi_b.things.insert_one({"_id": 1})
+            async with holding(servers, "ichi_a", share) as held, client(held) as greedy:
+                with pytest.raises(PyMongoError):
+                    await (await greedy.ichi_a.aggregate([
+                        {"$documents": [{"a": "x" * 10_000_000}]},
+                        *[{"$project": {"a": {"$concat": ["$a", "$a"]}}} for _ in range(7)],
+                    ])).to_list()  # fmt: skip
+                if not held.ended.is_set():
+                    assert psutil.Process(held.pid).memory_info().rss < 500 << 20
+            assert await root.ichi_b.things.count_documents({}) == 1
+            async with holding(servers, "ichi_a", share) as again, client(again) as fine:
+                await fine.ichi_a.after.insert_one({"_id": 1})
+            assert not other.ended.is_set()
+
+    loop(run())
+
+
+def test_when_what_starts_them_is_killed_they_come_back(loop, servers):
+    async def run():
+        async with holding(servers, "ichi_a") as held:
+            parent = psutil.Process(held.pid).parent()
+            parent.kill()
+            await held.ended.wait()
+            await until(lambda: not psutil.pid_exists(held.pid))
+            async with holding(servers, "ichi_a") as again, client(again) as root:
+                assert await root.ichi_a.things.count_documents({}) == 1
+
+    loop(run())
+
+
+def test_those_in_use_are_told_once_more_than_they_were_let_go(loop, servers):
+    async def run():
+        servers.all.take_used()
+        for name in list(servers.all.running):
+            await servers.all.end(name)
+        async with holding(servers, "ichi_a"), holding(servers, "ichi_b", look=True):
+            pass
+        assert servers.all.take_used() == ["ichi_a"]
+        assert servers.all.take_used() == []
+        async with holding(servers, "ichi_a"):
+            assert servers.all.take_used() == ["ichi_a"]
+            assert servers.all.take_used() == ["ichi_a"]
+
+    loop(run())
