@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from server.base.lifeline import die_with_parent
 from server.base.ports import free_port
@@ -42,7 +43,8 @@ def installed() -> bool:
 
 
 def admin_url(port: int, password: str) -> str:
-    return f"mongodb://{LOGIN}:{password}@127.0.0.1:{port}/?directConnection=true&authSource=admin"
+    login = f"{LOGIN}:{quote(password, safe='')}"
+    return f"mongodb://{login}@127.0.0.1:{port}/?directConnection=true&authSource=admin"
 
 
 def address(port: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from urllib.parse import quote
 
 import bson
 import pytest
@@ -33,7 +32,7 @@ def front(loop, servers, template):
         await made.start(socket.create_server(("127.0.0.1", port)))
         for name in ("ichi_one", "ichi_two"):
             held = await servers.all.hold(name, make=True)
-            async with AsyncMongoClient(embedded.admin_url(held.port, quote(PASSWORD))) as root:
+            async with AsyncMongoClient(embedded.admin_url(held.port, PASSWORD)) as root:
                 await logins.make(root, address.stored(name, f"of {name}", name))
             servers.all.release(held)
         made.port = port

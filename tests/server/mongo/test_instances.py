@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import time
-from urllib.parse import quote
 
 import psutil
 import pytest
@@ -24,7 +23,7 @@ from tests.server.mongo.conftest import PASSWORD
 
 def client(held):
     """Of the administrator."""
-    return AsyncMongoClient(embedded.admin_url(held.port, quote(PASSWORD)))
+    return AsyncMongoClient(embedded.admin_url(held.port, PASSWORD))
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.maintenance import census
 from server.maintenance.census import Census
-from server.maintenance.processors import Processors
+from server.maintenance.processors import OWN, PARENTS, Processors
 
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
 
@@ -165,7 +165,7 @@ def test_who_is_heavy_leaves_processors_to_others_that_are_there(pair, eyes, mon
     function = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.nice(5))
     monkeypatch.setattr(
         "server.maintenance.processors.named",
-        lambda parent, names: {("ichibase-fn",): [1], ("deno",): [function.pid]}.get(names, []),
+        lambda parent, names: {PARENTS: [1], OWN: [function.pid]}.get(names, []),
     )
     with contextlib.ExitStack() as stack:
         stack.callback(function.wait)

@@ -57,7 +57,7 @@ def documents(tmp_path_factory):
          str(password)],
         cwd=ROOT,
     )  # fmt: skip
-    url = embedded.admin_url(port, "a%20password%20of%20the%20tests")
+    url = embedded.admin_url(port, "a password of the tests")
     yield Documents(DocumentServer(
         kind="embedded", admin_url=url, address=embedded.address(port), folder=str(folder),
         desk=str(desk), port=port,
