@@ -33,6 +33,10 @@ cdef enum:
     SLOW = 1  # seconds from which a request may be worth a line in the log
 
 
+cdef long long EACH = 131072
+cdef double DEBT = 5.0  # seconds in which a project pays for what it got, at most
+
+
 @cython.final
 cdef class Tally:
     """Requests of one project in this worker, and how many more it may make now.
@@ -65,6 +69,11 @@ cdef class Tally:
             self.tokens -= 1
         self.count += 1
         return True
+
+    cpdef charge(self, long long size):
+        """An answer of so many bytes counts as so many requests more, of `EACH` bytes."""
+        if self.rate and size > EACH:
+            self.tokens = max(self.tokens - <double> size / EACH, -DEBT * self.rate)
 
     cpdef give_back(self):
         """A request that was taken is to be asked for again."""
@@ -183,6 +192,7 @@ cdef class Ticket:
         if plan.profile is not None:
             headers.append(("content-profile", plan.profile))
         self.protocol.response_bytes(200, self.express.sealed(headers, self), body)
+        self.lane.tally.charge(len(body))
         self.finish(200)
 
     cdef int answered(self, list results) except -1:

@@ -216,6 +216,7 @@ cdef class Letter(Waiter):
                 *(self.lane.silent if origin is None else self.lane.cors(origin)),
             ]
             self.protocol.response_bytes(200, headers, body)
+            self.lane.tally.charge(len(body))
         except Exception as error:
             return self.fail(error)
         return self.finish(200)

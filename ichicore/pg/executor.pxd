@@ -31,6 +31,7 @@ cdef class Executor:
     cdef readonly str lost_reason
     cdef readonly int depth
     cdef readonly int slow_depth
+    cdef readonly int writes        # groups in flight that return nothing: their commits wait
     cdef readonly int cancels       # cancel requests made on this connection so far
     cdef readonly bint wants_write
     cdef public bint writing        # the owner watches for room to write

@@ -190,6 +190,8 @@ cdef class Executor:
             self.depth += 1
             if group.slow:
                 self.slow_depth += 1
+            if group.writes():
+                self.writes += 1
             if not self._send(group):
                 self._fail(self._message())
         finally:
@@ -606,6 +608,8 @@ cdef class Executor:
         self.depth -= 1
         if group.slow:
             self.slow_depth -= 1
+        if group.writes():
+            self.writes -= 1
         since = group.sent_at if group.sent_at > self._last_done else self._last_done
         self._last_done = now
         self.shared.observe(group, now - since)
@@ -666,6 +670,7 @@ cdef class Executor:
         self._groups.clear()
         self.depth = 0
         self.slow_depth = 0
+        self.writes = 0
         fatal = None
         for group in groups:
             if group.abandoned:

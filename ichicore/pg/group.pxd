@@ -39,6 +39,7 @@ cdef class Group:
     cdef public double sent_at
     cdef readonly int cancels_seen
     cdef Statement measured(self)
+    cdef bint writes(self) except -1
     cdef int check(self) except -1
     cpdef add(self, Statement statement, tuple params=*)
     cdef _reset(self)

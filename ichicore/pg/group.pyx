@@ -79,6 +79,12 @@ cdef class Group:
             return None
         return <Statement> self.statements[self.main if 0 <= self.main < count else count - 1]
 
+    cdef bint writes(self) except -1:
+        """Whether its main statement returns nothing: it changes something, and its end is a commit
+        that waits for the disk."""
+        cdef Statement main = self.measured()
+        return main is not None and main.result == MODE_NONE
+
     cpdef add(self, Statement statement, tuple params=()):
         """Appends a statement; its parameters are text (bytes, UTF-8) or None."""
         cdef bytes value

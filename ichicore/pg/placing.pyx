@@ -69,13 +69,15 @@ cdef class Placing:
 
     cpdef Executor choose(self, Group group):
         """The connection for a quick group: the first on which little stands before it, else the
-        one with the least; None when all are full or busy with slow ones."""
+        one with the least; None when all are full or busy with slow ones. What reads stays away
+        from writes if it can: their commits may wait for those of others."""
         cdef Executor one, best = None
         cdef int share = self.share(group)
+        cdef bint reads = not group.writes()
         for one in self.executors:
             if not one._takes() or one.slow_depth or one.reserved or one.depth >= self.depth:
                 continue
-            if one.depth < share:
+            if one.depth < share and not (reads and one.writes):
                 return one
             if best is None or one.depth < best.depth:
                 best = one
@@ -97,7 +99,9 @@ cdef class Placing:
     cpdef bint crowded(self, Executor executor, Group group) except -1:
         """Whether another connection is worth having, and may be opened, now that this one has
         taken the group."""
-        return len(self.executors) < self.most and executor.depth > self.share(group)
+        return len(self.executors) < self.most and (
+            executor.depth > self.share(group) or (executor.writes > 0 and not group.writes())
+        )
 
     def grown(self):
         """The pool has looked at whether to open a connection."""

@@ -11,12 +11,18 @@ from typing import Protocol
 class Batches(Protocol):
     """A body that is read once, by one task. over: its last byte has been taken."""
 
-    over: bool
+    @property
+    def over(self) -> bool: ...
 
     async def take(self, size: int, seconds: float, *, ahead: bool = False) -> list[bytes]:
         """The next pieces, together of `size` bytes or a piece more; less at the end of the body,
         or what has come after so many seconds. ahead: as much again may be gathered for the next
         call meanwhile. ApiError for a body that ends early or is too long."""
+        ...
+
+    async def rest(self) -> float:
+        """Waits until the next batch may be taken: its project may send so much a second. Gives
+        the seconds, in which the client could not send."""
         ...
 
     def close(self) -> None:
@@ -52,6 +58,9 @@ class StreamBatches:
             parts.append(piece)
             held += len(piece)
         return parts
+
+    async def rest(self) -> float:
+        return 0.0
 
     async def _piece(self) -> bytes:
         return await anext(self._pieces)

@@ -37,8 +37,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     function_wall_ms, function_cpu_ms, function_memory, function_body: of one invocation.
     function_concurrency: invocations at once. function_bundle: size of a deployed function.
     functions, schedules: how many. schedule_seconds: shortest pause of a schedule.
-    requests_per_second: of the whole project in one worker, 0 for no limit. cpu_weight: percent of
-    the processor time of a full share, while others want it too. backup_hours: between
+    requests_per_second: of the whole project in one worker, 0 for no limit. traffic: bytes a
+    second of the bodies of its requests, files and functions' answers, likewise. cpu_weight:
+    percent of the processor time of a full share, while others want it too. backup_hours: between
     backups, 0 for none. backup_keep_days: how long they are kept. sleep_days: idle time until a
     project sleeps, 0 for never.
     """
@@ -72,6 +73,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     schedules: Any0
     schedule_seconds: Some
     requests_per_second: Any0
+    traffic: Any0
     cpu_weight: Annotated[int, msgspec.Meta(ge=1, le=100)]
     backup_keep_days: Some
     backup_hours: Any0

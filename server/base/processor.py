@@ -83,7 +83,9 @@ def queue(process: int, interrupts: bool, long: bool = False) -> None:
     the processor from another one, else it waits for the end of that one's turn. long: others may
     interrupt it. OSError."""
     policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
-    length = TURN if long else SHORT if interrupts else 0
+    # No longer than needed: who holds a lock that others wait for may have to let the rest of its
+    # project have their turns first.
+    length = MIDDLE if long else SHORT if interrupts else 0
 
     def change() -> None:
         for thread in _threads(process):

@@ -25,6 +25,7 @@ from server.gateway import largefile, limits, reply, states
 from server.gateway.request import EdgeRequest
 from server.gateway.routes import ROUTES, Need, Route
 from server.gateway.site import Site
+from server.gateway.traffic import Traffic
 from server.gateway.watch import Watch
 
 MAX_ID = 128
@@ -89,7 +90,7 @@ class Edge:
         self.services: dict[str, Service] = {}
         self._mounting: dict[str, asyncio.Task[Service | None]] = {}
         self.denied: dict[str, Denied] = {}  # by project id
-        self.tallies: dict[str, Tally] = {}  # by project id
+        self.traffics: dict[str, Traffic] = {}  # by project id
         self.holding = states.Holding()
         self._sites: dict[str, Site] = {}
         self._by_host: GenerationCache[Site] = GenerationCache(HOSTS)
@@ -179,6 +180,7 @@ class Edge:
         request.route = route
         request.project = site.project
         request.slug = site.slug
+        request.traffic = site.traffic
         origin = headers.get("origin")
         request.cors = site.cors.headers(origin)
         if (
@@ -301,8 +303,10 @@ class Edge:
             if project is None:
                 raise UnknownProject(slug)
             denied = self.denied.setdefault(project.id, Denied())
-            tally = self.tallies.setdefault(project.id, Tally())
-            site = self._sites[slug] = Site(project, denied, tally)
+            traffic = self.traffics.get(project.id)
+            if traffic is None:
+                traffic = self.traffics[project.id] = Traffic(Tally())
+            site = self._sites[slug] = Site(project, denied, traffic)
         return site
 
     def site_of(self, host: str) -> Site | None:
@@ -320,6 +324,7 @@ class Edge:
         site = self.site_of(headers["host"])
         if site is not None:
             request.slug = site.slug
+            request.traffic = site.traffic
             request.cors = site.cors.headers(headers.get("origin"))
         return request
 
@@ -395,7 +400,7 @@ class Edge:
         self._by_host.clear()
         if project is None and site is not None:
             self.denied.pop(site.project.id, None)
-            self.tallies.pop(site.project.id, None)
+            self.traffics.pop(site.project.id, None)
 
     def revoked(self, message: dict[str, Any]) -> None:
         """A message of the topic TOKEN_REVOKED."""
@@ -405,7 +410,7 @@ class Edge:
 
     def requests(self) -> list[tuple[str, int]]:
         """Requests by project id since the last call."""
-        return [(id, tally.drain()) for id, tally in self.tallies.items() if tally.count]
+        return [(id, one.tally.drain()) for id, one in self.traffics.items() if one.tally.count]
 
     def verify(self, project: Project, token: str) -> Identity:
         """The identity of a key or user token; ApiError 401 when it is not valid."""

@@ -67,6 +67,9 @@ class Gathered:
             self._ask()
         return parts
 
+    async def rest(self) -> float:
+        return 0.0
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

@@ -29,6 +29,7 @@ from typing import Any
 
 from server.base.clients import connection_of
 from server.base.http import Headers
+from server.gateway.traffic import Traffic
 
 log = logging.getLogger("ichibase.gateway")
 LARGE = 4 << 20  # bytes from which a file goes this way
@@ -37,6 +38,8 @@ AHEAD = 1 << 20  # bytes handed over and not yet sent, up to which another piece
 PLACES = 8  # files of a worker that may go this way at once, however slow their clients
 READ_AHEAD = 2 << 20  # bytes that the disk is told of before they are read
 SOON, LINGER, LATE = 0.0001, 0.002, 0.05  # seconds: least pause, longest in the pump, longest
+SLOWED = 256  # files of projects whose bytes are counted, at once
+SLOWED_PIECE = 128 << 10  # bytes of one of them that are read at once
 WATCH = 1.0  # seconds between looks at what the server sends by itself
 IDLE = 1.0  # seconds between looks at a client that takes nothing
 ESTABLISHED = 1  # of TCP_INFO's state
@@ -49,13 +52,17 @@ class Gone(Exception):
 
 async def send(
     protocol: Any, status: int, headers: Headers, file: tuple[str, int, int], client: str,
-    unsent: Callable[[int], None] | None = None,
+    unsent: Callable[[int], None] | None = None, traffic: Traffic | None = None,
 ) -> None:  # fmt: skip
     """Answers with a piece of a file (path, offset, length); the headers tell its length. client:
     the peer's address as the server names it. unsent: is told how much a client that left did not
-    get. Returns when the answer has begun; what goes wrong later breaks the connection off."""
+    get. traffic: of a project whose bytes are counted. Returns when the answer has begun; what goes
+    wrong later breaks the connection off."""
     path, offset, length = file
     sending = _Sending(path, offset, length, client, unsent)
+    if traffic is not None:
+        await _send_slowed(protocol, status, headers, sending, traffic)
+        return
     ours = not _pump.busy and _pump.places > 0
     _pump.awaited += ours
     try:
@@ -78,6 +85,37 @@ async def send(
         _pump.awaited -= ours
 
 
+async def _send_slowed(
+    protocol: Any, status: int, headers: Headers, sending: _Sending, traffic: Traffic
+) -> None:
+    """As fast as the project may. Beyond SLOWED at once, the bytes count before the first is sent,
+    and the server sends them by itself."""
+    global slowed
+    own = slowed < SLOWED
+    slowed += own
+    try:
+        if own and await sending.begin():
+            sending.transport = protocol.response_stream(status, headers)
+            work = sending.run_slowed(traffic)
+            own = False  # the task counts on
+        else:
+            await traffic.wait(sending.length)
+            end = sending.offset + sending.length
+            protocol.response_file_range(status, headers, sending.path, sending.offset, end)
+            if sending.unsent is None:
+                return
+            loop = asyncio.get_running_loop()
+            flow = await loop.run_in_executor(None, Flow.of, sending.client)
+            if flow is None:
+                return
+            work = _watch(flow, sending.length, sending.unsent)
+    finally:
+        slowed -= own
+    task = asyncio.get_running_loop().create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
 async def _watch(flow: Flow, length: int, unsent: Callable[[int], None]) -> None:
     """Sees how much is sent of what the server sends by itself."""
     try:
@@ -97,6 +135,7 @@ async def stop() -> None:
         await asyncio.wait(_tasks)
 
 
+slowed = 0
 _tasks: set[asyncio.Task[None]] = set()
 _piece = bytearray(PIECE)  # filled again and again: the server copies what it is given
 
@@ -159,6 +198,34 @@ class _Sending:
                 self._close()
             else:  # not under the thread that is using it
                 self.over = True
+                handing.add_done_callback(self._close)
+
+    async def run_slowed(self, traffic: Traffic) -> None:
+        """As run, apart from the pump."""
+        global slowed
+        loop = asyncio.get_running_loop()
+        self._looked = time.monotonic()
+        handing: asyncio.Future[int] | None = None
+        try:
+            while self.handed < self.length:
+                if (ahead := self._ahead()) > SLOWED_PIECE:
+                    await asyncio.sleep(max(LINGER, self._until(ahead - SLOWED_PIECE)))
+                    continue
+                size = min(SLOWED_PIECE, self.length - self.handed)
+                await traffic.wait(size)
+                handing = loop.run_in_executor(None, self._hand, size)
+                await asyncio.shield(handing)
+        except Gone:
+            pass
+        except OSError as error:
+            log.warning("a file could not be read to its end: %s", error)
+        finally:
+            slowed -= 1
+            if self.handed < self.length and self.unsent is not None:
+                self.unsent(self.length - self._seen)
+            if handing is None or handing.done():
+                self._close()
+            else:  # not under the thread that is using it
                 handing.add_done_callback(self._close)
 
     def _close(self, _: object = None) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import termios
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from ichicore.errors import ApiError
@@ -16,6 +16,7 @@ from server.base.cors import VARY
 from server.base.http import Headers, Response, error_response
 from server.gateway import largefile, pipe
 from server.gateway.request import EdgeRequest
+from server.gateway.traffic import slowed
 
 USUAL = frozenset({
     "content-type", "content-range", "content-location", "location", "preference-applied",
@@ -106,9 +107,12 @@ async def send_file(protocol: Any, response: Response, request: EdgeRequest) -> 
         protocol.response_empty(status, headers)
     elif length >= largefile.LARGE:
         await largefile.send(
-            protocol, status, headers, response.file, request.client, response.unsent
-        )
+            protocol, status, headers, response.file, request.client, response.unsent,
+            request.traffic,
+        )  # fmt: skip
     else:
+        if request.traffic is not None:
+            await request.traffic.wait(length)
         protocol.response_file_range(status, headers, path, offset, offset + length)
     return status
 
@@ -121,17 +125,20 @@ async def send_stream(protocol: Any, response: Response, request: EdgeRequest) -
         return send_spooled(protocol, response, request)
     status = response.status if 200 <= response.status <= 599 else 500
     headers = _sealed(response, request)
+    chunks = aiter(stream)
+    if request.traffic is not None:
+        chunks = slowed(chunks, request.traffic)
     try:
         if request.method == "HEAD" or status in NO_BODY:
             protocol.response_empty(status, headers)
         elif hasattr(stream, "over"):
-            await send_paced(protocol, status, headers, stream)
+            await send_paced(protocol, status, headers, stream, chunks)
         elif any(n == "content-type" and v.startswith("text/event-stream") for n, v in headers):
-            await _send_live(protocol, status, headers, stream)
+            await _send_live(protocol, status, headers, chunks)
         elif hasattr(stream, "size"):
-            await pipe.send(protocol, status, headers, aiter(stream))
+            await pipe.send(protocol, status, headers, chunks)
         else:
-            await _send_bulk(protocol, status, headers, stream)
+            await _send_bulk(protocol, status, headers, chunks)
     finally:
         if hasattr(stream, "aclose"):
             await stream.aclose()
@@ -143,6 +150,8 @@ def send_spooled(protocol: Any, response: Response, request: EdgeRequest) -> int
     spool: Any = response.stream
     status = response.status if 200 <= response.status <= 599 else 500
     headers = _sealed(response, request)
+    if request.traffic is not None:
+        request.traffic.tally.charge(spool.size)
     if request.method == "HEAD" or status in NO_BODY:
         protocol.response_empty(status, headers)
         spool.close()
@@ -153,14 +162,14 @@ def send_spooled(protocol: Any, response: Response, request: EdgeRequest) -> int
 
 
 async def _send_live(
-    protocol: Any, status: int, headers: Headers, stream: AsyncIterable[bytes]
+    protocol: Any, status: int, headers: Headers, chunks: AsyncIterator[bytes]
 ) -> None:
     """Each chunk at once. The server cannot tell how far the client has read, so the stream is
     held to a rate that bounds what a reader of that speed leaves queued."""
     loop = asyncio.get_running_loop()
     transport = protocol.response_stream(status, headers)
     credit, last = float(LIVE_BURST), loop.time()
-    async for chunk in stream:
+    async for chunk in chunks:
         now = loop.time()
         credit = min(LIVE_BURST, credit + (now - last) * LIVE_RATE) - len(chunk)
         last = now
@@ -169,12 +178,13 @@ async def _send_live(
             await asyncio.sleep(-credit / LIVE_RATE)
 
 
-async def send_paced(protocol: Any, status: int, headers: Headers, stream: Any) -> None:
-    """Each chunk as it comes, and no faster than the client takes it: through a pipe that the
-    server reads as if it were a file. stream.over: a future that is done when the answer is to
-    end now."""
+async def send_paced(
+    protocol: Any, status: int, headers: Headers, stream: Any, chunks: AsyncIterator[bytes]
+) -> None:
+    """Each of the stream's chunks as it comes, and no faster than the client takes it: through a
+    pipe that the server reads as if it were a file. stream.over: a future that is done when the
+    answer is to end now."""
     global paced
-    chunks = aiter(stream)
     first = await anext(chunks, b"")
     await asyncio.sleep(0)
     if stream.done:  # most are whole by now
@@ -260,11 +270,10 @@ async def _chained(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[
 
 
 async def _send_bulk(
-    protocol: Any, status: int, headers: Headers, stream: AsyncIterable[bytes]
+    protocol: Any, status: int, headers: Headers, chunks: AsyncIterator[bytes]
 ) -> None:
     """Small ones from memory; larger ones through an unnamed file, which the server reads only as
     fast as the client takes it."""
-    chunks = aiter(stream)
     parts: list[bytes] = []
     size = total = 0
     async for chunk in chunks:

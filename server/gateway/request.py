@@ -15,16 +15,18 @@ from server.base.serving import ServingLoop
 from server.gateway import limits
 from server.gateway.gathering import Gathered
 from server.gateway.routes import Route
+from server.gateway.traffic import LEAST, SlowedBatches, Traffic, slowed
 
 
 class EdgeRequest(Request):
     """A Request whose body, peer and base URL are read from the server when they are asked for.
 
     It is made first of all and filled in on the way. route: what it was routed to, None before.
-    cors: headers that every answer to it carries. slug: of its project, "" before.
+    cors: headers that every answer to it carries. slug: of its project, "" before. traffic: what
+    bounds its bodies, None where nothing does.
     """
 
-    __slots__ = ("_kept", "_protocol", "_scope", "body_limit", "cors", "route", "slug")
+    __slots__ = ("_kept", "_protocol", "_scope", "body_limit", "cors", "route", "slug", "traffic")
 
     def __init__(self, scope: Any, protocol: Any, body_limit: int) -> None:
         # the parent's fields are set one by one on the way: a call of it would be paid per request
@@ -40,6 +42,7 @@ class EdgeRequest(Request):
         self.route: Route | None = None
         self.cors: tuple[tuple[str, str], ...] = ()
         self.slug = ""
+        self.traffic: Traffic | None = None
 
     def collect(self) -> dict[str, str]:
         """Reads the headers. ApiError 400 as limits.collect."""
@@ -71,19 +74,27 @@ class EdgeRequest(Request):
             if body is not None and len(body) <= most:
                 if len(body) == limits.declared(self.headers):
                     return body
+        if self.traffic is not None:
+            length = limits.declared(self.headers)
+            if length is None:
+                return b"".join([piece async for piece in self.read_stream(most)])
+            if LEAST <= length <= most:
+                await self.traffic.wait(length)
         return await limits.read_body(self._protocol, self.headers, most)
 
     def read_stream(self, limit: int | None = None) -> AsyncIterator[bytes]:
         """The body in chunks, once; here a service's own limit may exceed the node's."""
         most = self.body_limit if limit is None else limit
-        return limits.read_stream(self._protocol, self.headers, most)
+        pieces = limits.read_stream(self._protocol, self.headers, most)
+        return pieces if self.traffic is None else slowed(pieces, self.traffic)
 
     def read_batches(self) -> Batches:
         """The body of declared length in batches, once; of any length that the service accepts."""
         length = limits.declared(self.headers)
         if length is None or not isinstance(asyncio.get_running_loop(), ServingLoop):
             return StreamBatches(self.read_stream(length))
-        return Gathered(self._protocol, length)
+        gathered = Gathered(self._protocol, length)
+        return gathered if self.traffic is None else SlowedBatches(gathered, self.traffic)
 
     async def gone(self) -> None:
         """Returns when the client has left."""

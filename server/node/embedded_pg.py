@@ -165,6 +165,12 @@ class EmbeddedPostgres:
             "wal_level": "logical",
             "max_connections": "200",
             "max_slot_wal_keep_size": "1GB",
+            # Commits wait while somebody makes a new file of the log; old ones are used again, and
+            # somebody who writes much has little left to flush when it commits.
+            "min_wal_size": "256MB",
+            "max_wal_size": "2GB",
+            "wal_buffers": "16MB",
+            "wal_writer_delay": "20ms",
             "max_locks_per_transaction": "128",  # the table is of all projects together
             "max_wal_senders": "128",  # one for each project with open sockets
             "max_replication_slots": "128",
@@ -263,6 +269,7 @@ class EmbeddedPostgres:
         command = [
             str(self._seen(programs / "initdb")), "-D", str(self._seen(partial)), "-U", "postgres",
             "--auth-local=scram-sha-256", "--auth-host=scram-sha-256", "-E", "UTF8",
+            "--wal-segsize=4",  # MB: making a file of the log holds up the commits of all
             "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C.UTF-8",
             f"--pwfile={self._seen(password_file)}",
         ]  # fmt: skip

@@ -88,6 +88,8 @@ async def _gather(
 
     try:
         while not body.over:
+            rested = await body.rest()
+            heard, deadline = heard + rested, deadline + rested
             if turns.crowded and brisk:
                 async with turns.places:
                     heard = loop.time()

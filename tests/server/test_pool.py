@@ -460,6 +460,29 @@ def test_a_placement_is_refused_when_others_wait_or_nothing_is_open(pg_database)
     run(work())
 
 
+def test_reads_stay_away_from_commits_that_wait(pg_database):
+    write = Statement("select pg_sleep($1::float8)", result=NONE)
+
+    async def work():
+        pool = Pool(pg_database, max_size=3)
+        try:
+            await asyncio.gather(*(pool.run(asleep("opens", 0.1), slow=True) for _ in range(2)))
+            for _ in range(30):  # so quick that many share a connection
+                await pool.run(said("quick"))
+            group = Group("r")
+            group.add(write, (b"0.5",))
+            waits = asyncio.create_task(pool.run(group))
+            await asyncio.sleep(0.01)
+            for _ in range(10):
+                await asyncio.wait_for(pool.run(said("beside")), 0.3)
+            assert not waits.done()
+            await waits
+        finally:
+            await pool.close()
+
+    run(work())
+
+
 def test_a_pool_that_is_given_up_serves_those_who_have_it_and_then_closes(pg_database):
     slow, took = slowness(), []
 
