@@ -12,7 +12,7 @@ from ichicore.pg.errors import PgUnavailable
 from server.postgres.budget import ConnectionBudget, Member
 from server.postgres.connect import Link
 
-MAX_BACKOFF = 5.0  # seconds
+MAX_BACKOFF = 1.0  # seconds
 
 log = logging.getLogger("ichibase.postgres")
 
@@ -74,11 +74,15 @@ class Opener:
         self._opened(link)
 
     def _failed(self, error: PgUnavailable) -> None:
-        """The next attempt waits longer after each failure."""
+        """The next attempt waits longer after each failure; of attempts made together, the first
+        one counts."""
+        self._last_failure = str(error)
+        if (early := self.away()) is not None:
+            self._refused(early)
+            return
         pause = min(0.1 * 2**self._failures, MAX_BACKOFF) * random.uniform(0.75, 1.25)  # noqa: S311
         self._failures = min(self._failures + 1, 10)
         self._retry_at = monotonic() + pause
-        self._last_failure = str(error)
         log.warning("%s; next attempt in %.1f s", error, pause)
         self._refused(PgUnavailable(str(error), pause))
 
