@@ -22,6 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import uvloop
@@ -121,6 +122,13 @@ class Bench:
                     raise LoadError("the documents did not become ready") from None
                 time.sleep(0.2)
 
+    def direct(self) -> str:
+        """The address of the project's own server, where the worker sends its commands too."""
+        found = psutil.Process(self.node.process.pid).children(recursive=True)
+        server = next(p for p in found if p.name() == "secantus")
+        port = next(c.laddr.port for c in server.net_connections("tcp") if c.status == "LISTEN")
+        return self.url.replace(f":{urlsplit(self.url).port}/", f":{port}/")
+
     def _settings(self, value: dict[str, Any]) -> None:
         command = [*self.node.base, "settings", "default", "set", "mongo", json.dumps(value)]
         done = subprocess.run(command, env=self.node.environment, capture_output=True, text=True)
@@ -147,7 +155,7 @@ class Bench:
         """The same with the driver alone, in this process."""
 
         async def main() -> dict[str, float]:
-            async with AsyncMongoClient(self.url, maxPoolSize=in_flight) as client:
+            async with AsyncMongoClient(self.direct(), maxPoolSize=in_flight) as client:
                 work = make(client.get_default_database())
                 for n in range(100):
                     await work(n)
