@@ -1,11 +1,12 @@
 """Which server processes of the embedded PostgreSQL serve which project, by their titles, and what
-processor time they take."""
+processor time they take; the projects' document servers beside them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from server.base.processor import ASIDE
@@ -20,10 +21,13 @@ LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
 
 
 class Census:
-    """pgdata: folder of the server. databases: by process, "" where it serves no project. busy: how
+    """pgdata: folder of the server. others: the databases of processes that are not PostgreSQL's,
+    and which may have many threads. databases: by process, "" where it serves no project. busy: how
     many processes of a database took processor time before the last call of spent()."""
 
-    def __init__(self, pgdata: Path) -> None:
+    def __init__(self, pgdata: Path, others: Callable[[], dict[int, str]] = dict) -> None:
+        self.others = others
+        self._beside: dict[int, str] = {}
         self.lock = pgdata / "postmaster.pid"
         self.server = 0
         self.databases: dict[int, str] = {}
@@ -33,7 +37,8 @@ class Census:
 
     def look(self) -> set[int]:
         """Takes in who has come and gone; gives the new processes of projects."""
-        found = self._children()
+        self._beside = self.others()
+        found = self._children() | self._beside.keys()
         for kept in (self.databases, self._untitled, self._spent):
             for gone in kept.keys() - found:
                 del kept[gone]
@@ -46,7 +51,8 @@ class Census:
         found: dict[str, float] = {}
         self.busy = {}
         for process, database in self.databases.items():
-            if database and (run := _run(process)) is not None:
+            count = _run_all if process in self._beside else _run
+            if database and (run := count(process)) is not None:
                 more = run - self._spent.get(process, 0)
                 self._spent[process] = run
                 found[database] = found.get(database, 0.0) + more / SECOND
@@ -68,6 +74,9 @@ class Census:
 
     def _name(self, process: int) -> None:
         """Learns the database of a process, as soon as its title tells."""
+        if process in self._beside:
+            self.databases[process] = self._beside[process]
+            return
         try:
             title = Path(f"/proc/{process}/cmdline").read_bytes()
         except OSError:
@@ -123,6 +132,11 @@ def _run(process: int) -> int | None:
         pass
     except OSError:
         return None
+    return _run_all(process)
+
+
+def _run_all(process: int) -> int | None:
+    """The same for one of many threads, by ticks of the clock."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -32,6 +32,7 @@ from server.maintenance.leader import Leader
 from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
+from server.maintenance.servers import DocumentServers
 from server.maintenance.shared import Shared
 from server.maintenance.upgrades import Upgrades
 from server.mongo.address import read_server
@@ -74,9 +75,13 @@ class Maintenance:
         ]
         self.scheduler = Scheduler(tasks, events, self.metrics)
         self.leader = Leader(config.control_dsn, events, self.lead, self.jobs.wake)
+        servers = DocumentServers(os.getppid())
         self.processors = [
             Processors(
-                projects, Census(config.data_dir / "postgres" / "pgdata"), os.getppid(), events
+                projects,
+                Census(config.data_dir / "postgres" / "pgdata", servers.look),
+                os.getppid(),
+                events,
             )
             for cluster in projects.clusters.values()
             if cluster.kind == "embedded" and processor.usable()

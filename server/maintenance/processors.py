@@ -1,14 +1,16 @@
-"""Shares the processors among the projects' sessions in the embedded PostgreSQL.
+"""Shares the processors among the projects' sessions in the embedded PostgreSQL and their document
+servers.
 
-PostgreSQL has no limit of processor time, but a process per session. These are weighed by the tiers
-of their projects. A project whose sessions use much is a heavy one: as long as there are any beside
-other projects' sessions, or something of low weight is busy, the workers and those sessions may
-interrupt it. At other times nobody interrupts anybody, which gets most requests done.
+PostgreSQL has no limit of processor time, but a process per session, and a project's documents are
+in a process of their own; both are called sessions here. These are weighed by the tiers of their
+projects. A project whose sessions use much is a heavy one: as long as there are any beside other
+projects' sessions, or something of low weight is busy, the workers and those sessions may interrupt
+it. At other times nobody interrupts anybody, which gets most requests done.
 
 A weight says how much time a process gets, not how soon another one does that wakes up: on a full
 processor it may have to wait for the next tick of the clock. So the sessions of heavy projects with
-less than a full weight, and the functions and document servers of such, leave some processors to
-the others, as long as there are any.
+less than a full weight, and the functions of such, leave some processors to the others, as long as
+there are any.
 """
 
 from __future__ import annotations
@@ -38,8 +40,7 @@ CALM = 2.0  # seconds after the last heavy project in which it may still be inte
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
 STIR = 0.0001  # seconds of processor time between two looks that are a use
 WORKERS = ("ichibase-worker", "ichibase-rt")
-# Processes that start the projects' own, functions and document servers, and each of those.
-PARENTS, OWN = ("ichibase-fn", "ichibase-docs"), ("deno", "secantus")
+FUNCTIONS, FUNCTION = "ichibase-fn", "deno"  # the process that starts them, and each of them
 SELECT = "select database, tier, limits from projects where database = any($1)"
 
 
@@ -71,7 +72,7 @@ class Processors:
         self._all = processor.processors()
         self._some = processor.most(self._all)
         self._placed: set[int] = set()  # processes that are held to some processors
-        self._parents: list[int] = []  # of the projects' own processes, while any are held
+        self._functions: list[int] = []  # processes that start functions, while any are held
 
     async def run(self) -> None:
         """Until cancelled. What fails is told once and tried again."""
@@ -185,20 +186,20 @@ class Processors:
             full = any(self._wanted.get(one, processor.FULL) >= processor.FULL
                        for one in self._present)  # fmt: skip
             if full or len(self._present) > 1:  # else it is likely to be their own project
-                wanted |= self._busy_own()
+                wanted |= self._busy_functions()
         else:
-            self._parents = []
+            self._functions = []
         for process in wanted ^ self._placed:
             where = self._some if process in wanted else self._all
             if self._change(processor.place, process, where):
                 self._placed ^= {process}
 
-    def _busy_own(self) -> set[int]:
-        """Processes of functions and document servers with less than a full weight."""
-        if not self._parents or self._left == AGAIN:
-            self._parents = named(self.node, PARENTS)
+    def _busy_functions(self) -> set[int]:
+        """Processes of functions with less than a full weight."""
+        if not self._functions or self._left == AGAIN:
+            self._functions = named(self.node, (FUNCTIONS,))
         return {
-            process for parent in self._parents for process in named(parent, OWN)
+            process for parent in self._functions for process in named(parent, (FUNCTION,))
             if lowered(process)
         }  # fmt: skip
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,7 +17,8 @@ from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.maintenance import census
 from server.maintenance.census import Census
-from server.maintenance.processors import OWN, PARENTS, Processors
+from server.maintenance.processors import Processors
+from server.maintenance.servers import DocumentServers
 
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
 
@@ -165,7 +167,7 @@ def test_who_is_heavy_leaves_processors_to_others_that_are_there(pair, eyes, mon
     function = subprocess.Popen(["sleep", "60"], preexec_fn=lambda: os.nice(5))
     monkeypatch.setattr(
         "server.maintenance.processors.named",
-        lambda parent, names: {PARENTS: [1], OWN: [function.pid]}.get(names, []),
+        lambda parent, names: {("ichibase-fn",): [1], ("deno",): [function.pid]}.get(names, []),
     )
     with contextlib.ExitStack() as stack:
         stack.callback(function.wait)
@@ -251,3 +253,62 @@ def test_children_are_found_with_and_without_the_kernels_list(monkeypatch):
     finally:
         os.kill(process, 9)
         os.waitpid(process, 0)
+
+
+def test_document_servers_count_as_sessions_of_their_projects(tmp_path):
+    """A process in the place of each: the node's, the manager, what forks, and two servers."""
+    program = tmp_path / "tree.py"
+    program.write_text("""
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None)
+def named(name):
+    libc.prctl(15, name, 0, 0, 0)
+    libc.prctl(1, 9, 0, 0, 0)
+if os.fork() == 0:
+    named(b"ichibase-docs")
+    if os.fork() == 0:
+        libc.prctl(1, 9, 0, 0, 0)
+        for number in range(2):
+            if os.fork() == 0:
+                named(b"secantus")
+                os.chdir(sys.argv[1 + number])
+                while number == 0:
+                    pass
+                time.sleep(60)
+        time.sleep(60)
+    time.sleep(60)
+libc.prctl(1, 9, 0, 0, 0)
+print(flush=True)
+time.sleep(60)
+""")
+    names = ["ichi_aaaaaaaaaaaa", "ichi_bbbbbbbbbbbb"]
+    folders = [tmp_path / "projects" / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    node = subprocess.Popen(
+        [sys.executable, program, *folders], stdout=subprocess.PIPE, preexec_fn=lambda: os.nice(5)
+    )
+    try:
+        assert node.stdout.readline()
+        servers = DocumentServers(node.pid)
+        deadline = time.monotonic() + 30
+        while sorted(servers.look().values()) != names:
+            servers._left = 0
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        census = Census(tmp_path, servers.look)
+        assert set(census.look()) == set(servers.look())
+        census.spent()
+        time.sleep(0.3)
+        spent = census.spent()
+        assert spent[names[0]] > 0.05
+        assert spent[names[1]] < 0.02
+        assert census.busy == {names[0]: 1, names[1]: 0}
+    finally:
+        node.kill()
+        node.wait()
+        node.stdout.close()
+    while servers.look():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert census.look() == set()
