@@ -46,10 +46,11 @@ from server.control.database import (
     fetch,
     run,
 )
+from server.control.lifecycle import owe
 from server.control.projects import Projects, locked, migrate
+from server.control.provision import BEFORE, NEW
 from server.control.records import Record
 
-NEW, BEFORE = "_new", "_before"  # ends of the names of databases that are built or were replaced
 SCRATCH = "ichi_scratch_"
 SWAP_TRIES = 50
 IGNORED = "errors ignored on restore"
@@ -261,6 +262,9 @@ async def into_project(
                     async with await connect(present.dsn("system")) as connection:
                         kept = await sessions.live(connection)
                 outcome.sessions = await sessions.settle(target.dsn("system"), kept)
+                # Settings of the logins are a database's own; the project's state and limits may
+                # have changed since the restore began.
+                await owe(control, record.id)
                 await swap(cluster, record)
                 swapped = True
                 if url is not None:
@@ -268,7 +272,7 @@ async def into_project(
                     outcome.documents = sum(one.documents for one in before.collections.values())
                 await told(control, record)
                 await _recount(control, cluster, record)
-            await provision.settle(cluster, record, projects.limits(record))
+                await projects.settle(control, record.id)
             try:  # the backup may be of an older program
                 await migrate(records.to_project(record, projects.config))
             except MigrationError as error:

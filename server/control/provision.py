@@ -34,6 +34,7 @@ from server.control.records import Record
 HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
+NEW, BEFORE = "_new", "_before"  # ends of the names of databases that a restore builds and replaces
 LOCK_TIMEOUT = "3s"  # for what the owner's transactions may hold
 
 
@@ -243,14 +244,16 @@ async def end_replication(admin: Connection, database: str) -> None:
 
 
 async def remove(cluster: Cluster, record: Record) -> None:
-    """Drop the project's database, ending its sessions, and its roles. May be repeated."""
+    """Drop the project's database, ending its sessions, with what a restore builds meanwhile, and
+    its roles. May be repeated."""
     async with await connect(cluster.admin_dsn) as admin:
         feed = record.role("feed")
         if await fetch(admin, "select 1 from pg_roles where rolname = $1", (feed,)):
             # A reader that is ended comes back at once.
             await run(admin, sql.SQL("alter role {} nologin").format(sql.Identifier(feed)))
         await end_replication(admin, record.database)
-        await drop_database(admin, record.database)
+        for end in ("", NEW, BEFORE):
+            await drop_database(admin, record.database + end)
         for kind in LOGINS:
             await _drop_login(cluster, admin, record.role(kind))
 
