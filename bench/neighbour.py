@@ -219,8 +219,17 @@ class Attack:
                                         ("GET", "/auth/me", "")]), 64),
             "heads": _wrk(url, {**post, "x-much": "a" * 60_000},
                           _in_turn([("GET", "/postgres/heap?id=eq.1", "")])),
-            "bodies": _wrk(url, post, "wrk.body = '[' .. string.rep('{\"body\":\"abcdefghij\"},', "
-                           "45000) .. '{}]' wrk.method = 'POST' wrk.path = '/postgres/heap' ", 4),
+            "bodies": _wrk(url, post, (
+                "local many = {} init = function() "
+                "many[1] = wrk.format('POST', '/postgres/heap', nil, '[' .. "
+                "string.rep('{\"body\":\"abcdefghij\"},', 45000) .. '{}]') "
+                "many[2] = wrk.format('POST', '/postgres/heap', nil, '[' .. "
+                "string.rep('{\"none\":1},', 700000) .. '{\"none\":1}]') "
+                "wrk.headers['content-type'] = 'text/csv' "
+                "many[3] = wrk.format('POST', '/postgres/heap', nil, 'none\\n' .. "
+                "string.rep('1\\n', 500000)) end "
+                "local n = 0 request = function() n = n + 1 return many[n % 3 + 1] end"
+            ), 4),
             "reconnects": _wrk(url, {**post, "connection": "close"},
                                _in_turn([("GET", "/postgres/heap?id=eq.1", "")]), 64),
         }  # fmt: skip

@@ -14,6 +14,7 @@ cdef extern from "Python.h":
 cdef enum:
     MAX_DEPTH = 1000
     MAX_KEYS = 64       # compared in place; objects with more are compared as sets
+    MOST_KEYS = 20000   # that are named: many more than a table has columns
 
 cdef unsigned char PLAIN[256]       # bytes that may stand in a string as they are, ASCII only
 
@@ -210,12 +211,32 @@ cdef str key_text(const char* p, Py_ssize_t size):
     return PyUnicode_DecodeUTF8(p, size, NULL)
 
 
-cdef const char* object_keys(const char* p, const char* end, Key* keys, int* count,
-                             list more) except? NULL:
-    """Walk the object at p; its keys into `keys`, or all into `more` when that is given.
+cdef const char* ahead(const char* p, const char* end, const Key* keys, int n,
+                       bint uniform) noexcept nogil:
+    """From the element at p to the first that is the last one, is broken or, of uniform objects,
+    has other keys or too many."""
+    cdef Key others[MAX_KEYS]
+    cdef const char* start
+    cdef int m
+    while True:
+        start = p
+        if uniform:
+            p = keys_of(p, end, others, &m)
+            if p == NULL or not same(keys, n, others, m):
+                return start
+        else:
+            p = value_end(p, end)
+            if p == NULL:
+                return start
+        p = blanks(p, end)
+        if p == end or p[0] != c',':
+            return start
+        p = blanks(p + 1, end)
 
-    NULL when it is no object. count: MAX_KEYS + 1 when there are too many keys for `keys`.
-    """
+
+cdef const char* keys_of(const char* p, const char* end, Key* keys, int* count) noexcept nogil:
+    """Walk the object at p; its keys into `keys`. NULL when it is no object. count: MAX_KEYS + 1
+    when there are too many."""
     cdef const char* start
     count[0] = 0
     if p == end or p[0] != c'{':
@@ -228,9 +249,7 @@ cdef const char* object_keys(const char* p, const char* end, Key* keys, int* cou
         p = member(p, end)
         if p == NULL:
             return NULL
-        if more is not None:
-            more.append(key_text(start + 1, string_end(start, end) - start - 2))
-        elif count[0] < MAX_KEYS:
+        if count[0] < MAX_KEYS:
             keys[count[0]].at = start + 1
             keys[count[0]].size = string_end(start, end) - start - 2
             count[0] += 1
@@ -261,11 +280,21 @@ cdef bint same(const Key* a, int n, const Key* b, int m) noexcept nogil:
 
 
 cdef tuple names_of(const char* p, const char* end):
-    """Names of the object at p, each once, in order of appearance."""
-    cdef list found = []
-    cdef int count
-    object_keys(p, end, NULL, &count, found)
-    return tuple(dict.fromkeys(found))
+    """Names of the object at p, which has been walked, each once, in order of appearance; of the
+    first MOST_KEYS members."""
+    cdef dict found = {}
+    cdef const char* start
+    cdef int count = 0
+    p = blanks(p + 1, end)
+    while p[0] != c'}' and count < MOST_KEYS:
+        start = p
+        p = member(p, end)
+        found[key_text(start + 1, string_end(start, end) - start - 2)] = None
+        count += 1
+        p = blanks(value_end(p, end), end)
+        if p[0] == c',':
+            p = blanks(p + 1, end)
+    return tuple(found)
 
 
 def scan(bytes body not None):
@@ -296,7 +325,8 @@ cdef tuple scan_text(bytes body):
         return None
     start = p
     if p[0] != c'[':
-        p = value_end(p, end)
+        with nogil:
+            p = value_end(p, end)
         if p == NULL or blanks(p, end) != end:
             return None
         if start[0] == c'{':
@@ -306,13 +336,16 @@ cdef tuple scan_text(bytes body):
     if p < end and p[0] == c']':
         return ("array", (), True) if blanks(p + 1, end) == end else None
     while True:
+        if first != NULL or not uniform:
+            with nogil:
+                p = ahead(p, end, keys, n, uniform)
         start = p
         if p < end and p[0] == c'{' and uniform:
             if first == NULL:
                 first = p
-                p = object_keys(p, end, keys, &n, None)
+                p = keys_of(p, end, keys, &n)
             else:
-                p = object_keys(p, end, others, &m, None)
+                p = keys_of(p, end, others, &m)
                 if p != NULL and not same(keys, n, others, m):
                     if wanted is None:
                         wanted = frozenset(names_of(first, end))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
+import asyncio
 from dataclasses import dataclass
 
 import orjson
@@ -12,12 +10,11 @@ import orjson
 from ichicore.errors import ApiError
 from ichicore.http import accept
 from ichicore.http.target import decode
-from ichicore.rest import payload
+from ichicore.rest import csvbody, payload
 
 RAW = ("text/plain", "text/xml", "application/octet-stream")
-FIELD_LIMIT = 1 << 30
-QUOTED = re.compile(r'"(?:[^"]|"")*"')
-MISPLACED_QUOTE = re.compile(r'[^,\r\n]\0|\0[^,\r\n]|"')
+LARGE = 128 << 10  # bytes of a body that is looked at beside the loop
+MOST_PAIRS = 10_000  # of a form
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +36,37 @@ class Given:
 NOTHING = Given()
 
 
+async def looked_at(body: bytes, content_type: str | None) -> Given | ApiError | None:
+    """What a large body is, found while the loop serves others: for `read`, which finds it in
+    others by itself."""
+    try:
+        kind = "application/json" if content_type is None else accept.media(content_type).text
+        look = {"application/json": _plain_json, "text/csv": _csv}.get(kind)
+        if look is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(None, look, body)
+    except ApiError as error:
+        return error
+
+
 def read(
-    body: bytes, content_type: str | None, columns: tuple[str, ...] | None, *, rpc: bool
-) -> Given:
+    body: bytes, content_type: str | None, columns: tuple[str, ...] | None, *, rpc: bool,
+    looked: Given | ApiError | None = None,
+) -> Given:  # fmt: skip
     """The body of a write or of a POST to a function.
 
-    columns: of the columns parameter; with them JSON is not looked into. Raises ApiError 400
-    PGRST102.
+    columns: of the columns parameter; with them JSON is not looked into. looked: by `looked_at`.
+    Raises ApiError 400 PGRST102.
     """
     kind = "application/json" if content_type is None else accept.media(content_type).text
+    if kind == "application/json" and columns is not None:
+        return Given(tuple(sorted(columns)), body.lstrip()[:1] == b"{", body)
+    if looked is not None:
+        if isinstance(looked, ApiError):
+            raise looked
+        return looked
     if kind == "application/json":
-        return _json(body, columns, rpc)
+        return Given((), True, b"{}") if rpc and not body else _plain_json(body)
     if kind == "text/csv":
         return _csv(body)
     if kind == "application/x-www-form-urlencoded":
@@ -63,11 +80,7 @@ def _refuse(message: str) -> ApiError:
     return ApiError(400, "PGRST102", message)
 
 
-def _json(body: bytes, columns: tuple[str, ...] | None, rpc: bool) -> Given:
-    if columns is not None:
-        return Given(tuple(sorted(columns)), body.lstrip()[:1] == b"{", body)
-    if rpc and not body:
-        return Given((), True, b"{}")
+def _plain_json(body: bytes) -> Given:
     found = payload.scan(body)
     if found is None:
         raise _refuse("Empty or invalid json")
@@ -82,32 +95,16 @@ def _json(body: bytes, columns: tuple[str, ...] | None, rpc: bool) -> Given:
 def _csv(body: bytes) -> Given:
     """The header line names the columns, NULL is null, every other value a string."""
     try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise _refuse("The CSV text is not UTF-8") from None
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    csv.field_size_limit(FIELD_LIMIT)
-    try:
-        rows = [row for row in lines if row]
-    except csv.Error as error:
-        raise _refuse(f"parse error (Failed reading: {error})") from None
-    if not rows or (len(rows) == 1 and not text.endswith(("\n", "\r"))):
-        raise _refuse("parse error (not enough input)")  # the header is a line, which ends
-    if '"' in text and MISPLACED_QUOTE.search(QUOTED.sub("\0", text)):
-        raise _refuse("parse error (Failed reading: a quote inside a value without quotes)")
-    header = rows.pop(0)
-    records = [
-        {name: None if value == "NULL" else value for name, value in zip(header, row, strict=False)}
-        for row in rows
-    ]
-    if any(len(record) != len(records[0]) for record in records):
-        raise _refuse("All lines must have same number of fields")
-    names = tuple(sorted(records[0])) if records else ()
-    return Given(names, False, orjson.dumps(records), None, "text/csv")
+        names, found = csvbody.to_json(body)
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    return Given(tuple(sorted(names)), False, found, None, "text/csv")
 
 
 def _form(body: bytes, rpc: bool) -> Given:
     pairs = []
+    if body.count(b"&") + body.count(b";") > MOST_PAIRS:
+        raise _refuse(f"A form has at most {MOST_PAIRS} values")
     for piece in body.replace(b";", b"&").split(b"&"):
         name, equals, value = piece.partition(b"=")
         if name or equals:

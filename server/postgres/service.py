@@ -36,10 +36,10 @@ class RestRequest:
     """One request to the engine.
 
     method: upper case. path: decoded, from the engine's root on. query: raw bytes after "?".
-    headers: lower-case name to value, repeated ones joined with ", ". body: whole. role: database
-    role to work in. claims_json: the token's payload. is_anonymous: the role is the one of callers
-    without a token. base_url: scheme and host as the client sees them. token_seconds: time the
-    token's verification took, for Server-Timing.
+    headers: lower-case name to value, repeated ones joined with ", ". body: whole. looked: what a
+    large one has been found to be. role: database role to work in. claims_json: the token's
+    payload. is_anonymous: the role is the one of callers without a token. base_url: scheme and host
+    as the client sees them. token_seconds: time the token's verification took, for Server-Timing.
     """
 
     __slots__ = (
@@ -48,6 +48,7 @@ class RestRequest:
         "claims_json",
         "headers",
         "is_anonymous",
+        "looked",
         "method",
         "path",
         "query",
@@ -79,6 +80,7 @@ class RestRequest:
         self.is_anonymous = is_anonymous
         self.base_url = base_url
         self.token_seconds = token_seconds
+        self.looked: payloads.Given | ApiError | None = None
 
 
 class Prepared:
@@ -208,6 +210,9 @@ class RestEngine:
                 "Could not query the database for the schema cache. Retrying.",
             )
         path = request.path
+        if len(request.body) >= payloads.LARGE and request.looked is None:
+            given = request.headers.get("content-type")
+            request.looked = await payloads.looked_at(request.body, given)
         if path == "/" or not path:
             routine_name = generation.settings.root_spec
             if generation.settings.openapi_mode == "disabled":
@@ -332,7 +337,9 @@ class RestEngine:
             if action == "delete":
                 given = payloads.NOTHING
             else:
-                given = payloads.read(request.body, content_type, columns, rpc=False)
+                given = payloads.read(
+                    request.body, content_type, columns, rpc=False, looked=request.looked
+                )
         plan = generation.planner.mutate(
             schema,
             name,
@@ -401,7 +408,9 @@ class RestEngine:
         query = self._parse(generation, request, rpc=not is_post)
         ranges.check_top(method, query, range_header)
         if is_post and query.columns is not None:
-            given = payloads.read(request.body, content_type, query.columns, rpc=True)
+            given = payloads.read(
+                request.body, content_type, query.columns, rpc=True, looked=request.looked
+            )
         arguments = given.arguments
         names = set(given.names)
         if not is_post:
@@ -464,7 +473,7 @@ class RestEngine:
     ) -> payloads.Given:
         """The body of a request; a schema or query string that is wrong too is told of first."""
         try:
-            return payloads.read(request.body, content_type, None, rpc=rpc)
+            return payloads.read(request.body, content_type, None, rpc=rpc, looked=request.looked)
         except ApiError:
             self._schema(generation, request, "content-profile")
             self._parse(generation, request, mutation=not rpc)
