@@ -22,7 +22,7 @@ from server.control import records, sections, sqlrun, tenancy
 from server.control.database import Cluster
 from server.control.lifecycle import Lifecycle, shown_state
 from server.control.owners import LOCAL_OWNER
-from server.control.projects import Projects, away, no_documents
+from server.control.projects import Projects, away, no_documents, no_room
 from server.control.records import Record
 from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Router, openapi
 from server.mongo.address import read_server
@@ -317,7 +317,8 @@ class Application:
             self._refuse(protocol, ApiError(400, "bad_request", detail))
         except psycopg.OperationalError as error:
             print(str(error).strip(), file=sys.stderr, flush=True)
-            self._refuse(protocol, away())
+            full = isinstance(error, psycopg.errors.DiskFull)
+            self._refuse(protocol, no_room() if full else away())
         except Exception:
             traceback.print_exc(file=sys.stderr)
             self._refuse(protocol, ApiError(500, "internal", "The server failed; see its log."))

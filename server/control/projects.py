@@ -396,3 +396,7 @@ def away() -> ApiError:
         "The control database does not answer.",
         headers=(("retry-after", "2"),),
     )
+
+
+def no_room() -> ApiError:
+    return ApiError(507, "insufficient_storage", "The disk of the database server is full.")

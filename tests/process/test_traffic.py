@@ -4,11 +4,13 @@ fails fails in the documented way."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import signal
+import subprocess
 import time
 import urllib.request
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -26,7 +28,12 @@ AWAY = {0, 502, 503, 504}
 def node(module_folder):
     environment = {"ICHIBASE_DEFAULT_FLAVOR": "both", "ICHIBASE_MAINTENANCE_SECONDS": "0.5",
                    "ICHIBASE_ACCESS_LOG": "errors"}  # fmt: skip
-    running = RunningNode(module_folder, environment=environment)
+    disk = module_folder / "disk"  # a small one, where it may be mounted
+    disk.mkdir()
+    if os.geteuid() == 0:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=600m,mode=755", "none", str(disk)]
+        subprocess.run(mount, check=True)
+    running = RunningNode(module_folder, data_dir=disk / "data", environment=environment)
     running.environment["ICHIBASE_PUBLIC_URL"] = running.url
     try:
         running.start()
@@ -37,6 +44,8 @@ def node(module_folder):
         yield running
     finally:
         running.end()
+        if disk.is_mount():
+            subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.fixture
@@ -92,9 +101,38 @@ def test_a_tier_changes_under_traffic_and_nobody_notices(node, traffic):
     assert within(max(traffic.longest.values()), 2.0)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_refuses_writes_and_they_go_on_when_there_is_room(node, traffic):
+    filler = node.data_dir.parent / "filler"
+    try:
+        with traffic:
+            traffic.go_on()
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(b"x" * (1 << 20)):
+                    pass
+            refused = {"tables": {503}, "files": {503, 507}}
+            assert wait_until(lambda: traffic.failures().keys() >= refused.keys())
+            for path in ("/postgres/kept?limit=1", "/cdn/default/public/kept/1", "/auth/health"):
+                assert traffic.ask("GET", path)[0] in (200, 404), path
+            said = node.cli("projects", "create", "more", ok=False).stderr
+            assert "insufficient_storage" in said or "No space left" in said, said
+            time.sleep(1.0)
+            filler.unlink()
+            assert within(traffic.go_on(), 10.0)
+    finally:
+        filler.unlink(missing_ok=True)
+    for kind, failures in traffic.failures().items():
+        # 0: a connection may end with the answer to an upload that was not taken
+        known = {0, 503, 507} if kind == "files" else {503, 507}
+        assert {status for status, _ in failures} <= known, (kind, failures)
+    assert traffic.lost() == {}
+    token = Project(node).token
+    assert b"ichibase" in node.get("/metrics", {"authorization": f"Bearer {token}"}, admin=True)[1]
+
+
 def killed(*processes):
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
 
 
@@ -120,7 +158,7 @@ def test_the_database_is_killed_under_traffic(node, traffic):
 def documents_processes(node):
     found = []
     for process in node.process_of().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
+        with suppress(psutil.Error):
             if "secantus" in " ".join(process.cmdline()):
                 found.append(process)
     return found
