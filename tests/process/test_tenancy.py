@@ -479,9 +479,37 @@ def test_a_restore_ends_the_sessions_of_users(node):
     api(node, "projects/people?now=true", "DELETE")
 
 
+PLACES = (
+    "/postgres/pots", "/auth/me", "/functions/x", "/storage/x", "/mongo/v1/find/x", "/nothing",
+    "/cdn/{}/bucket/x", "/realtime?token={key}",
+)  # fmt: skip
+
+
+def said(node, name, path, project):
+    """The answer at a project's host, all but what differs from one to the next."""
+    asked = path.format(name, key=project["anon_key"])
+    headers = [f"Host: {name}.localhost", f"Authorization: Bearer {project['anon_key']}",
+               f"apikey: {project['anon_key']}"]  # fmt: skip
+    if "token" in path:
+        headers += ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+                    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]  # fmt: skip
+    else:
+        headers += ["Connection: close"]
+    answer = b""
+    with socket.create_connection(("127.0.0.1", node.port), timeout=60) as peer:
+        peer.sendall("\r\n".join([f"GET {asked} HTTP/1.1", *headers, "", ""]).encode())
+        while piece := peer.recv(4096):
+            answer += piece
+    lines = answer.split(b"\r\n")
+    assert lines[0].endswith(b"404 Not Found")
+    return sorted(one for one in lines if not one.startswith((b"date:", b"x-request-id:")))
+
+
 def test_a_deleted_project_comes_back_and_goes_for_good(node, project):
     assert "undelete kitchen" in node.cli("projects", "delete", "kitchen", "--yes").stdout
     assert wait_until(lambda: get(node, project)[0] == 404)
+    for path in PLACES:  # nobody learns that it was there
+        assert said(node, "kitchen", path, project) == said(node, "gardens", path, project), path
     node.cli("projects", "undelete", "kitchen")
     assert wait_until(lambda: get(node, project)[0] == 200)
     node.cli("projects", "suspend", "kitchen", "--reason", "unpaid")

@@ -8,7 +8,7 @@ import pytest
 from ichicore.errors import ApiError
 from server.base import limits
 from server.control import lifecycle as module
-from server.control import owners, provision, records
+from server.control import owners, projects, provision, records, upgrades
 from server.control.lifecycle import Lifecycle
 
 
@@ -129,37 +129,126 @@ def test_what_others_grant_to_its_logins_does_not_keep_a_project(world, life, pr
         run(life.projects.delete(other.slug))
 
 
-CHANGES = [
-    ("suspend", "suspended"), ("sleep", "sleeping"), ("delete", "deleting"),
-]  # fmt: skip
+# Changes, what they start from, and whether the owner can log in afterwards.
+CHANGES = {
+    "suspend": (None, False), "sleep": (None, True), "delete": (None, False),
+    "resume": ("suspend", True), "wake": ("sleep", True), "undelete": ("delete", True),
+    "read_only": (None, True), "writable": ("read_only", True), "change": (None, True),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("action", "state"), CHANGES)
-@pytest.mark.parametrize("step", ["audit", "owe", "settle", "connect"])
+async def make(life, record, name):
+    if name in ("read_only", "writable"):
+        await life.read_only(record.id, name == "read_only", {})
+    elif name == "change":
+        await life.change(record.slug, {"tier": "pro"}, "test")
+    else:
+        await life.step(record.slug, name, "test")
+
+
+def facts(world, slug):
+    record = run(world.fresh().find(slug, deleted=True))
+    return record.state, record.tier, record.read_only
+
+
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_change_killed_at_any_step_rolls_back_or_is_completed(
-    world, life, project, monkeypatch, action, state, step
+    world, life, project, monkeypatch, name
 ):
-    where = {"settle": provision, "connect": provision}.get(step, module)
-    real = getattr(where, step)
+    first, is_open = CHANGES[name]
+    dsn = owner_dsn(world, project.slug)
+    if first:
+        run(make(life, project, first))
+    before, noted = facts(world, project.slug), actions(world, project.slug)
+    steps = [(module, "audit", 1), (module, "owe", 1), (provision, "settle", 1),
+             (provision, "connect", 1), *((provision, "run", n) for n in (2, 4, 9))]  # fmt: skip
+    for where, step, count in steps:
+        real, calls = getattr(where, step), iter(range(1, 1000))
+
+        async def breaking(*arguments, real=real, calls=calls, count=count, **options):
+            if next(calls) == count:
+                raise Killed
+            return await real(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(where, step, breaking)
+            with pytest.raises(Killed):
+                run(make(life, project, name))
+        if where is module:  # the transaction had not ended: as if never asked
+            assert (facts(world, project.slug), duties(world)) == (before, 0)
+            assert actions(world, project.slug) == noted
+            continue
+        assert (facts(world, project.slug) != before, duties(world)) == (True, 1)
+        run(world.fresh().recover())
+        assert (duties(world), opens(dsn)) == (0, is_open)
+        shown = f"project.{name}"
+        assert actions(world, project.slug) == [*noted, shown]
+        with psycopg.connect(world.dsn) as control:  # once more
+            control.execute(
+                "update projects set state = %s, tier = %s, read_only = %s where id = %s",
+                (*before, project.id),
+            )
+            last = "action = %s and id = (select max(id) from audit)"
+            control.execute(f"delete from audit where project = %s and {last}",
+                            (project.slug, shown))  # fmt: skip
+    run(make(life, project, name))
+    assert (duties(world), opens(dsn)) == (0, is_open)
+
+
+@pytest.mark.parametrize("step", ["audit", "remove"])
+def test_a_purge_killed_at_any_step_is_completed(world, life, project, monkeypatch, step):
+    run(life.step(project.slug, "delete", "test", keep_days=0))
 
     async def breaking(*arguments, **options):
         raise Killed
 
     with monkeypatch.context() as patch:
+        patch.setattr(projects if step == "audit" else provision, step, breaking)
+        with pytest.raises(Killed):
+            run(life.purge())
+    run(world.fresh().recover())
+    assert run(life.purge()) == ([project.slug] if step == "audit" else [])
+    with psycopg.connect(world.cluster.admin_dsn) as admin:
+        left = admin.execute("select count(*) from pg_roles where rolname like %s",
+                             (f"{project.database}%",)).fetchone()  # fmt: skip
+    assert left == (0,)
+    assert actions(world, project.slug).count("project.remove") == 1
+
+
+@pytest.mark.parametrize("step", ["provision", "migrate", "audit"])
+def test_an_upgrade_killed_at_any_step_is_done_again(world, project, monkeypatch, step):
+    def outdate():
+        with psycopg.connect(world.dsn) as control:
+            control.execute("update projects set provisioned = 0 where id = %s", (project.id,))
+
+    async def breaking(*arguments, **options):
+        raise Killed
+
+    async def refused(*arguments, **options):
+        raise psycopg.errors.RaiseException("in the way")
+
+    outdate()
+    where = provision if step == "provision" else upgrades
+    with monkeypatch.context() as patch:
         patch.setattr(where, step, breaking)
         with pytest.raises(Killed):
-            run(life.step(project.slug, action, "test"))
-    assert real is getattr(where, step)
-    record = run(world.fresh().find(project.slug, deleted=True))
-    if step in ("audit", "owe"):  # the transaction had not ended: as if never asked
-        assert (record.state, duties(world)) == ("active", 0)
-        assert actions(world, project.slug) == ["project.create"]
-        return
-    assert (record.state, duties(world)) == (state, 1)
-    run(world.fresh().recover())
-    assert duties(world) == 0
-    assert actions(world, project.slug) == ["project.create", f"project.{action}"]
-    assert opens(owner_dsn(world, project.slug)) == (action == "sleep")
+            run(upgrades.upgrade(world.fresh(), project.id))
+        record = run(world.fresh().find(project.slug))
+        assert (record.provisioned, record.upgrade_fault) == (0, None)
+        assert records.served_state(record) == "outdated"
+        patch.setattr(provision, "provision", refused)
+        if step == "audit":  # of a failure, which is then not noted either
+            with pytest.raises(Killed):
+                run(upgrades.upgrade(world.fresh(), project.id))
+            assert run(world.fresh().find(project.slug)).upgrade_fault is None
+            return
+        assert run(upgrades.upgrade(world.fresh(), project.id)) == "in the way"
+        assert records.served_state(run(world.fresh().find(project.slug))) == "broken"
+    assert run(upgrades.upgrade(world.fresh(), project.id)) is None
+    record = run(world.fresh().find(project.slug))
+    assert (records.served_state(record), record.upgrade_fault) == ("active", None)
+    assert actions(world, project.slug) == [
+        "project.create", "project.upgrade_failed", "project.upgrade"]  # fmt: skip
 
 
 @pytest.mark.parametrize("action", ["resume", "wake", "undelete"])
