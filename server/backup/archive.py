@@ -42,6 +42,7 @@ STORAGE = "storage.json"
 FUNCTIONS = "functions.bin"
 PROJECT = "project.json"
 MANIFEST = "manifest.json"
+NAMES = frozenset({DUMP, DOCUMENTS, CONTENT, STORAGE, FUNCTIONS, PROJECT})
 
 Progress = files.Progress  # bytes; 0 when the total is not known
 
@@ -259,18 +260,22 @@ class Reader:
         """Reads the manifest. BackupError when it is none of ours, is changed, or needs another
         key."""
         text = b"".join([piece async for piece in self.store.get(f"{self.where}/{MANIFEST}")])
+        damaged = BackupError(f"the manifest of {self.backup_id} is damaged")
         try:
             manifest = msgspec.json.decode(text, type=Manifest)
-        except msgspec.MsgspecError:
-            raise BackupError(f"the manifest of {self.backup_id} is damaged") from None
+            salt = base64.b64decode(manifest.salt or "", validate=True)
+        except (msgspec.MsgspecError, ValueError):
+            raise damaged from None
         if manifest.format > FORMAT:
             raise BackupError(f"{self.backup_id} was made by a newer version of this program")
+        if not manifest.files.keys() <= NAMES:  # they become names of files here
+            raise damaged
         if manifest.backup != self.backup_id:
             raise BackupError(f"the manifest of {self.backup_id} belongs to {manifest.backup}")
         if manifest.salt is not None:
             if self.passphrase is None:
                 raise BackupError(f"{self.backup_id} is encrypted: set backup_key_file to its key")
-            self.key = derive(self.passphrase, base64.b64decode(manifest.salt))
+            self.key = derive(self.passphrase, salt)
             if not hmac.compare_digest(mac(manifest, self.key), manifest.mac or ""):
                 raise BackupError(
                     f"the manifest of {self.backup_id} has been changed, or the key in "

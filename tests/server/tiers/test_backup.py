@@ -3,14 +3,19 @@
 import asyncio
 import json
 import os
+import random
 import subprocess
+from functools import cache
 
 import msgspec
 import psycopg
 import pytest
 
 from server.backup import archive, restore
+from server.backup.archive import BackupError, Reader
 from server.backup.jobs import Jobs, enqueue, turn
+from server.backup.seal import SealError
+from server.backup.store import StoreError, open_store
 from server.base.events import Events
 from server.base.metrics import Metrics
 from server.control import records
@@ -346,6 +351,53 @@ def test_a_damaged_backup_is_refused_and_changes_nothing(request, shop, sealed, 
     with where.session() as owner:
         assert owner.execute("select to_regclass('untouched')").fetchone() != (None,)
         owner.execute("drop table untouched")
+
+
+async def opened(where, backup, key):
+    """Reads a backup as whoever restores it."""
+    reader = Reader(open_store(None, where.config.data_dir), where.record.id, backup, key)
+    manifest = await reader.open()
+    return manifest, [[p async for p in reader.get(name)] for name in manifest.files]
+
+
+@pytest.mark.parametrize("kind", ["plain", "sealed"])
+def test_damage_at_any_place_is_found(request, monkeypatch, shop, sealed, kind):
+    monkeypatch.setattr(archive, "derive", cache(archive.derive))  # which is slow on purpose
+    where = shop if kind == "plain" else sealed
+    backup = request.getfixturevalue("backup" if kind == "plain" else "sealed_backup")
+    key = None if kind == "plain" else "a passphrase that nobody guesses"
+    whole, dice = run(opened(where, backup, key)), random.Random(4)
+    files = sorted(where.folder(backup).iterdir())
+    for number in range(100):
+        path = files[number % len(files)]
+        good = path.read_bytes()
+        at = dice.randrange(len(good))
+        changed = bytearray(good[:at] if number % 3 == 0 else good)
+        if number % 3 == 1:
+            changed[at] ^= dice.randrange(1, 256)
+        elif number % 3 == 2:
+            changed += dice.randbytes(9)
+        path.write_bytes(changed)
+        try:
+            found = run(opened(where, backup, key))
+        except (BackupError, SealError, StoreError):
+            continue
+        finally:
+            path.write_bytes(good)
+        # what is not read in a manifest without a key: the backup itself is whole
+        assert (kind, path.name) == ("plain", "manifest.json"), (number, at)
+        assert found[1] == whole[1]
+
+
+def test_a_manifest_names_no_other_files(shop, backup):
+    path = shop.folder(backup) / "manifest.json"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"content.json", b"../../x.json"))
+    try:
+        with pytest.raises(BackupError, match="damaged"):
+            run(opened(shop, backup, None))
+    finally:
+        path.write_bytes(good)
 
 
 SESSIONS = """
