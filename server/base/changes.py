@@ -24,6 +24,7 @@ from ichicore.errors import ApiError
 from server.base import unix
 
 log = logging.getLogger("ichibase.realtime")
+SEED = "ichibase_seed"  # the replication slot from which those of the feeds are copied
 LENGTH = struct.Struct(">I")
 MAX_MESSAGE = 64 << 20  # bytes
 BUFFER = 16 << 20  # bytes kept for a realtime process that is away or behind

@@ -32,6 +32,7 @@ from server.maintenance.leader import Leader
 from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
+from server.maintenance.seed import Seed
 from server.maintenance.servers import DocumentServers
 from server.maintenance.shared import Shared
 from server.maintenance.upgrades import Upgrades
@@ -62,6 +63,7 @@ class Maintenance:
         self.usage = Usage(config.control_dsn, events)
         self.quotas = Quotas(projects, self.usage, events)
         self.shared = Shared(projects, events)
+        self.seed = Seed(projects, events)
         self.jobs = Jobs(projects, events, self.metrics)
         tick = config.maintenance_seconds
         tasks = [
@@ -96,6 +98,7 @@ class Maintenance:
             group.create_task(self.scheduler.run())
             group.create_task(self.jobs.run())
             group.create_task(self.shared.run())
+            group.create_task(self.seed.run())
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         yield "ichibase_maintenance_leader", (), float(self.leader.leads)

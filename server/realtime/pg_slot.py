@@ -9,10 +9,14 @@ import msgspec
 import psycopg
 from psycopg import sql
 
+from server.base.changes import SEED
+
 Connection = psycopg.AsyncConnection[Any]
 
 PLUGIN = "pgoutput"
 CREATE = "select (lsn - '0/0')::int8 from pg_catalog.pg_create_logical_replication_slot({}, {}, {})"
+COPY = "select pg_catalog.pg_copy_logical_replication_slot({}, {}, false)"
+FLUSHED = "select (pg_catalog.pg_current_wal_flush_lsn() - '0/0')::int8"
 STATE = """
 select s.active_pid, s.wal_status = 'lost' or s.plugin <> {}
   or s.database <> pg_catalog.current_database(), (s.confirmed_flush_lsn - '0/0')::int8
@@ -102,7 +106,9 @@ async def acquire(connection: Connection, name: str, *, bounded: bool, flushed: 
     for _ in range(TAKE_OVER_TRIES):
         row = await _row(connection, STATE, PLUGIN, name)
         if row is None:
-            made = await _row(connection, CREATE, name, PLUGIN, not bounded)
+            made = await _copied(connection, name) if bounded else None
+            if made is None:
+                made = await _row(connection, CREATE, name, PLUGIN, not bounded)
             assert made is not None
             return Slot(name, made[0], True, not bounded)
         reader, unusable, confirmed = row
@@ -114,6 +120,21 @@ async def acquire(connection: Connection, name: str, *, bounded: bool, flushed: 
         else:
             return Slot(name, flushed, False, False)
     raise FeedUnavailable(f"another reader keeps the replication slot {name}")
+
+
+async def _copied(connection: Connection, name: str) -> tuple[Any, ...] | None:
+    """Makes the slot as a copy of the server's own, which need not wait for the transactions that
+    are open in its databases. Gives where its reader begins, None where there is nothing to copy
+    from."""
+    try:
+        await _row(connection, COPY, SEED, name)
+    except (psycopg.ProgrammingError, psycopg.errors.ObjectNotInPrerequisiteState):
+        return None
+    except psycopg.OperationalError:
+        if connection.closed:
+            raise
+        return None
+    return await _row(connection, FLUSHED)
 
 
 async def drop(connection: Connection, name: str) -> None:

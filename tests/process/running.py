@@ -112,8 +112,9 @@ class RunningNode:
             return connection.execute(text).fetchall()
 
     def slots(self):
-        """Names of the embedded server's replication slots."""
-        return [row[0] for row in self.as_superuser("select slot_name from pg_replication_slots")]
+        """Names of the feeds' replication slots."""
+        names = "select slot_name from pg_replication_slots where starts_with(slot_name, 'ichi_')"
+        return [row[0] for row in self.as_superuser(names)]
 
     def project(self, name="default"):
         return json.loads(self.cli("status", "--project", name, "--json").stdout)

@@ -361,7 +361,7 @@ def test_tables_that_cannot_be_told(project: Project, world: World) -> None:
             assert feed.states == {
                 "public.w": "unsupported", "public.u": "unsupported", "public.nothing": "missing",
                 'public.q.x"y': "all", "public.foreign_one": "forbidden",
-                "auth.schema_migrations": "missing",
+                "auth.schema_migrations": "forbidden",
             }  # fmt: skip
             run_sql(project, 'insert into "q.x""y" values (1)')
             await kept.until(lambda: len(kept.changes) == 1)

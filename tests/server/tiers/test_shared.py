@@ -14,14 +14,15 @@ from ichicore.pg.executor import NONE, Group, Statement
 from server.base.context import NodeConfig
 from server.base.events import Events
 from server.control import records
-from server.control.database import Cluster, prepare
+from server.control.database import Cluster, connect, prepare
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
-from server.maintenance import memory, strain
+from server.maintenance import memory, seed, strain
 from server.maintenance.shared import Shared
 from server.node import embedded_pg
 from server.node.embedded_pg import LOG_LIMIT, EmbeddedPostgres
 from server.postgres.pool import Pool
+from server.realtime import pg_slot, pg_stream
 from tests.servers import running_server
 
 
@@ -300,6 +301,38 @@ def test_who_takes_the_most_memory_is_ended_before_there_is_none(small, monkeypa
                 greedy.execute("select pg_sleep(10) from (" + SORT.format(30_000) + ")")
             monkeypatch.undo()
             assert ended(small, before, ("greedy", "memory"))
+
+
+def test_a_feed_begins_while_transactions_of_others_are_open(small):
+    async def begin():
+        async with await connect(small.server.dsn()) as admin:
+            assert await seed.keep(admin)
+            greedy.execute("create table if not exists public.open (n int)")
+            greedy.commit()
+            greedy.execute("insert into public.open values (1)")
+            assert await seed.keep(admin)
+        async with await pg_stream.connect(small.other.feed_dsn, replication=True) as feed:
+            async with asyncio.timeout(5):
+                slot = await pg_slot.acquire(feed, "ichi_test", bounded=True, flushed=0)
+            assert slot.made
+            other.execute("create table public.told (n int)")
+            other.execute("insert into public.told values (4711)")
+            try:
+                read = ("select count(*) from pg_logical_slot_get_binary_changes('ichi_test', null,"
+                        " null, 'proto_version', '1', 'publication_names', 'everything') "
+                        "where position('4711'::bytea in data) > 0")  # fmt: skip
+                return (await (await feed.execute(read)).fetchone())[0]
+            finally:
+                await pg_slot.drop(feed, "ichi_test")
+
+    with (
+        contextlib.closing(psycopg.connect(small.greedy.owner_dsn)) as greedy,
+        psycopg.connect(small.other.owner_dsn, autocommit=True) as other,
+        psycopg.connect(small.server.dsn(other.info.dbname), autocommit=True) as admin,
+    ):
+        admin.execute("create publication everything for all tables")
+        assert run(begin()) == 1
+        greedy.rollback()
 
 
 def test_what_others_do_for_a_while_is_let_be(small):
