@@ -87,9 +87,15 @@ def create(options: argparse.Namespace) -> int:
     return 0
 
 
+def _replaces(admin: AdminClient, backup: str) -> bool:
+    """Whether the project that the backup is of exists."""
+    of = {one["project"] for one in admin.call("GET", "/admin/v1/backups") if one["id"] == backup}
+    return any(one["name"] in of for one in admin.call("GET", "/admin/v1/projects?deleted=true"))
+
+
 def restore(options: argparse.Namespace) -> int:
     admin = _client(options)
-    if options.into is None and not options.yes:
+    if options.into is None and not options.yes and _replaces(admin, options.backup):
         if not sys.stdin.isatty():
             raise CommandError("this replaces the project's data; say --yes, or --into NAME")
         try:

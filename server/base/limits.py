@@ -95,8 +95,9 @@ def changed(base: Limits, overrides: dict[str, Any]) -> Limits:
             raise LimitsError(f"unknown limit: {name[:60]}{hint}")
     try:
         return msgspec.convert({**msgspec.structs.asdict(base), **overrides}, Limits)
-    except msgspec.ValidationError as error:
-        raise LimitsError(str(error)) from None
+    except msgspec.ValidationError as error:  # Expected `int` >= 1 - at `$.connections`
+        wanted, _, place = str(error).partition(" - at `$.")
+        raise LimitsError(f"{place.rstrip('`')}: {wanted}" if place else wanted) from None
 
 
 def _read(path: Path) -> dict[str, Any]:

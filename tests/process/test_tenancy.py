@@ -223,6 +223,10 @@ def test_backups_are_made_verified_and_restored_by_command(node, project, pot):
     assert "backup_not_found" in refused.stderr
     assert "say --yes" in node.cli("backups", "restore", made["backup"], ok=False).stderr
     api(node, "projects/kitchen-two?now=true", "DELETE")
+    api(node, "projects/kitchen?now=true", "DELETE")  # whatever became of it, it comes back
+    assert "into kitchen" in node.cli("backups", "restore", made["backup"]).stdout
+    assert node.project("kitchen")["anon_key"] == project["anon_key"]
+    assert wait_until(lambda: get(node, project)[1] == b'[{"id":1,"filler":null}]')
     assert "made kitchen-" in node.cli("backups", "create", "kitchen").stdout
     node.cli("backups", "delete", made["backup"])
     assert made["backup"] not in [b["id"] for b in api(node, "backups")]

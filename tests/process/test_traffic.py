@@ -174,11 +174,19 @@ def test_the_document_server_is_killed_under_traffic(node, traffic):
     judge(traffic, "documents")
 
 
+def counted(node):
+    """Requests of today, as they are written down."""
+    return Project(node).admin("GET", "/usage")[1]["today"].get("requests", 0)
+
+
 def test_the_node_is_killed_under_traffic(node, traffic):
     with traffic:
         traffic.go_on()
+        assert wait_until(lambda: counted(node) > 0)
+        before = counted(node)
         node.kill()
         seconds = node.start()
         took = traffic.go_on()
     assert within(seconds + took, 20.0)
     judge(traffic, *traffic.kinds)
+    assert counted(node) >= before
