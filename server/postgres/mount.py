@@ -18,6 +18,7 @@ import msgspec
 
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
+from server.base import processor
 from server.base.context import WorkerContext
 from server.base.http import Request, Response
 from server.base.listen import Listener
@@ -35,6 +36,7 @@ IDLE_POLL = 30.0  # seconds without a request after which nobody looks for chang
 SWEEP_SECONDS = 30.0
 CATALOG_SECONDS = 60.0  # that a statement about the schema may take, whatever others may
 BODIES = frozenset({"POST", "PATCH", "PUT"})
+MOST_PAUSE = 10.0  # seconds between two readings of a catalog
 MAX_ENGINES = 64  # of one worker; each has a connection of its own that listens
 # What a request is told that the catalog has nothing for; it may be older than the database.
 UNKNOWN = (b'"PGRST200"', b'"PGRST202"', b'"PGRST204"', b'"PGRST205"')
@@ -111,6 +113,7 @@ class ProjectRest:
         self._looking = asyncio.Lock()
         self._loading: asyncio.Task[None] | None = None
         self._stale = False
+        self._load_after = 0.0  # when a catalog may be read again
         self._began = asyncio.Event()
         self._listener = Listener(
             project.authenticator_dsn or "",
@@ -146,6 +149,17 @@ class ProjectRest:
         return await self.pool.fetch(sql, params, timeout=CATALOG_SECONDS)
 
     async def _load(self) -> None:
+        """However often its schema changes, a project with less than a full weight has that part of
+        the time for it: the worker serves others too."""
+        if (pause := self._load_after - time.monotonic()) > 0:
+            await asyncio.sleep(pause)
+        began = time.monotonic()
+        await self._read()
+        now = time.monotonic()
+        times = processor.FULL / self.project.limits.cpu_weight - 1
+        self._load_after = now + min(MOST_PAUSE, (now - began) * times)
+
+    async def _read(self) -> None:
         self._stale = False
         self._version += 1
         ((fingerprint,),) = await self._fetch(FINGERPRINT)

@@ -1,13 +1,17 @@
 """/postgres of real projects through a real worker."""
 
 import asyncio
+import itertools
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 
+from server.postgres.mount import ProjectRest
+from server.postgres.settings import RestSettings
 from tests.timing import quickest, within
 from tests.wire.conftest import UID, Site, parse
 
@@ -165,6 +169,35 @@ def test_changes_are_found_where_nothing_announces_them(site, control, pg_cluste
             return time.monotonic() - began
 
         assert quickest(found, 1) < 1
+
+
+@pytest.mark.parametrize(("weight", "most"), [(10, 3), (100, 100)])
+def test_a_light_project_reads_its_catalog_a_part_of_the_time(weight, most):
+    project = SimpleNamespace(
+        limits=SimpleNamespace(cpu_weight=weight), authenticator_dsn="", slug="a"
+    )
+    begun = []
+
+    class Rest(ProjectRest):
+        async def _read(self):
+            self._stale = False
+            begun.append(time.monotonic())
+            await asyncio.sleep(0.05)
+
+    async def main():
+        rest = Rest(project, None, RestSettings())
+        rest._poller = asyncio.current_task()
+        end = time.monotonic() + 0.8
+        while time.monotonic() < end:
+            rest._told("reload schema")
+            await asyncio.sleep(0.005)
+        rest._poller = None
+        await rest.reload()  # what was told last is read, however late
+
+    asyncio.run(main())
+    assert 2 <= len(begun) <= most
+    if weight == 10:
+        assert min(b - a for a, b in itertools.pairwise(begun)) >= 0.45
 
 
 def test_settings_take_effect(site, control):
