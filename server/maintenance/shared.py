@@ -40,7 +40,7 @@ WHY = {
     "silence": "all waited for a session that waits for its client",
     "snapshots": "too many exported snapshots",
 }
-STRIKES, WITHIN = 3, 60.0  # so many ended sessions in so many seconds close a login anyway
+STRIKES, WITHIN = 3, 60.0  # so often in so many seconds sessions are ended until a login is closed
 WAITS = 50  # hundredths of a second for sessions to let go of what they had
 LOGINS = "select oid::int8, rolname::text from pg_roles where oid = any($1::int8[])"
 BASES = "select oid::int8, datname::text from pg_database"
@@ -159,6 +159,7 @@ class Shared:
     async def _end(self, cluster_id: str, server: Server, what: str, taking: list[Held]) -> None:
         await self._terminate(cluster_id, server, [one.pid for one in taking])
         databases, logins = await server.names(taking)
+        often = {login for login in logins.values() if self._strike(cluster_id, login)}
         counts: dict[str, int] = {}
         closing: dict[str, set[str]] = {}
         for one in taking:
@@ -166,8 +167,7 @@ class Shared:
             if database is None or login is None:
                 continue  # it is being removed
             counts[database] = counts.get(database, 0) + 1
-            often = self._strike(cluster_id, login)
-            if often or (what in CLOSED and login == f"{database}_owner"):
+            if login in often or (what in CLOSED and login == f"{database}_owner"):
                 closing.setdefault(database, set()).add(login)
         async with self.projects.control() as control:
             for database, project_id, slug in await fetch(
