@@ -77,11 +77,11 @@ class Maintenance:
         ]
         self.scheduler = Scheduler(tasks, events, self.metrics)
         self.leader = Leader(config.control_dsn, events, self.lead, self.jobs.wake)
-        servers = DocumentServers(os.getppid())
+        self.servers = DocumentServers(os.getppid())
         self.processors = [
             Processors(
                 projects,
-                Census(config.data_dir / "postgres" / "pgdata", servers.look),
+                Census(config.data_dir / "postgres" / "pgdata", self.servers.look),
                 os.getppid(),
                 events,
             )
@@ -102,6 +102,7 @@ class Maintenance:
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         yield "ichibase_maintenance_leader", (), float(self.leader.leads)
+        yield "ichibase_document_servers", (), float(len(self.servers.look()))
 
     async def prune(self) -> None:
         """Removes what is older than anybody asks for."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from functools import partial
 
 import msgspec
 import orjson
 
 from server.mongo.instances import Instance, InstanceError, Instances
-from server.mongo.lease import Wanted
+from server.mongo.lease import NEED, Wanted
 
 
 class Desk:
@@ -29,11 +30,14 @@ class Desk:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held: Instance | None = None
+        need = partial(writer.write, NEED)
         try:
             while line := await reader.readline():
                 wanted = msgspec.json.decode(line, type=Wanted)
                 if wanted.do == "hold" and held is None:
                     held = await self._hold(wanted, writer)
+                    if held is not None and not wanted.look:
+                        held.on_need.add(need)
                 elif wanted.do == "weigh" and held is not None and wanted.share is not None:
                     self.instances.weigh(held.database, wanted.share)
                 elif wanted.do == "remove":
@@ -46,6 +50,7 @@ class Desk:
         finally:
             if held is not None:
                 held.on_end.discard(writer.close)
+                held.on_need.discard(need)
                 self.instances.release(held)
             with contextlib.suppress(RuntimeError):
                 writer.close()

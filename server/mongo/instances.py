@@ -20,7 +20,7 @@ from collections.abc import Callable
 from server.base import processor
 from server.base.ports import free_port
 from server.mongo import embedded
-from server.mongo.folders import Folders, rotate, shrink
+from server.mongo.folders import DATABASE, Folders, rotate, shrink
 from server.mongo.lease import Share
 from server.mongo.zygote import Zygote, ZygoteError
 
@@ -31,6 +31,7 @@ STOP_SECONDS = 10.0
 POLL = 0.003  # seconds between looks at one that starts
 KNOCK = 0.02  # the same at one that ends
 LOST = 8  # connections that one takes which should have ended
+ROOM_SECONDS, ROOM_POLL = 3.0, 0.1  # for a place to become free, and between questions
 TRIES = 3  # somebody else may take the port meanwhile
 CACHE, SMALL_CACHE = "256M", "64M"
 EACH = 64 << 20  # bytes of memory that a server is counted with
@@ -55,6 +56,7 @@ class Instance:
         self.idle_since = time.monotonic()
         self.ended = asyncio.Event()
         self.on_end: set[Callable[[], None]] = set()  # of its holders
+        self.on_need: set[Callable[[], None]] = set()  # the same, when somebody needs its place
 
 
 class Instances:
@@ -87,17 +89,17 @@ class Instances:
     ) -> Instance:
         """The project's server, which does not end until release(). make: its folder, if there is
         none. look: only to measure it. InstanceError."""
+        if not DATABASE.match(database) or not (make or self.folders.there(database)):
+            raise InstanceError("missing", "there is no such database")
         async with self._lock(database):
             await self._left(database)
             found = self.running.get(database)
             if found is None:
-                if not self.folders.there(database):
-                    if not make:
-                        raise InstanceError("missing", "there is no such database")
+                if make:
                     await asyncio.to_thread(self.folders.make, database)
                 if share is not None:
                     self.shares[database] = share
-                found = await self._start(database)
+                found = await self._start(database, look)
             elif share is not None:
                 self.weigh(database, share)
             found.holders += 1
@@ -150,14 +152,14 @@ class Instances:
         await self.zygote.stop()
 
     def _lock(self, database: str) -> asyncio.Lock:
-        if len(self._locks) > 4 * self.most:
-            self._locks = {name: one for name, one in self._locks.items() if one.locked()}
         return self._locks.setdefault(database, asyncio.Lock())
 
-    async def _start(self, database: str) -> Instance:
-        await self._make_room()
+    async def _start(self, database: str, look: bool) -> Instance:
+        if not self.folders.there(database):  # it was removed meanwhile
+            raise InstanceError("missing", "there is no such database")
         self._starting += 1
         try:
+            await self._make_room()
             for left in reversed(range(TRIES)):
                 try:
                     return await self._try(database)
@@ -167,6 +169,10 @@ class Instances:
                     if not left:
                         raise
             raise AssertionError
+        except InstanceError:
+            if look:  # another time then
+                self.used.add(database)
+            raise
         finally:
             self._starting -= 1
 
@@ -201,12 +207,20 @@ class Instances:
         return instance
 
     async def _make_room(self) -> None:
-        """Ends the longest idle one where there are as many as may be."""
-        while len(self.running) + self._starting >= self.most:
+        """Ends the longest idle one where there are as many as may be, and asks for the places of
+        those who hold one without using it."""
+        deadline = time.monotonic() + ROOM_SECONDS
+        while len(self.running) + self._starting > self.most:
             idle = [one for one in self.running.values() if not one.holders]
-            if not idle:
+            if idle:
+                await self._stop(min(idle, key=lambda one: one.idle_since))
+                continue
+            if time.monotonic() > deadline:
                 raise InstanceError("full", "there are as many document servers as may run")
-            await self._stop(min(idle, key=lambda one: one.idle_since))
+            for one in self.running.values():
+                for ask in list(one.on_need):
+                    ask()
+            await asyncio.sleep(ROOM_POLL)
 
     async def _stop(self, instance: Instance, *, kill: bool = False) -> None:
         database = instance.database

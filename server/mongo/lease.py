@@ -3,13 +3,15 @@
 The manager of the servers listens on a unix socket and takes lines of JSON:
 {"do": "hold", "database": name, "share": {...} or null, "make": bool, "look": bool}: answered
 {"port": n} or {"error": code, "detail": text}. The connection is the hold, until either side
-closes it; the manager does when the server has ended. {"do": "weigh", "share": {...}} on it is not
-answered. {"do": "remove", "database": name} and {"do": "used"} are answered {"databases": [...]}.
+closes it; the manager does when the server has ended. Lines that come on it ask for a hold that is
+not used, because others need the place. {"do": "weigh", "share": {...}} on it is not answered.
+{"do": "remove", "database": name} and {"do": "used"} are answered {"databases": [...]}.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from server.base import processor, unix
 from server.base.limits import Limits
 
 SOCKET = "documents.sock"
+NEED = b"{}\n"
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -62,7 +65,8 @@ async def ask(path: Path, **wanted: Any) -> list[str]:
 
 
 class Lease:
-    """One project's server as one process holds it. share: None leaves it as it is."""
+    """One project's server as one process holds it. share: None leaves it as it is. on_need: called
+    when others need its place."""
 
     def __init__(
         self, path: Path, database: str, share: Share | None = None, *,
@@ -70,6 +74,8 @@ class Lease:
     ) -> None:  # fmt: skip
         self.path = path
         self.share = share
+        self.on_need: Callable[[], None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._wanted = {"do": "hold", "database": database, "make": make, "look": look}
         self._held: tuple[asyncio.StreamReader, asyncio.StreamWriter, int] | None = None
         self._lock = asyncio.Lock()
@@ -87,7 +93,14 @@ class Lease:
                 writer.close()
                 raise
             self._held = reader, writer, answer["port"]
+            if self.on_need is not None:
+                self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
             return self._held[2]
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while await reader.readline():
+            if self.on_need is not None:
+                self.on_need()
 
     def weigh(self, share: Share) -> None:
         """Gives the server another share."""
@@ -101,6 +114,9 @@ class Lease:
         if self._held is not None:
             self._held[1].close()
             self._held = None
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
 
 
 async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

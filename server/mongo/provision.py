@@ -125,10 +125,17 @@ class Documents:
         if self.server.desk is not None:
             used = set(await _asked(Path(self.server.desk), 5.0, do="used"))
             kept = [one for one in kept if self.database(one) in used]
+        failure: ApiError | None = None
         for one in kept:
-            async with self.admin(one, 5.0, look=True) as client:
-                found: dict[str, Any] = await client[self.database(one)].command("dbStats")
+            try:
+                async with self.admin(one, 5.0, look=True) as client:
+                    found: dict[str, Any] = await client[self.database(one)].command("dbStats")
+            except ApiError as error:
+                failure = error
+            else:
                 yield one, int(found.get("dataSize", 0)) + int(found.get("indexSize", 0))
+        if failure is not None:
+            raise failure
 
     async def _make(self, kept: str, seconds: float) -> None:
         from server.mongo import logins

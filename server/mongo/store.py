@@ -32,6 +32,7 @@ from server.mongo.scram import Keys
 
 SELECTION_SECONDS = 5.0  # a request waits for a server that is starting or electing
 SESSION_SECONDS = 1200.0
+UNUSED_SECONDS = 1.0  # after which a project does not count as using its server
 GRACE_SECONDS = 2.0  # beyond the time the server itself was given
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 # Options with which connections need more than the short way knows.
@@ -182,6 +183,8 @@ class Store:
     ) -> None:
         self.budget = budget or Budget(limit)
         self.lease = lease
+        if lease is not None:
+            lease.on_need = self._needed
         self.url = url
         self.address = Address(url)
         self.database = self.address.database
@@ -438,6 +441,13 @@ class Store:
                         raise faults.away("The project's documents are not ready.") from None
                     raise faults.away() from None
                 await asyncio.sleep(0.1)
+
+    def _needed(self) -> None:
+        """Others need the place of the project's own server: it is let go if it is not in use."""
+        unused = self.busy == 0 and time.monotonic() - self.used > UNUSED_SECONDS
+        if self.lease is not None and unused:
+            self.forget_server()
+            self.lease.close()
 
     async def _find_server(self) -> tuple[str, int]:
         """The server that takes writes."""

@@ -17,6 +17,7 @@ from server.mongo import address, embedded, logins
 from server.mongo.desk import Desk
 from server.mongo.front import Front
 from server.mongo.lease import Lease, LeaseError, Share, ask
+from server.mongo.store import Store
 from tests.server.mongo.conftest import PASSWORD
 
 HEAD = struct.Struct("<iiii")
@@ -177,6 +178,47 @@ def test_what_is_not_the_protocol_ends_the_connection(loop, front, given):
         return bson.decode((head + await self.reader.readexactly(length - 4))[21:])
 
     Raw.answer_any = answer_any
+    loop(run())
+
+
+def test_who_does_not_use_its_place_gives_it_to_others(loop, servers, template, tmp_path):
+    """As many as may run are held by stores, one of which is in use."""
+
+    async def run():
+        path = tmp_path / "documents.sock"
+        desk = Desk(servers.all)
+        await desk.start(unix.listen(path))
+        stores = []
+        for name in ("ichi_x", "ichi_y", "ichi_z"):
+            held = await servers.all.hold(name, make=True)
+            kept = address.stored(name, "secret", name)
+            async with AsyncMongoClient(embedded.admin_url(held.port, PASSWORD)) as root:
+                await logins.make(root, kept)
+            servers.all.release(held)
+            url = address.of_project(kept, embedded.address(1))
+            stores.append(Store(url, 2, lease=Lease(path, name)))
+        ping = bson.encode({"ping": 1, "$db": "admin"})
+        for store in stores:
+            await store.run(ping, 5.0)
+
+        async def use():
+            while True:
+                await stores[0].run(ping, 5.0)
+                await asyncio.sleep(0.05)
+
+        using = asyncio.create_task(use())
+        await asyncio.sleep(1.2)
+        other = await servers.all.hold("ichi_w", make=True)
+        assert "ichi_x" in servers.all.running
+        assert len(servers.all.running) == 3
+        servers.all.release(other)
+        for store in stores[1:]:  # they come back
+            await store.run(ping, 5.0)
+        using.cancel()
+        for store in stores:
+            await store.close()
+        desk.stop()
+
     loop(run())
 
 
