@@ -31,7 +31,7 @@ STOP_SECONDS = 10.0
 POLL = 0.003  # seconds between looks at one that starts
 KNOCK = 0.02  # the same at one that ends
 LOST = 8  # connections that one takes which should have ended
-ROOM_SECONDS, ROOM_POLL = 3.0, 0.1  # for a place to become free, and between questions
+ROOM_SECONDS, ROOM_POLL = 4.0, 0.05  # for a place to become free, and between questions
 TRIES = 3  # somebody else may take the port meanwhile
 CACHE, SMALL_CACHE = "256M", "64M"
 EACH = 64 << 20  # bytes of memory that a server is counted with
@@ -157,24 +157,28 @@ class Instances:
     async def _start(self, database: str, look: bool) -> Instance:
         if not self.folders.there(database):  # it was removed meanwhile
             raise InstanceError("missing", "there is no such database")
-        self._starting += 1
         try:
             await self._make_room()
-            for left in reversed(range(TRIES)):
-                try:
-                    return await self._try(database)
-                except ZygoteError as error:
-                    raise InstanceError("failed", str(error)) from None
-                except InstanceError:
-                    if not left:
-                        raise
-            raise AssertionError
+            self._starting += 1  # whoever waits for a place has none yet
+            try:
+                return await self._try_often(database)
+            finally:
+                self._starting -= 1
         except InstanceError:
             if look:  # another time then
                 self.used.add(database)
             raise
-        finally:
-            self._starting -= 1
+
+    async def _try_often(self, database: str) -> Instance:
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._try(database)
+            except ZygoteError as error:
+                raise InstanceError("failed", str(error)) from None
+            except InstanceError:
+                if not left:
+                    raise
+        raise AssertionError
 
     async def _try(self, database: str) -> Instance:
         folder = self.folders.of(database)
@@ -189,7 +193,6 @@ class Instances:
         self._by_pid[pid] = instance
         if pid in self._early:
             self._ended(pid, self._early.pop(pid))
-        self._apply(pid, share)
         deadline = time.monotonic() + START_SECONDS
         try:
             while not await _listens(port):
@@ -203,14 +206,14 @@ class Instances:
                 os.kill(pid, signal.SIGKILL)
             raise
         self.running[database] = instance
-        self._apply(pid, share)  # its threads are there now
+        self._apply(pid, share)  # somebody waits for it until now
         return instance
 
     async def _make_room(self) -> None:
         """Ends the longest idle one where there are as many as may be, and asks for the places of
         those who hold one without using it."""
         deadline = time.monotonic() + ROOM_SECONDS
-        while len(self.running) + self._starting > self.most:
+        while len(self.running) + self._starting >= self.most:
             idle = [one for one in self.running.values() if not one.holders]
             if idle:
                 await self._stop(min(idle, key=lambda one: one.idle_since))
@@ -229,6 +232,7 @@ class Instances:
         del self.running[database]
         left = self._leaving[database] = asyncio.Event()
         try:
+            self._apply(instance.pid, Share())  # whoever needs its place waits
             await _end(instance, signal.SIGKILL if kill else signal.SIGTERM)
             await asyncio.to_thread(shrink, self.folders.of(database))
         finally:

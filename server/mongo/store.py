@@ -32,7 +32,7 @@ from server.mongo.scram import Keys
 
 SELECTION_SECONDS = 5.0  # a request waits for a server that is starting or electing
 SESSION_SECONDS = 1200.0
-UNUSED_SECONDS = 1.0  # after which a project does not count as using its server
+UNUSED_SECONDS = 0.5  # after which a project does not count as using its server
 GRACE_SECONDS = 2.0  # beyond the time the server itself was given
 RAW: CodecOptions[Any] = CodecOptions(document_class=RawBSONDocument)
 # Options with which connections need more than the short way knows.
@@ -200,6 +200,7 @@ class Store:
         self._waiting_first = False
         self._server: tuple[str, int] | None = None
         self._sessions: list[Session] = []
+        self._opening = 0  # connections that are not there yet
 
     @property
     def client(self) -> AsyncMongoClient[Any]:
@@ -340,11 +341,14 @@ class Store:
                     break
                 await self._turn(self.budget.waiting, deadline)
         dock.open += 1
+        self._opening += 1
         try:
             connection = await self._connect()
         except BaseException:
             self._fewer()
             raise
+        finally:
+            self._opening -= 1
         dock.count()
         if isinstance(connection, Link):
             self._links.add(connection)
@@ -444,7 +448,7 @@ class Store:
 
     def _needed(self) -> None:
         """Others need the place of the project's own server: it is let go if it is not in use."""
-        unused = self.busy == 0 and time.monotonic() - self.used > UNUSED_SECONDS
+        unused = self.busy + self._opening == 0 and time.monotonic() - self.used > UNUSED_SECONDS
         if self.lease is not None and unused:
             self.forget_server()
             self.lease.close()
