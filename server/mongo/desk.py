@@ -68,7 +68,7 @@ class Desk:
             _answer(writer, {"error": "failed", "detail": "it has just ended"})
             return None
         held.on_end.add(writer.close)
-        _answer(writer, {"port": held.port})
+        _answer(writer, {"port": held.port, "process": held.pid})
         return held
 
 

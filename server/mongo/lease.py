@@ -2,10 +2,10 @@
 
 The manager of the servers listens on a unix socket and takes lines of JSON:
 {"do": "hold", "database": name, "share": {...} or null, "make": bool, "look": bool}: answered
-{"port": n} or {"error": code, "detail": text}. The connection is the hold, until either side
-closes it; the manager does when the server has ended. Lines that come on it ask for a hold that is
-not used, because others need the place. {"do": "weigh", "share": {...}} on it is not answered.
-{"do": "remove", "database": name} and {"do": "used"} are answered {"databases": [...]}.
+{"port": n, "process": n} or {"error": code, "detail": text}. The connection is the hold, until
+either side closes it; the manager does when the server has ended. Lines that come on it ask for a
+hold that is not used, because others need the place. {"do": "weigh", "share": {...}} on it is not
+answered. {"do": "remove", "database": name} and {"do": "used"} are answered {"databases": [...]}.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Lease:
         self.path = path
         self.share = share
         self.on_need: Callable[[], None] | None = None
+        self.process = 0  # of the server, as last known
         self._listening: asyncio.Task[None] | None = None
         self._wanted = {"do": "hold", "database": database, "make": make, "look": look}
         self._held: tuple[asyncio.StreamReader, asyncio.StreamWriter, int] | None = None
@@ -93,6 +94,7 @@ class Lease:
                 writer.close()
                 raise
             self._held = reader, writer, answer["port"]
+            self.process = answer["process"]
             if self.on_need is not None:
                 self._listening = asyncio.get_running_loop().create_task(self._listen(reader))
             return self._held[2]

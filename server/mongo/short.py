@@ -91,6 +91,7 @@ class Guide:
             ready.session = store.session()
             if ready.session is not None:
                 elements = ready.session.stamp(elements)
+                ready.session.sent_to = store.server
         ready.command = message.sealed(elements, self._seconds, store.tail)
         return ready
 

@@ -150,18 +150,21 @@ class Unanswered(ApiError):
 
 
 class Session:
-    """Numbers the writes of one sender, so that the server knows one that is sent again."""
+    """Numbers the writes of one sender, so that the server knows one that is sent again. sent_to:
+    which server the write was sent to, None before: another one would do it again."""
 
-    __slots__ = ("_made", "_members", "_number")
+    __slots__ = ("_made", "_members", "_number", "sent_to")
 
     def __init__(self) -> None:
         self._members = bson.encode({"lsid": {"id": Binary(uuid.uuid4().bytes, 4)}})[4:-1]
         self._number = 0
         self._made = time.monotonic()
+        self.sent_to: int | None = None
 
     def stamp(self, elements: bytes) -> bytes:
         """The members of a write, under its next number."""
         self._number += 1
+        self.sent_to = None
         return message.numbered(elements, self._members, self._number)
 
     @property
@@ -243,14 +246,26 @@ class Store:
             self.known = Profile(found[0], found[1])
         return self.known
 
-    async def run(self, command: bytes, seconds: float) -> bytes:
-        """The answer to a command, both as BSON documents. The command names its `$db`. ApiError
-        when there is none."""
+    @property
+    def server(self) -> int:
+        """Which one is served by, where a new one knows nothing of the writes of the one before;
+        0 elsewhere, and before there is one."""
+        return 0 if self.lease is None else self.lease.process
+
+    async def run(self, command: bytes, seconds: float, session: Session | None = None) -> bytes:
+        """The answer to a command, both as BSON documents. The command names its `$db`. session:
+        of a write. ApiError when there is none."""
         self.dock.used = time.monotonic()
         if not self.address.short:
             return await self._by_driver(command, seconds)
+        again = session is not None and session.sent_to is not None
         for attempt in (1, 2):
             connection = await self._take()
+            if session is not None:
+                if session.sent_to not in (None, self.server):
+                    self.give_back(connection)
+                    raise Unanswered()
+                session.sent_to = self.server
             try:
                 return await wire.send(connection, command, seconds + GRACE_SECONDS)
             except TimeoutError:
@@ -258,6 +273,8 @@ class Store:
             except wire.WireError as error:
                 self._server = None
                 if attempt == 1 and not error.sent:  # it was closed while it lay idle
+                    if session is not None and not again:
+                        session.sent_to = None
                     continue
                 raise Unanswered() from None
             except BaseException:
@@ -297,15 +314,16 @@ class Store:
         self, command: bytes, session: Session, deadline: float, found: bytes | None = None
     ) -> bytes:
         """Sends a write until it is answered by a server that takes writes. found: the answer to
-        it so far, b"" for none that came."""
+        it so far, b"" for none that came. Not to a server that has forgotten what it did before."""
         while True:
             try:
                 if found is None:
-                    found = await self.run(command, max(0.1, deadline - time.monotonic()))
+                    left = max(0.1, deadline - time.monotonic())
+                    found = await self.run(command, left, session)
                 elif not found:
                     raise Unanswered()
             except Unanswered:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or session.sent_to not in (None, self.server):
                     raise
             else:
                 if not is_elsewhere(found) or time.monotonic() >= deadline:

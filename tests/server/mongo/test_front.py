@@ -210,7 +210,7 @@ def test_who_does_not_use_its_place_gives_it_to_others(loop, servers, template, 
         await asyncio.sleep(1.2)
         other = await servers.all.hold("ichi_w", make=True)
         assert "ichi_x" in servers.all.running
-        assert len(servers.all.running) == 3
+        assert len(servers.all.running) <= 3
         servers.all.release(other)
         for store in stores[1:]:  # they come back
             await store.run(ping, 5.0)

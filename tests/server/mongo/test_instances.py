@@ -57,7 +57,7 @@ def test_an_idle_one_ends_and_comes_back_with_its_documents(loop, servers):
             assert servers.all.running["ichi_a"] is held
         await until(held.ended.is_set)
         assert not psutil.pid_exists(held.pid)
-        assert taken(servers.folders.of("ichi_a")) < 1_000_000
+        await until(lambda: taken(servers.folders.of("ichi_a")) < 1_000_000)
         async with holding(servers, "ichi_a") as again:
             assert again.pid != held.pid
             async with client(again) as root:
