@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from server.base import processor
-from server.base.ports import free_port
+from server.base.ports import PortTakenError, free_port
 from server.mongo import embedded
 from server.mongo.folders import DATABASE, Folders, rotate, shrink
 from server.mongo.lease import Share
@@ -31,6 +31,7 @@ STOP_SECONDS = 10.0
 POLL = 0.003  # seconds between looks at one that starts
 KNOCK = 0.02  # the same at one that ends
 LOST = 8  # connections that one takes which should have ended
+PORTS = 32_000, 32_768  # between those and the ephemeral ones
 ROOM_SECONDS, ROOM_POLL = 4.0, 0.05  # for a place to become free, and between questions
 TRIES = 3  # somebody else may take the port meanwhile
 CACHE, SMALL_CACHE = "256M", "64M"
@@ -183,7 +184,7 @@ class Instances:
     async def _try(self, database: str) -> Instance:
         folder = self.folders.of(database)
         share = self.shares.get(database, Share())
-        port = free_port()
+        port = _port()
         log = folder / "mongo.log"
         rotate(log)
         full = share.weight >= processor.FULL
@@ -303,6 +304,14 @@ async def _end(instance: Instance, number: int) -> None:
         # It waits for a connection before it sees that it is to end. As long as it takes them, a
         # thread that was just woken may have got the signal, which does not reach the right one.
         knocks = knocks + 1 if await _listens(instance.port) else 1
+
+
+def _port() -> int:
+    """Not one of those that a node keeps, and which may be free for a moment."""
+    try:
+        return free_port(*PORTS)
+    except PortTakenError:
+        return free_port()
 
 
 async def _listens(port: int) -> bool:
