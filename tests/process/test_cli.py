@@ -61,7 +61,7 @@ def test_help_comes_quickly_and_names_the_exit_codes(node):
         (["owners", "delete", "local"], 1, "projects change PROJECT --owner"),
         (["backups", "create", "nobody"], 1, "ichibase projects list"),
         (["backups", "restore", "nothing", "--yes"], 1, "ichibase backups list"),
-        (["backups", "restore", "nothing"], 1, "say --yes"),
+        (["backups", "restore", "nothing"], 1, "ichibase backups list"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_next_step(node, words, code, said):

@@ -71,7 +71,7 @@ def test_sizes_are_measured_and_warned_of_once_on_the_way_up(world, measured):
         for _ in range(3):
             await quotas.measure()
         assert warnings(world) == [("database_bytes", 80)]
-        await life.change("measured", {"limits": {"database_bytes": size - 1}}, "test")
+        await life.change("measured", {"limits": {"database_bytes": int(size * 0.95)}}, "test")
         for _ in range(3):
             await quotas.measure()
         assert warnings(world) == [("database_bytes", 80), ("database_bytes", 100)]
