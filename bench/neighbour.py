@@ -82,6 +82,7 @@ GROUPS = {
     "requests": ("refused", "strangers", "malformed", "heads", "pipelined", "bodies", "reconnects",
                  "slow"),
 }  # fmt: skip
+GROUPS["four"] = ("burn", "owner", "point", "unindexed", "spin", "sockets")
 GROUPS["together"] = ("burn", "owner", "sorts", "writes", "point", "unindexed", "spin", "sockets",
                       "uploads", "signups", "refused")  # fmt: skip
 KINDS = tuple(dict.fromkeys(kind for kinds in GROUPS.values() for kind in kinds))
