@@ -158,13 +158,13 @@ def _open(told: Told, *subscriptions: dict[str, Any]) -> socket.socket:
 ROOM = {"kind": "broadcast", "channel": "room:1"}
 
 
-def _talk(told: Told, frames: bytes, *subscriptions: dict[str, Any], deaf: bool = False) -> None:
-    """Sockets that send as much as is taken of them. Those that the server cuts come back. deaf:
-    they read nothing."""
+def _flood(make: Callable[[], socket.socket], data: bytes, count: int, deaf: bool = False) -> None:
+    """Sends for ever the same bytes on so many connections, as much as is taken, and reads what
+    comes. Those that the server cuts come back. deaf: they read nothing."""
     left: dict[socket.socket, bytes] = {}
     while True:
-        while len(left) < SOCKETS:
-            left[_open(told, *subscriptions)] = b""
+        while len(left) < count:
+            left[make()] = b""
         open_ = list(left)
         readable, writable, _ = select.select([] if deaf else open_, open_, [], 1)
         for sock in readable + writable:
@@ -172,14 +172,19 @@ def _talk(told: Told, frames: bytes, *subscriptions: dict[str, Any], deaf: bool 
                 if sock in readable and not sock.recv(1 << 20):
                     raise ConnectionResetError
                 if sock in writable:
-                    data = left[sock] or frames
-                    left[sock] = data[sock.send(data) :]
+                    rest = left[sock] or data
+                    left[sock] = rest[sock.send(rest) :]
             except BlockingIOError:
                 continue
             except OSError:
                 left.pop(sock, None)
                 sock.close()
         time.sleep(0.002)
+
+
+def _talk(told: Told, frames: bytes, *subscriptions: dict[str, Any], deaf: bool = False) -> None:
+    """Sockets that send these frames."""
+    _flood(lambda: _open(told, *subscriptions), frames, SOCKETS, deaf)
 
 
 def _said(size: int, count: int) -> bytes:
@@ -299,28 +304,14 @@ def downloads(told: Told) -> None:
 
 
 def _stream(told: Told, data: bytes, connections: int) -> None:
-    """Sends for ever the same bytes on so many connections, and reads what comes."""
-    left: dict[socket.socket, bytes] = {}
-    while True:
-        while len(left) < connections:
-            sock = _connect(told)
-            sock.setblocking(False)
-            left[sock] = b""
-        open_ = list(left)
-        readable, writable, _ = select.select(open_, open_, [], 1)
-        for sock in readable + writable:
-            try:
-                if sock in readable and not sock.recv(1 << 20):
-                    raise ConnectionResetError
-                if sock in writable:
-                    rest = left[sock] or data
-                    left[sock] = rest[sock.send(rest) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                left.pop(sock, None)
-                sock.close()
-        time.sleep(0.002)
+    """Connections that send these bytes."""
+
+    def make() -> socket.socket:
+        sock = _connect(told)
+        sock.setblocking(False)
+        return sock
+
+    _flood(make, data, connections)
 
 
 def malformed(told: Told) -> None:

@@ -5,15 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp
 
-cdef extern from "jsonbuf.h" nogil:
-    ctypedef struct jb_buf:
-        char *data
-        size_t len
-        size_t cap
-    void jb_init(jb_buf *b)
-    void jb_free(jb_buf *b)
-    int jb_put(jb_buf *b, const void *p, size_t n)
-    int jb_byte(jb_buf *b, char c)
+from ichicore.buffer cimport jb_buf, jb_byte, jb_free, jb_init, jb_put
 
 cdef extern from "jsontext.h" nogil:
     int jt_string(jb_buf *out, const unsigned char *p, size_t len)

@@ -14,6 +14,8 @@ import secrets
 import shutil
 from pathlib import Path
 
+from server.base.durable import sync_folder
+
 DATABASE = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 BLOCK = 1 << 16  # bytes that are either copied or left out
 ZEROS = bytes(BLOCK)
@@ -59,14 +61,14 @@ class Folders:
         shutil.rmtree(partial, ignore_errors=True)
         copy(self.template, partial)
         partial.rename(target)
-        _sync(self.projects)
+        sync_folder(self.projects)
 
     def remove(self, database: str) -> None:
         """All of it; nobody may have it open."""
         target = self.removed / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
             self.of(database).rename(target)
-            _sync(self.projects)
+            sync_folder(self.projects)
         shutil.rmtree(target, ignore_errors=True)
 
 
@@ -86,7 +88,7 @@ def copy(source: Path, target: Path) -> None:
                 new.truncate()
                 new.flush()
                 os.fsync(new.fileno())
-    _sync(target)
+    sync_folder(target)
 
 
 def shrink(folder: Path) -> None:
@@ -122,11 +124,3 @@ def rotate(log: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if log.stat().st_size > LOG_LIMIT:
             log.replace(log.with_name(f"{log.name}.1"))
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

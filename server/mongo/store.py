@@ -258,14 +258,12 @@ class Store:
         self.dock.used = time.monotonic()
         if not self.address.short:
             return await self._by_driver(command, seconds)
-        again = session is not None and session.sent_to is not None
         for attempt in (1, 2):
             connection = await self._take()
-            if session is not None:
-                if session.sent_to not in (None, self.server):
-                    self.give_back(connection)
-                    raise Unanswered()
-                session.sent_to = self.server
+            server = self.server
+            if session is not None and session.sent_to not in (None, server):
+                self.give_back(connection)
+                raise Unanswered()
             try:
                 return await wire.send(connection, command, seconds + GRACE_SECONDS)
             except TimeoutError:
@@ -273,9 +271,9 @@ class Store:
             except wire.WireError as error:
                 self._server = None
                 if attempt == 1 and not error.sent:  # it was closed while it lay idle
-                    if session is not None and not again:
-                        session.sent_to = None
                     continue
+                if session is not None:
+                    session.sent_to = server
                 raise Unanswered() from None
             except BaseException:
                 connection.close()  # ends the operation on the server

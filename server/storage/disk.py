@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from server.base.durable import sync_folder
 from server.storage.stores import THREADS, Entry, StoreError
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class FileSink:
         self.fd = -1
         self.part.rename(self.target)
         if self.durable:
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
 
     def discard(self) -> None:
         with self._lock:
@@ -130,15 +131,7 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_folder(folder.parent)
 
 
 class DiskStore:

@@ -23,6 +23,22 @@ from tests.server.mongo.conftest import PASSWORD
 HEAD = struct.Struct("<iiii")
 
 
+async def make_login(servers, name, password):
+    """A project with a login of its name; what its row would keep."""
+    kept = address.stored(name, password, name)
+    held = await servers.all.hold(name, make=True)
+    async with AsyncMongoClient(embedded.admin_url(held.port, PASSWORD)) as root:
+        await logins.make(root, kept)
+    servers.all.release(held)
+    return kept
+
+
+async def open_desk(servers, folder):
+    desk, path = Desk(servers.all), folder / "documents.sock"
+    await desk.start(unix.listen(path))
+    return desk, path
+
+
 @pytest.fixture(scope="module")
 def front(loop, servers, template):
     """The port, with two projects whose logins have the names of their databases."""
@@ -32,10 +48,7 @@ def front(loop, servers, template):
         port = free_port()
         await made.start(socket.create_server(("127.0.0.1", port)))
         for name in ("ichi_one", "ichi_two"):
-            held = await servers.all.hold(name, make=True)
-            async with AsyncMongoClient(embedded.admin_url(held.port, PASSWORD)) as root:
-                await logins.make(root, address.stored(name, f"of {name}", name))
-            servers.all.release(held)
+            await make_login(servers, name, f"of {name}")
         made.port = port
         return made
 
@@ -180,16 +193,10 @@ def test_who_does_not_use_its_place_gives_it_to_others(loop, servers, template, 
     """As many as may run are held by stores, one of which is in use."""
 
     async def run():
-        path = tmp_path / "documents.sock"
-        desk = Desk(servers.all)
-        await desk.start(unix.listen(path))
+        desk, path = await open_desk(servers, tmp_path)
         stores = []
         for name in ("ichi_x", "ichi_y", "ichi_z"):
-            held = await servers.all.hold(name, make=True)
-            kept = address.stored(name, "secret", name)
-            async with AsyncMongoClient(embedded.admin_url(held.port, PASSWORD)) as root:
-                await logins.make(root, kept)
-            servers.all.release(held)
+            kept = await make_login(servers, name, "secret")
             url = address.of_project(kept, embedded.address(1))
             stores.append(Store(url, 2, lease=Lease(path, name)))
         ping = bson.encode({"ping": 1, "$db": "admin"})
@@ -219,9 +226,7 @@ def test_who_does_not_use_its_place_gives_it_to_others(loop, servers, template, 
 
 def test_a_lease_keeps_a_server_and_finds_it_again(loop, servers, front, tmp_path):
     async def run():
-        path = tmp_path / "documents.sock"
-        desk = Desk(servers.all)
-        await desk.start(unix.listen(path))
+        desk, path = await open_desk(servers, tmp_path)
         lease = Lease(path, "ichi_one", Share(50, 0))
         port = await lease.port()
         assert await lease.port() == port
