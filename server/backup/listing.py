@@ -20,6 +20,9 @@ SKIPPED = (
     "STDSTRINGS", "SEARCHPATH", "STATISTICS DATA",
 )  # fmt: skip
 ACLS = ("DEFAULT ACL", "ACL")
+OWN = "ichibase"  # this program's own schema
+# The schema itself and what is said of it; names of others have a space where these end.
+OF_OWN = re.compile(rf"(?:SCHEMA -|(?:ACL|COMMENT|SECURITY LABEL) - SCHEMA) {OWN} [^ ]+")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -62,16 +65,19 @@ def entries(text: str) -> list[Entry]:
     return found
 
 
-def sort(listed: list[Entry], database: str) -> Sorted:
-    """database: name of the dumped one."""
+def sort(listed: list[Entry], own: list[Entry], database: str) -> Sorted:
+    """own: those of them in this program's own schema. (The list does not tell where a name ends
+    that has spaces in it.) database: name of the dumped one."""
+    ours = {entry.line for entry in own}
     system = f"{database}_system"
     found = Sorted()
     for entry in listed:
         if entry.is_a(*SKIPPED):
             continue
-        if re.match(r"TABLE DATA ichibase ", entry.rest):
-            found.own.append(entry)
-        elif re.match(r"[A-Z ]+ (?:ichibase |- (?:SCHEMA )?ichibase )", entry.rest):
+        if entry.line in ours:
+            if entry.is_a("TABLE DATA"):
+                found.own.append(entry)
+        elif OF_OWN.fullmatch(entry.rest):
             continue
         elif entry.is_a("EXTENSION"):
             found.extensions.append(entry)

@@ -34,7 +34,7 @@ from server.backup.archive import (
 from server.backup.documents import DocumentsError
 from server.backup.files import Stored
 from server.backup.listing import Entry
-from server.backup.rights import Rights, statements
+from server.backup.rights import Rights, extensions
 from server.base.migrations import MigrationError
 from server.control import provision, records, secrets
 from server.control.database import (
@@ -136,8 +136,14 @@ async def build(target: Target) -> None:
 async def load(target: Target, file: Path, before: Content, progress: Progress) -> list[str]:
     """Fills a built database from the dump; gives what could not be made."""
     folder = file.parent
-    text = (await tools.contents(target.cluster, file).run()).decode("utf-8", "replace")
-    found = listing.sort(listing.entries(text), before.database)
+    every, own = [
+        listing.entries((await tool.run()).decode("utf-8", "replace"))
+        for tool in (
+            tools.contents(target.cluster, file),
+            tools.contents(target.cluster, file, f"--schema={listing.OWN}"),
+        )
+    ]
+    found = listing.sort(every, own, before.database)
     warnings: list[str] = []
 
     async def restore(
@@ -190,12 +196,12 @@ async def _extensions(target: Target, file: Path, what: list[Entry], warnings: l
     listed = file.parent / "extensions.list"
     listed.write_text("".join(f"{entry.line}\n" for entry in what))
     written = (await tools.script(target.cluster, file, listed).run()).decode()
-    for statement in statements(written):
-        if not statement.startswith("CREATE EXTENSION"):
-            continue
+    make = sql.SQL("create extension if not exists {} with schema {}")
+    for names in extensions(written):
+        statement = make.format(*map(sql.Identifier, names))
         try:
             async with await connect(target.dsn("owner")) as connection:
-                await connection.execute(statement)
+                await run(connection, statement)
             continue
         except psycopg.errors.InsufficientPrivilege:
             pass
@@ -204,7 +210,7 @@ async def _extensions(target: Target, file: Path, what: list[Entry], warnings: l
             continue
         try:
             async with await connect(target.admin_dsn) as connection:
-                await connection.execute(statement)
+                await run(connection, statement)
         except psycopg.Error as error:
             warnings.append(str(error).splitlines()[0])
 

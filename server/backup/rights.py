@@ -14,6 +14,11 @@ from server.control.database import Cluster, connect
 
 # A policy goes on over lines, and its strings may hold anything: only the last such end is the end.
 POLICY = re.compile(r"^CREATE POLICY .*(?=^--\n-- PostgreSQL database dump complete$)", re.M | re.S)
+# Comments and commands of psql take a line. Names and texts may go on over lines, which are no
+# statements of their own whatever they look like.
+PART = re.compile(r"""--.*|\\.*|"[^"]*"|'[^']*'|;|[^-\\"';]+|.""")
+NAME = r"""("(?:[^"]|"")+"|[a-z_][a-z0-9_]*)"""
+EXTENSION = re.compile(f"CREATE EXTENSION IF NOT EXISTS {NAME} WITH SCHEMA {NAME}")
 ALONE = "select pg_catalog.set_config('search_path', '', false)"  # the dump names all schemas
 
 
@@ -63,13 +68,27 @@ class Rights:
 
 
 def statements(script: str) -> list[str]:
-    """The statements of a script of rights or extensions, each on a line of its own. What only
-    psql understands is left out, and so is a change of the session's login."""
+    """The statements of a script of rights or extensions. What only psql understands is left out,
+    and so is a change of the session's login."""
     found = []
-    for line in script.splitlines():
-        statement = line.strip()
-        if statement.endswith(";") and statement.split(" ")[0] in (
-            "GRANT", "REVOKE", "ALTER", "CREATE"
-        ):  # fmt: skip
-            found.append(statement)
+    parts: list[str] = []
+    for match in PART.finditer(script):
+        part = match[0]
+        if part == ";":
+            statement = "".join(parts).strip()
+            if statement.split(" ")[0] in ("GRANT", "REVOKE", "ALTER", "CREATE"):
+                found.append(statement)
+            parts = []
+        elif not part.startswith(("--", "\\")):
+            parts.append(part)
     return found
+
+
+def extensions(script: str) -> list[tuple[str, str]]:
+    """Extensions that a script makes, with their schemas."""
+    found = [EXTENSION.fullmatch(statement) for statement in statements(script)]
+    return [(_name(match[1]), _name(match[2])) for match in found if match]
+
+
+def _name(written: str) -> str:
+    return written[1:-1].replace('""', '"') if written.startswith('"') else written

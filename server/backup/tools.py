@@ -116,9 +116,10 @@ def restore(
     return Tool(command, environment)
 
 
-def contents(cluster: Cluster, file: Path) -> Tool:
+def contents(cluster: Cluster, file: Path, *options: str) -> Tool:
     """The list of an archive's entries."""
-    return Tool([program("pg_restore", cluster.options), "--list", str(file)], login("")[1])
+    command = [program("pg_restore", cluster.options), "--list", *options, str(file)]
+    return Tool(command, login("")[1])
 
 
 def script(cluster: Cluster, file: Path, listed: Path) -> Tool:

@@ -209,3 +209,69 @@ def test_a_restore_does_not_take_the_owners_objects_for_its_own(world):
         ).fetchone()
     assert mine == (0, True)
     run(world.fresh().delete("imitator"))
+
+
+def restored(world, name, script):
+    """The project after its owner has run the script, and a restore of a backup of it; what the
+    job warned of."""
+    record = run(world.fresh().create(name, owner=name))
+    project = records.to_project(record, world.config)
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        owner.execute(script)
+    state, result, error = job(world, "backup", name, kind="manual")
+    assert state == "done", error
+    state, result, error = job(world, "restore", name, backup=result["backup"])
+    assert state == "done", error
+    return record, project, result["warnings"]
+
+
+def test_a_name_over_lines_is_no_statement_of_its_own(world):
+    """Lines of a script are run by themselves where the administrator makes an extension."""
+    name = "a\nCREATE EXTENSION lo;alter role anon createdb--"
+    record, _, warnings = restored(world, "liner", f"""
+        create schema "{name}";
+        create extension citext schema "{name}";
+        create table "{name}"."b;\nGRANT x TO y;\n""c" (n int);
+        grant select on "{name}"."b;\nGRANT x TO y;\n""c" to anon;
+        alter default privileges in schema "{name}" grant insert on tables to authenticated;
+    """)  # fmt: skip
+    with psycopg.connect(world.cluster.dsn(record.database)) as admin:
+        assert admin.execute(
+            "select rolcreatedb from pg_roles where rolname = 'anon'"
+        ).fetchone() == (False,)
+        assert admin.execute(
+            "select extname::text, extnamespace::regnamespace::text, extowner::regrole::text "
+            "from pg_extension where extname <> 'plpgsql'"
+        ).fetchall() == [("citext", f'"{name}"', record.role("owner"))]
+        assert warnings == []
+        assert admin.execute(
+            "select has_table_privilege('anon', oid, 'select'), "
+            "has_table_privilege('anon', oid, 'insert') from pg_class where relname like '%GRANT%'"
+        ).fetchall() == [(True, False)]
+        assert admin.execute(
+            "select count(*) from pg_default_acl d join pg_namespace n on n.oid = defaclnamespace "
+            "where nspname like '%EXTENSION%'"
+        ).fetchone() == (1,)
+    run(world.fresh().delete("liner"))
+
+
+def test_a_schema_named_like_the_servers_own_is_the_owners(world):
+    """Rows of the server's own tables are loaded by the administrator."""
+    _, project, warnings = restored(world, "namesake", traps.SPRUNG + """
+        create function trap.check(n int) returns bool language plpgsql immutable as
+          'begin perform trap.sprung(); return true; end';
+        create schema "ichibase x";
+        create table "ichibase x".first (n int check (trap.check(n)));
+        insert into "ichibase x".first values (1);
+        create schema "DATA";
+        create table "DATA"."ichibase x" (n int check (trap.check(n)));
+        insert into "DATA"."ichibase x" values (2);
+        create schema "UP";
+        create table "UP"."ichibase y" (n int);
+        create view "UP"."SCHEMA ichibase z" as select 1 as n;
+    """)  # fmt: skip
+    assert warnings == []
+    with psycopg.connect(project.owner_dsn) as owner:
+        for name in ('"ichibase x".first', '"DATA"."ichibase x"', '"UP"."SCHEMA ichibase z"'):
+            assert owner.execute(f"select count(*) from {name}").fetchone() == (1,)
+    run(world.fresh().delete("namesake"))
