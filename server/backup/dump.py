@@ -13,17 +13,16 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from psycopg.conninfo import conninfo_to_dict
-
-from server.backup import tools
 from server.cli.client import CommandError, reason
 
 OURS = ("auth", "storage", "realtime", "ichibase", "information_schema", "pg_*")
+SAID = 2_000  # bytes shown of what a failed pg_dump said last
 PUBLIC = b"CREATE SCHEMA public;\n"
 PREAMBLE = b"SET row_security = off;\n"
 # A project opens its new tables to these roles, and a script says only what is open.
@@ -78,28 +77,34 @@ def portable(lines: Iterable[bytes], database: str) -> Iterator[bytes]:
 
 def _write(url: str, out: IO[bytes]) -> None:
     """CommandError with what pg_dump said."""
+    # Other commands do not wait for what this one needs.
+    from psycopg.conninfo import conninfo_to_dict
+
+    from server.backup import tools
+
     parts = conninfo_to_dict(url)
     target, environment = tools.login(url)
-    try:
-        program = tools.program("pg_dump", parts)
-        running = subprocess.Popen(
-            command(program, target), env=environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except (tools.ToolError, OSError) as error:
-        raise CommandError(str(error)) from None
-    with running:
-        assert running.stdout is not None
-        assert running.stderr is not None
+    with tempfile.TemporaryFile() as said:  # a pipe that nobody reads meanwhile could fill up
         try:
-            out.writelines(portable(running.stdout, str(parts["dbname"])))
-            out.flush()
-        except OSError:
-            running.kill()
-            raise
-        said = running.stderr.read().decode("utf-8", "replace").strip()
-    if running.returncode:
-        raise CommandError(f"pg_dump failed: {said[-2000:]}")
+            program = tools.program("pg_dump", parts)
+            running = subprocess.Popen(
+                command(program, target), env=environment, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=said,
+            )  # fmt: skip
+        except (tools.ToolError, OSError) as error:
+            raise CommandError(str(error)) from None
+        with running:
+            assert running.stdout is not None
+            try:
+                out.writelines(portable(running.stdout, str(parts["dbname"])))
+                out.flush()
+            except OSError:
+                running.kill()
+                raise
+        if running.returncode:
+            said.seek(max(0, said.seek(0, os.SEEK_END) - SAID))
+            text = said.read().decode("utf-8", "replace").strip()
+            raise CommandError(f"pg_dump failed: {text}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,6 +120,8 @@ def run(options: argparse.Namespace) -> int:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
+        except OSError as error:
+            raise CommandError(f"cannot write: {reason(error)}") from None
         return 0
     path = Path(options.file)
     partial = path.with_name(path.name + ".part")

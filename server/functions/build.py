@@ -28,13 +28,12 @@ from server.functions.confine import V8_RESERVED, Confinement, private_folder
 from server.functions.gate import Gate
 from server.functions.landlock import View
 from server.functions.quota import Quota, taken
+from server.functions.sources import SHARED, Sources, refused
 from server.functions.store import Built
 
 SECONDS = 100.0  # of one build
 WAIT = 60.0  # seconds until it is a build's turn
 CPU_SECONDS = 120
-MAX_FILES = 500
-MAX_SOURCE = 12 << 20  # bytes of all sources
 MAX_KEPT = 128 << 20  # bytes of downloaded dependencies kept per project for its next build
 QUOTA = 512 << 20  # bytes on disk of one build, dependencies included
 MAX_ENTRIES = 60_000  # files and folders of one build
@@ -47,13 +46,10 @@ NICE = 10
 SHOWN = 10  # errors in the text of a refusal
 LEADS_OUT = "An import leads out of the function's folder and of _shared."
 INSIDE = "/build"  # where a build in namespaces sees its folder
-ENTRYPOINTS = ("index.ts", "index.tsx", "index.js", "main.ts", "mod.ts")
 PASSED = ("NPM_CONFIG_REGISTRY", "JSR_URL", "DENO_TLS_CA_STORE")
 CERTIFICATES = ("DENO_CERT", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS")  # files, copied for a build
 IMPORT_HOSTS = ("jsr.io:443", "esm.sh:443", "deno.land:443", "cdn.jsdelivr.net:443")
 REGISTRIES = ("registry.npmjs.org:443", "npm.jsr.io:443")
-SHARED = "../_shared/"  # what begins the names of files that several functions have
-CONFIG_KEPT = ("imports", "scopes", "compilerOptions")
 GLOBALS = """declare namespace EdgeRuntime {
   /** Keeps the process until the promise has settled, also after the response has been sent. */
   function waitUntil<T>(promise: Promise<T> | T): Promise<T>;
@@ -63,7 +59,6 @@ declare namespace Deno {
   function serve(options: ServeDefaultExport): HttpServer<NetAddr>;
 }
 """
-PATH = re.compile(r"[\w@+.()\[\]-]+(?:/[\w@+.()\[\]-]+)*\Z")
 TYPE_ERROR = re.compile(r"^(TS\d+) \[ERROR\]: +", re.MULTILINE)
 MARKED = re.compile(r"^.*\n[ \t]*[~^]+[ \t]*$", re.MULTILINE)  # a line of source, underlined
 PLACE = re.compile(r"^    at (file://\S+?):(\d+):(\d+)$", re.MULTILINE)
@@ -82,78 +77,6 @@ BARE = re.compile(r'(?:Relative i|I)mport "([^"]+)" not a dependency.*', re.DOTA
 NOT_ALLOWED = re.compile(r'Requires import access to "([^"]+)".*')
 NAMED = re.compile(rb"^// ((?:\.\./|/).*)$", re.MULTILINE)
 MAP = b"//# sourceMappingURL=data:application/json;base64,"
-
-
-class Sources:
-    """What was uploaded. files: path to text or bytes; paths are relative and stay inside."""
-
-    def __init__(self, files: dict[str, Any], entrypoint: str | None) -> None:
-        if not files or len(files) > MAX_FILES:
-            raise _refused(f"A function has 1 to {MAX_FILES} files.")
-        self.files: dict[str, bytes] = {}
-        size = 0
-        for name, content in files.items():
-            check_path(name)
-            self.files[name] = raw = _content(name, content)
-            size += len(raw)
-        if size > MAX_SOURCE:
-            raise ApiError(413, "payload_too_large", f"Sources have at most {MAX_SOURCE} bytes.")
-        self.entrypoint = entrypoint or self._default()
-        if self.entrypoint not in self.files:
-            raise _refused(f"There is no file {self.entrypoint[:200]!r} to start with.")
-
-    def _default(self) -> str:
-        for name in ENTRYPOINTS:
-            if name in self.files:
-                return name
-        raise _refused(f"Name the entrypoint; none of {', '.join(ENTRYPOINTS)} is there.")
-
-    def config(self) -> dict[str, Any]:
-        """The parts of deno.json that matter to a build; the rest could reach outside."""
-        for name in ("deno.json", "deno.jsonc"):
-            raw = self.files.pop(name, None)
-            if raw is None:
-                continue
-            try:
-                found = orjson.loads(raw if name == "deno.json" else without_comments(raw))
-            except ValueError:
-                raise _refused(f"{name} is not valid JSON.") from None
-            if not isinstance(found, dict):
-                raise _refused(f"{name} is not an object.")
-            for key in CONFIG_KEPT:
-                if not isinstance(found.get(key, {}), dict):
-                    raise _refused(f"{name}: {key} is an object.")
-            return {key: found[key] for key in CONFIG_KEPT if key in found}
-        return {}
-
-
-def check_path(name: str) -> None:
-    name = name.removeprefix(SHARED)
-    parts = name.split("/")
-    if not PATH.match(name) or len(name) > 400 or ".." in parts or "." in parts:
-        raise _refused(f"{name[:200]!r} is no plain relative path.")
-    if any(part in (".npmrc", "package.json", "package-lock.json", ".ichibase") for part in parts):
-        raise _refused(f"{name[:200]!r} is not used: put dependencies into deno.json or imports.")
-
-
-def _content(name: str, content: Any) -> bytes:
-    if isinstance(content, str):
-        return content.encode("utf-8", "surrogatepass")
-    if isinstance(content, dict) and isinstance(content.get("base64"), str):
-        try:
-            return base64.b64decode(content["base64"], validate=True)
-        except binascii.Error:
-            pass
-    raise _refused(f'{name[:200]!r}: the content is text, or {{"base64": ...}}.')
-
-
-def without_comments(raw: bytes) -> bytes:
-    """JSONC to JSON: comments and trailing commas outside strings are taken out."""
-    text = raw.decode("utf-8", "replace")
-    token = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
-    bare = token.sub(lambda m: m[0] if m[0].startswith('"') else " ", text)
-    comma = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])')
-    return comma.sub(lambda m: m[0] if m[0].startswith('"') else "", bare).encode()
 
 
 class Builder:
@@ -256,7 +179,7 @@ class Builder:
                 await asyncio.to_thread(_keep, cache, kept, tools)
         raw = (out / "index.js").read_bytes()
         if leads_out(raw, seen):
-            raise _refused(LEADS_OUT)
+            raise refused(LEADS_OUT)
         code = compacted(raw, seen / "out", seen / "src")
         if len(code) > limit:
             raise ApiError(
@@ -302,7 +225,7 @@ class Builder:
             async with asyncio.timeout_at(self._deadline):
                 output, errors = await process.communicate()
         except TimeoutError:
-            raise _refused(f"The build took longer than {SECONDS:.0f} s.") from None
+            raise refused(f"The build took longer than {SECONDS:.0f} s.") from None
         finally:
             watching.cancel()
             end()
@@ -389,7 +312,7 @@ def _write(place: Path, files: dict[str, bytes], config: dict[str, Any]) -> None
         try:
             path.write_bytes(raw)
         except OSError:  # a file where another path has a folder
-            raise _refused(f"{name[:200]!r} cannot be written beside the other files.") from None
+            raise refused(f"{name[:200]!r} cannot be written beside the other files.") from None
     (source / ".ichibase").mkdir()
     (source / ".ichibase" / "globals.d.ts").write_text(GLOBALS)
     options = config.get("compilerOptions")
@@ -421,14 +344,14 @@ def _check_graph(raw: bytes, seen: Path) -> ApiError | None:
     try:
         graph = orjson.loads(raw)
     except ValueError:
-        raise _refused("The imports could not be resolved.") from None
+        raise refused("The imports could not be resolved.") from None
     inside = (f"file://{seen}/src/", f"file://{seen}/_shared/")
     wrong = None
     for module in graph.get("modules", ()):
         specifier = str(module.get("specifier", ""))
         if specifier.startswith("file:") and not specifier.startswith(inside):
             where = unquote(urlsplit(specifier).path)
-            raise _refused(
+            raise refused(
                 f"An import leads out of the function's folder and of _shared: {where[:200]}"
             )
         if "error" in module and wrong is None:
@@ -484,7 +407,7 @@ def failure(text: str, source: Path) -> ApiError:
                 one |= at(match["file"], match["line"], match["column"])
             found.append(one)
     if any(one.get("file", "").startswith("file:") for one in found):  # it may show what is there
-        return _refused(LEADS_OUT)
+        return refused(LEADS_OUT)
     if len(found) > 1:
         found = [one for one in found if one["message"] != "bundling failed"]
     if "out of memory" in text.lower():
@@ -554,7 +477,3 @@ def _source(name: str, out: Path, source: Path) -> str:
     if path.startswith(f"{source.parent}/_shared/"):
         return "../" + path.removeprefix(f"{source.parent}/")
     return path.rpartition("/npm/")[2] or path
-
-
-def _refused(text: str) -> ApiError:
-    return ApiError(400, "build_failed", text)

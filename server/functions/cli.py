@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 
 from server.cli.client import CommandError
 from server.cli.output import moment, note, print_json, print_table
-from server.functions.build import MAX_FILES, MAX_SOURCE, PATH, SHARED, without_comments
+from server.functions.sources import MAX_FILES, MAX_SOURCE, PATH, SHARED, without_comments
 
 FOLDER = "functions"
 NAME = re.compile(r"(?:[a-z0-9][a-z0-9_-]{0,62}|_mongo_policy)\Z")

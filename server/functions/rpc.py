@@ -12,9 +12,10 @@ from ichicore.errors import ApiError
 from server.base import unix
 from server.base.functions import packed, unpacked
 from server.functions import cron, network
-from server.functions.build import Builder, Sources, not_loaded
+from server.functions.build import Builder, not_loaded
 from server.functions.journal import say
 from server.functions.manager import Manager
+from server.functions.sources import Sources
 
 NAME = re.compile(r"_?[a-z0-9][a-z0-9_-]{0,62}\Z")
 INTERNAL = ("_mongo_policy",)

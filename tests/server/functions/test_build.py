@@ -14,8 +14,9 @@ import orjson
 import pytest
 
 from ichicore.errors import ApiError
-from server.functions.build import MAP, Builder, Sources
+from server.functions.build import MAP, Builder
 from server.functions.confine import Confinement
+from server.functions.sources import Sources
 from tests.registry import Registry, usual
 
 QUOTA = 24 << 20  # the bundler itself takes 11

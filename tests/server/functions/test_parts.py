@@ -12,10 +12,11 @@ import pytest
 
 from ichicore.errors import ApiError
 from server.functions import network, seccomp
-from server.functions.build import MAP, Sources, check_path, compacted, failure, without_comments
+from server.functions.build import MAP, compacted, failure
 from server.functions.logs import ProjectLog
 from server.functions.slots import Slots
 from server.functions.sockets import PING, TEXT, Reader, WireError, encode
+from server.functions.sources import Sources, check_path, without_comments
 from server.functions.vault import Vault, VaultError
 from server.functions.watch import Charge
 
