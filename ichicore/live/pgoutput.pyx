@@ -96,7 +96,7 @@ cdef class Decoder:
     cdef readonly object wanted           # set of names, or None
     cdef readonly tuple missing
     cdef readonly bint in_transaction
-    cdef readonly uint64_t end_lsn        # behind the last transaction that was given whole
+    cdef readonly uint64_t end_lsn        # all transactions that end before it were given whole
     cdef readonly uint64_t server_lsn     # how far the server has read its log
     cdef public bint reply_wanted         # the server asks for a status
     cdef public bint schema_changed       # since the caller last set it to False
@@ -217,6 +217,9 @@ cdef class Decoder:
         kind = u8(&r)
         if kind == b"k":
             self.server_lsn = u64(&r)
+            # What other databases write is passed over: only this tells that it may be forgotten.
+            if not self.in_transaction:
+                self.end_lsn = max(self.end_lsn, self.server_lsn)
             u64(&r)
             if u8(&r):
                 self.reply_wanted = True

@@ -148,6 +148,9 @@ async def _run(connection: Connection, raw: bytes, text: str) -> list[dict[str, 
     while (found := await connection.wait(generators.fetch(session))) is not None:
         if found.status == ExecStatus.FATAL_ERROR:
             refusal = _refusal(found, text)
+            severity = found.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+            if (severity, found.error_field(DiagnosticField.SQLSTATE)) == (b"FATAL", b"57P01"):
+                raise _ended()
             if session.status != 0:  # the connection broke with it
                 raise _away()
             await _drain(connection)
@@ -258,6 +261,15 @@ def _refusal(found: PGresult, text: str) -> ApiError:
 
 def _timed_out() -> ApiError:
     return ApiError(408, "statement_timeout", "The SQL took longer than it may; nothing was kept.")
+
+
+def _ended() -> ApiError:
+    return ApiError(
+        503, "session_ended",
+        "The server ended the session, as it does with those that hold others up or when it stops; "
+        "what was not committed is gone. The project's audit says why.",
+        headers=(("retry-after", "2"),),
+    )  # fmt: skip
 
 
 def _away() -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from server.base.events import Events, Noted
 from server.control.database import connect, fetch
 from server.control.lifecycle import Lifecycle
-from server.control.projects import Projects
+from server.control.projects import Projects, audit
 
 DAY = 86_400.0
 GRACE = 2.0  # times its limit after which a session is ended that has changed its own settings
@@ -80,5 +80,10 @@ async def end_what_holds_up(projects: Projects, events: Events) -> int:
                 if over:
                     await fetch(admin, "select pg_terminate_backend($1)", (pid,))
                     ended += 1
+                    detail = {"reason": "time", "state": state, "sessions": 1}
+                    async with projects.control() as control:
+                        await audit(
+                            control, "maintenance", "project.sessions_ended", record.slug, detail
+                        )
                     events.emit(Noted(f"ended a session of project {record.slug}", state))
     return ended

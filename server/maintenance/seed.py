@@ -16,15 +16,17 @@ from server.base.events import Events, Noted
 from server.control.database import Connection, connect, fetch
 from server.control.projects import Projects
 
-PAUSE = 10.0  # seconds between looks
+PAUSE = 2.0  # seconds between looks
 MOVED = 1 << 20  # bytes of log from which the slot follows
+AGAIN = 4  # times those must be more than what it keeps, which is read again whenever it moves
 PLUGIN = "pgoutput"
 # Where the server does not bound what a slot keeps, one that nobody moves on would fill its disk.
 USABLE = """select current_setting('wal_level') = 'logical' and not pg_is_in_recovery()
   and current_setting('max_slot_wal_keep_size') <> '-1' and (rolreplication or rolsuper)
   from pg_roles where rolname = current_user"""
 STATE = """select wal_status = 'lost' or plugin <> $2 or database <> current_database(), active,
-  pg_current_wal_lsn() - confirmed_flush_lsn from pg_replication_slots where slot_name = $1"""
+  pg_current_wal_lsn() - confirmed_flush_lsn, confirmed_flush_lsn - restart_lsn
+  from pg_replication_slots where slot_name = $1"""
 MAKE = "select pg_create_logical_replication_slot($1, $2)"
 DROP = "select pg_drop_replication_slot($1)"
 MOVE = "select pg_replication_slot_advance($1, pg_current_wal_lsn())"
@@ -71,7 +73,7 @@ async def keep(admin: Connection) -> bool:
     if not found:
         with contextlib.suppress(psycopg.errors.DuplicateObject):  # another node's
             await fetch(admin, MAKE, (SEED, PLUGIN))
-    elif not found[0][1] and found[0][2] > MOVED:
+    elif not found[0][1] and found[0][2] > max(MOVED, found[0][3] / AGAIN):
         with contextlib.suppress(psycopg.errors.ObjectInUse):
             await fetch(admin, MOVE, (SEED,))
     return True

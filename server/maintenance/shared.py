@@ -1,6 +1,6 @@
 """Ends sessions of projects that take what a PostgreSQL server has once for all of them: its table
 of locks, without room in which nobody can write, its queue of notifications, the patience of those
-who wait for all sessions of a server, its memory, and disk that no quota counts.
+who wait for all sessions of a server, its memory, its log, and disk that no quota counts.
 
 Postgres has no limits of these kinds for a login. A session that is ended here could come back at
 once, so the login of who has filled something, or keeps coming back, is closed until the next look
@@ -16,6 +16,7 @@ import re
 import signal
 import time
 import traceback
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -25,6 +26,7 @@ from server.control.database import Connection, connect, fetch, run
 from server.control.lifecycle import owe
 from server.control.projects import Projects, audit
 from server.maintenance.memory import Memory
+from server.maintenance.slots import Slots
 from server.maintenance.strain import Held, Strain
 
 PAUSE = 0.25  # seconds between looks
@@ -34,6 +36,7 @@ KNOWN = 30.0  # seconds for which the list of databases is good
 CLOSED = ("locks", "notifications", "snapshots")  # what closes an owner's login at once
 WHY = {
     "locks": "too many locks",
+    "log": "the change feeds of others would have lost their place in the log",
     "memory": "the machine's memory was about to run out",
     "notifications": "the queue of notifications is held up",
     "waits": "sessions of other databases waited for it",
@@ -55,9 +58,10 @@ NAMES = "select database, id, slug from projects where cluster_id = $1 and datab
 class Server:
     """A session with one cluster: while the table of locks is full, no new one begins."""
 
-    def __init__(self, admin: Connection, embedded: bool) -> None:
+    def __init__(self, admin: Connection, embedded: bool, folder: Path) -> None:
         self.admin = admin
         self.strain = Strain()
+        self.slots = Slots(folder if embedded and folder.exists() else None)
         self._embedded = embedded
         self._databases: dict[int, str] = {}
         self._others: set[int] = set()  # databases that are no project's
@@ -70,6 +74,14 @@ class Server:
             self._databases = {n: name for n, name in found.items() if PROJECT.fullmatch(name)}
             self._others = found.keys() - self._databases.keys()
             self._learned = time.monotonic()
+
+    async def holding(self) -> list[Held]:
+        """Sessions of projects in use for which too much of the log is kept. What restores one
+        goes on however long it takes."""
+        found = await self.slots.look(self.admin)
+        if found:
+            await self.learn(at_once=True)
+        return [one for one in found if one.database in self._databases]
 
     def of_project(self, database: int) -> bool:
         """The embedded server has no others but projects' that are made while a node runs. Who has
@@ -121,7 +133,9 @@ class Shared:
             server = self._servers.get(cluster_id)
             if server is None or server.admin.closed:
                 server = self._servers[cluster_id] = Server(
-                    await connect(cluster.admin_dsn), cluster.kind == "embedded"
+                    await connect(cluster.admin_dsn),
+                    cluster.kind == "embedded",
+                    self.projects.config.data_dir / "postgres",
                 )
                 await server.learn()
             found = await server.strain.look(server.admin)
@@ -132,6 +146,9 @@ class Shared:
                     await self._end(cluster_id, server, what, taking)
                     ended += len(taking)
             await server.learn()
+            if not found and (holding := await server.holding()):
+                await self._end(cluster_id, server, "log", holding)
+                ended += len(holding)
         return ended
 
     async def stop(self) -> None:

@@ -34,6 +34,7 @@ OLD_SERVER_TIMEOUT = 30.0  # a server whose node was killed is still writing its
 SOCKET_PATH_LIMIT = 107  # bytes in sockaddr_un, without the final zero
 LOG_LIMIT = 16 << 20  # bytes of postgres.log, and of the one before
 LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 30  # bytes of one process of the server
+LEAST_LOG, MOST_LOG = 1024, 16_384  # MB of log that are kept for a change feed
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 HBA = """# Written at every start. Logins need their password, replication is the superuser's. The
@@ -55,6 +56,13 @@ def session_memory() -> int:
     otherwise the system would end the process, and the server with it every session."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(max(LEAST_MEMORY, pages // 8), MOST_MEMORY)
+
+
+def kept_log(folder: Path) -> int:
+    """MB of the log that the server keeps for a change feed: a tenth of the disk, and no more than
+    a quarter of what is free at the start."""
+    disk = shutil.disk_usage(folder)
+    return min(max(LEAST_LOG, min(disk.total // 10, disk.free // 4) >> 20), MOST_LOG)
 
 
 def binaries() -> Path:
@@ -165,7 +173,7 @@ class EmbeddedPostgres:
             "listen_addresses": "127.0.0.1",
             "wal_level": "logical",
             "max_connections": "200",
-            "max_slot_wal_keep_size": "1GB",
+            "max_slot_wal_keep_size": f"{kept_log(self.data_dir)}MB",
             # Commits wait while somebody makes a new file of the log; old ones are used again, and
             # somebody who writes much has little left to flush when it commits.
             "min_wal_size": "256MB",

@@ -25,6 +25,7 @@ BUDGET = 0.002  # seconds of the loop that one turn may take
 BATCH = 64  # messages decoded before what they hold is handed on
 AGAIN_SECONDS = 0.001
 REPORT_SECONDS = 2.0
+REPORT_BYTES = 64 << 20  # of log, after which the server is told at once what it may forget
 ASK_SECONDS = 10.0  # silence after which the server is asked whether it is there
 DEAD_SECONDS = 30.0  # silence after which the connection is given up
 EPOCH = 946_684_800  # 2000-01-01, from which Postgres counts
@@ -215,7 +216,7 @@ class Stream:
             elif not pending:
                 break
         self.handed_lsn = decoder.end_lsn
-        if decoder.reply_wanted:
+        if decoder.reply_wanted or self.handed_lsn - self._reported > REPORT_BYTES:
             self._report()
         return False
 

@@ -305,6 +305,23 @@ def test_only_wanted_tables_but_the_same_positions() -> None:
     assert positions(frozenset({"public.t2"})) == positions(None)[1::2]
 
 
+def test_what_other_databases_write_may_be_forgotten() -> None:
+    def alive(lsn: int) -> bytes:
+        return b"k" + struct.pack(">QQB", lsn, 0, 0)
+
+    decoder = Decoder(Types())
+    decoder.begin_at(50)
+    decoder.feed(alive(70))
+    assert decoder.end_lsn == 70
+    decoder.feed(framed(b"B" + struct.pack(">QQI", 90, 0, 1)))
+    decoder.feed(alive(95))  # the transaction is needed again until it is whole
+    assert decoder.end_lsn == 70
+    decoder.feed(framed(b"C" + struct.pack(">BQQQ", 0, 90, 98, 0)))
+    assert decoder.end_lsn == 98
+    decoder.feed(alive(97))
+    assert decoder.end_lsn == 98
+
+
 @pytest.mark.parametrize("message", [b"", b"x", b"w" + bytes(24), framed(b"?"), framed(b"C")])
 def test_no_messages_of_the_protocol(message: bytes) -> None:
     with pytest.raises(DecodeError):

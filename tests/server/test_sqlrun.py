@@ -91,6 +91,11 @@ def test_nothing_outlives_its_time(pg_database, text):
         assert admin.execute(left).fetchone() == (0,)
 
 
+def test_a_session_that_the_server_ends_says_so(pg_database):
+    error = refused(pg_database, "select pg_terminate_backend(pg_backend_pid())")
+    assert (error.status, error.code) == (503, "session_ended")
+
+
 def test_a_migration_that_ends_its_transaction_is_not_recorded(pg_database):
     with psycopg.connect(pg_database, autocommit=True) as admin:
         admin.execute("create schema ichibase")

@@ -206,4 +206,10 @@ def test_who_holds_others_up_is_ended_whatever_the_session_has_set(world, pair, 
             session.execute("select 1")
         session.close()
     assert len(told) == 2
+    with psycopg.connect(projects.config.control_dsn) as control:
+        found = control.execute(
+            "select distinct detail ->> 'state' from audit where project = 'noisy' "
+            "and action = 'project.sessions_ended' and detail ->> 'reason' = 'time'"
+        ).fetchall()
+    assert sorted(found) == [("active",), ("idle in transaction",)]
     run(life.change("noisy", {"limits": {}}, "test"))

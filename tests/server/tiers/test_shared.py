@@ -17,12 +17,14 @@ from server.control import records
 from server.control.database import Cluster, connect, prepare
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
-from server.maintenance import memory, seed, strain
+from server.maintenance import memory, seed, shared, slots, strain
 from server.maintenance.shared import Shared
 from server.node import embedded_pg
 from server.node.embedded_pg import LOG_LIMIT, EmbeddedPostgres
 from server.postgres.pool import Pool
 from server.realtime import pg_slot, pg_stream
+from server.realtime.pg_feed import GAP
+from tests.server.realtime.feed_world import feeding
 from tests.servers import running_server
 
 
@@ -58,7 +60,7 @@ class Small:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     options = {"max_connections": "40", "reserved_connections": "25",
-               "max_locks_per_transaction": "64"}  # fmt: skip
+               "max_locks_per_transaction": "64", "max_slot_wal_keep_size": "64MB"}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded_pg, "MOST_MEMORY", 256 << 20)
         with running_server(**options) as server:
@@ -333,6 +335,55 @@ def test_a_feed_begins_while_transactions_of_others_are_open(small):
         admin.execute("create publication everything for all tables")
         assert run(begin()) == 1
         greedy.rollback()
+
+
+@pytest.mark.parametrize("whose", ["other", "greedy"])
+def test_who_holds_the_log_back_costs_nobody_else_the_feed(small, monkeypatch, whose):
+    monkeypatch.setattr(slots, "PAUSE", 0.05)
+    monkeypatch.setattr(shared, "PAUSE", 0.05)
+    monkeypatch.setattr(pg_stream, "REPORT_SECONDS", 0.1)
+    before = len(small.audited())
+    fed = getattr(small, whose)
+    with psycopg.connect(fed.owner_dsn, autocommit=True) as owner:
+        owner.execute("create table if not exists fed (id int primary key)")
+    holds = psycopg.connect(small.greedy.owner_dsn)
+    holds.execute("drop table if exists held; create table held (n int, text text)")
+    holds.commit()
+
+    def write():
+        """More log than is kept, with the looks of the server at its slots."""
+        with (
+            psycopg.connect(small.greedy.owner_dsn, autocommit=True) as writes,
+            psycopg.connect(small.server.dsn(), autocommit=True) as admin,
+        ):
+            for _ in range(13):
+                writes.execute("insert into held select n, repeat('x', 1000) "
+                               "from generate_series(1, 7000) n")  # fmt: skip
+                admin.execute("checkpoint")
+                time.sleep(0.2)
+
+    async def feed():
+        async with feeding(fed, "public.fed") as (one, kept):
+            holds.execute("insert into held values (1, '')")
+            await asyncio.to_thread(write)
+            if whose == "greedy":
+                holds.commit()
+            await one.ready()
+            with psycopg.connect(fed.owner_dsn, autocommit=True) as owner:
+                owner.execute("insert into fed values (1)")
+            await kept.until(lambda: kept.changes)
+            return kept.notices
+
+    with contextlib.closing(holds), watched(small):
+        gaps = run(feed())
+        if whose == "greedy":
+            assert gaps == [GAP]
+            assert small.audited()[before:] == []
+            return
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            holds.execute("select 1")
+        assert gaps == []
+        assert small.audited()[before:] == [("greedy", "log")]
 
 
 def test_what_others_do_for_a_while_is_let_be(small):
