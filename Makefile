@@ -54,6 +54,7 @@ $(VENV)/dev: requirements-dev.txt $(VENV)/runtime
 
 $(VENV)/built: $(VENV)/runtime $(SOURCES)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q -j 0 server ichicore  # else every process does it at its start
 	@touch $@
 
 lock:

@@ -5,6 +5,7 @@ ICHIBASE_DEBUG=1 builds with bounds checks, assertions and annotation, into a bu
 own, because Cython does not notice that a directive has changed.
 """
 
+import multiprocessing
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("ICHIBASE_DEBUG") == "1"
+CORES = os.cpu_count() or 1
+FORKS = multiprocessing.get_start_method() == "fork"  # else each process would run this file
 ALL_WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-unreachable-code"]
 
 
@@ -45,11 +48,11 @@ def extensions() -> list[Extension]:
 
 
 setup(
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    options={"build_ext": {"parallel": CORES}},
     ext_modules=cythonize(
         extensions(),
         build_dir=".build/debug" if DEBUG else ".build/release",
-        nthreads=0,
+        nthreads=CORES if FORKS else 0,
         annotate=DEBUG,
         compiler_directives={
             "language_level": 3,

@@ -4,7 +4,8 @@
 `python forkserver.py MODULE [--load NAME]... [--warm CODE]` runs MODULE as `python -m` does. It
 knows nothing of the program and needs nothing but Python. On standard input come lines of JSON:
 {"id": any, "argv": [...], "folder": path, "log": path, "memory": bytes of data at most, or 0}.
-On standard output go {"ready": true} once, {"id": any, "pid": n} for each line, and
+On standard output go {"ready": true} once, {"id": any, "pid": n} for each line, or
+{"id": any, "failed": text} where the system starts no more processes, and
 {"ended": n, "status": n} when one has ended. It ends, and the programs with it, when its input
 does. Linux only.
 """
@@ -113,7 +114,12 @@ def serve(module):
         *lines, buffer = (buffer + data).split(b"\n")
         for line in lines:
             wanted = json.loads(line)
-            tell({"id": wanted["id"], "pid": start(module, wanted)})
+            try:
+                pid = start(module, wanted)
+            except OSError as error:  # those that run go on
+                tell({"id": wanted["id"], "failed": str(error)})
+            else:
+                tell({"id": wanted["id"], "pid": pid})
 
 
 def main():

@@ -58,7 +58,7 @@ class Front:
         try:
             if self._count <= MOST:
                 await self._talk(reader, writer)
-        except (_Broken, BSONError, struct.error, OSError, asyncio.IncompleteReadError):
+        except (_Broken, OSError, asyncio.IncompleteReadError):
             pass
         finally:
             self._count -= 1
@@ -68,6 +68,7 @@ class Front:
         while True:
             try:
                 async with asyncio.timeout(PATIENCE):
+                    await writer.drain()  # who does not read what it asked for asks no more
                     message = await _message(reader)
             except TimeoutError:
                 return
@@ -123,6 +124,13 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 
 def _command(message: bytes, code: int) -> dict[str, Any]:
+    try:
+        return _document(message, code)
+    except (BSONError, ValueError, RecursionError):
+        raise _Broken from None
+
+
+def _document(message: bytes, code: int) -> dict[str, Any]:
     if code == OP_MSG and message[20:21] == b"\0":
         end = 21 + int.from_bytes(message[21:25], "little")
         return bson.decode(message[21:end])

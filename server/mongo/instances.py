@@ -79,6 +79,7 @@ class Instances:
         self._locks: dict[str, asyncio.Lock] = {}
         self._leaving: dict[str, asyncio.Event] = {}  # servers that end, by database
         self._starting = 0
+        self._ports: set[int] = set()  # of those that run, start or end
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -97,7 +98,10 @@ class Instances:
             found = self.running.get(database)
             if found is None:
                 if make:
-                    await asyncio.to_thread(self.folders.make, database)
+                    try:
+                        await asyncio.to_thread(self.folders.make, database)
+                    except OSError as error:
+                        raise InstanceError("failed", f"no folder can be made: {error}") from None
                 if share is not None:
                     self.shares[database] = share
                 found = await self._start(database, look)
@@ -147,9 +151,10 @@ class Instances:
 
     async def stop(self) -> None:
         """Ends all of them in order."""
+        await asyncio.gather(*(self._stop(one) for one in list(self.running.values())))
+        await asyncio.gather(*map(self._left, list(self._leaving)))
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await asyncio.gather(*(self._stop(one) for one in list(self.running.values())))
         await self.zygote.stop()
 
     def _lock(self, database: str) -> asyncio.Lock:
@@ -174,7 +179,7 @@ class Instances:
         for left in reversed(range(TRIES)):
             try:
                 return await self._try(database)
-            except ZygoteError as error:
+            except (ZygoteError, OSError) as error:
                 raise InstanceError("failed", str(error)) from None
             except InstanceError:
                 if not left:
@@ -184,12 +189,16 @@ class Instances:
     async def _try(self, database: str) -> Instance:
         folder = self.folders.of(database)
         share = self.shares.get(database, Share())
-        port = _port()
         log = folder / "mongo.log"
-        rotate(log)
         full = share.weight >= processor.FULL
-        argv = embedded.arguments(folder, port, cache=CACHE if full else SMALL_CACHE)
-        pid = await self.zygote.fork(argv, folder, log, share.memory)
+        port = self._free_port()
+        try:
+            rotate(log)
+            argv = embedded.arguments(folder, port, cache=CACHE if full else SMALL_CACHE)
+            pid = await self.zygote.fork(argv, folder, log, share.memory)
+        except BaseException:
+            self._ports.discard(port)
+            raise
         instance = Instance(database, port, pid)
         self._by_pid[pid] = instance
         if pid in self._early:
@@ -266,9 +275,17 @@ class Instances:
             reason = f"by signal {-status}" if status < 0 else f"with status {status}"
             print(f"documents: the server of {instance.database} ended {reason}",
                   file=sys.stderr, flush=True)  # fmt: skip
+        self._ports.discard(instance.port)
         instance.ended.set()
         for tell in list(instance.on_end):
             tell()
+
+    def _free_port(self) -> int:
+        """Kept for one server: another that starts at the same time would have its clients."""
+        while (port := _port()) in self._ports:
+            pass
+        self._ports.add(port)
+        return port
 
     @staticmethod
     def _apply(pid: int, share: Share) -> None:

@@ -11,6 +11,7 @@ answered. {"do": "remove", "database": name} and {"do": "used"} are answered {"d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,7 @@ class Lease:
     async def port(self) -> int:
         """Where it listens, once it does. LeaseError."""
         async with self._lock:
-            if self._held is not None and not self._held[0].at_eof():
+            if self._held is not None and not _is_over(self._held[0]):
                 return self._held[2]
             self.close()
             reader, writer = await _open(self.path)
@@ -100,9 +101,10 @@ class Lease:
             return self._held[2]
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        while await reader.readline():
-            if self.on_need is not None:
-                self.on_need()
+        with contextlib.suppress(ConnectionError):
+            while await reader.readline():
+                if self.on_need is not None:
+                    self.on_need()
 
     def weigh(self, share: Share) -> None:
         """Gives the server another share."""
@@ -119,6 +121,11 @@ class Lease:
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
+
+
+def _is_over(reader: asyncio.StreamReader) -> bool:
+    """Also where the connection broke, which is no end of what came on it."""
+    return reader.at_eof() or reader.exception() is not None
 
 
 async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -57,7 +57,11 @@ async def _move_all(root: Path, instances: Instances, password: str, log: int) -
         raise EmbeddedMongoError(f"the documents could not be moved: {error}") from None
     finally:
         process.terminate()
-        await asyncio.to_thread(process.wait)
+        try:
+            await asyncio.to_thread(process.wait, embedded.STOP_SECONDS)
+        except subprocess.TimeoutExpired:  # it had nothing to write
+            process.kill()
+            await asyncio.to_thread(process.wait)
 
 
 def _start(root: Path, port: int, log: int) -> subprocess.Popen[bytes]:

@@ -474,6 +474,8 @@ class Store:
         if self.lease is not None:
             async with asyncio.timeout(SELECTION_SECONDS):
                 self._server = ("127.0.0.1", await self.lease.port())
+            if self.closed:  # meanwhile
+                self.lease.close()
             return self._server
         hosts = urlsplit(self.url).netloc.rpartition("@")[2]
         single = "," not in hosts and not self.url.startswith("mongodb+srv")

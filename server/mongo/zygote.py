@@ -129,6 +129,10 @@ class Zygote:
             future = self._asked.get(told["id"])
             if future is not None and not future.done():
                 future.set_result(told["pid"])
+        elif "failed" in told:
+            future = self._asked.get(told["id"])
+            if future is not None and not future.done():
+                future.set_exception(ZygoteError(told["failed"]))
 
     def _end(self, pid: int, status: int) -> None:
         self._alive.discard(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 
@@ -169,15 +170,27 @@ def test_before_a_login_it_says_what_it_is_and_nothing_else(loop, front):
     loop(run())
 
 
+def nested(levels):
+    """A message whose document has others in it, so many levels deep."""
+    document = b"\5\0\0\0\0"
+    for _ in range(levels):
+        document = struct.pack("<i", len(document) + 7) + b"\3\0" + document + b"\0"
+    return HEAD.pack(21 + len(document), 1, 0, 2013) + b"\0\0\0\0\0" + document
+
+
 @pytest.mark.parametrize("given", [
     b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", HEAD.pack(1 << 30, 1, 0, 2013),
     HEAD.pack(16, 1, 0, 2013), HEAD.pack(21, 1, 0, 2013) + b"\0\0\0\0\1", HEAD.pack(-5, 1, 0, 2013),
     HEAD.pack(30, 1, 0, 2013) + b"\0\0\0\0\0" + b"\xff" * 9,
     HEAD.pack(30, 1, 0, 2004) + b"\0" * 14, HEAD.pack(24, 1, 0, 2012) + b"\0" * 8,
     HEAD.pack(26, 1, 0, 2013) + b"\0\0\0\0\0" + b"\5\0\0\0\0" + b"",
+    HEAD.pack(40, 1, 0, 2004) + b"\1" * 24, nested(9000),
 ])  # fmt: skip
 def test_what_is_not_the_protocol_ends_the_connection(loop, front, given):
+    told = []
+
     async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what))
         raw = await Raw.connect(front)
         raw.writer.write(given)
         if given[16:21] == b"\0\0\0\0\0" and given[21:] == b"\5\0\0\0\0":
@@ -185,6 +198,35 @@ def test_what_is_not_the_protocol_ends_the_connection(loop, front, given):
         else:
             assert await raw.ended()
         raw.close()
+        asyncio.get_running_loop().set_exception_handler(None)
+
+    loop(run())
+    assert not told  # nobody fills the log with it
+
+
+def test_who_reads_no_answers_asks_no_more(loop, servers, template):
+    """Else the answers would take as much memory as a stranger likes."""
+
+    async def run():
+        front = Front(servers.all, (template / embedded.HELLO_FILE).read_bytes())
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await front.start(listener)
+        body = bson.encode({"hello": 1, "$db": "admin"})
+        asked = (HEAD.pack(21 + len(body), 7, 0, 2013) + b"\0\0\0\0\0" + body) * 500
+        with socket.socket() as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(peer, listener.getsockname())
+            taken = 0
+            with contextlib.suppress(TimeoutError):
+                while taken < 8 << 20:
+                    async with asyncio.timeout(1.0):
+                        await asyncio.get_running_loop().sock_sendall(peer, asked)
+                    taken += len(asked)
+            assert taken < 8 << 20
+        front.stop()
 
     loop(run())
 
@@ -255,5 +297,58 @@ def test_a_lease_keeps_a_server_and_finds_it_again(loop, servers, front, tmp_pat
         with pytest.raises(LeaseError) as refused:
             await lease.port()
         assert refused.value.code == "away"
+
+    loop(run())
+
+
+def test_a_lease_whose_connection_broke_is_taken_anew(loop, tmp_path):
+    """As when the manager is killed before it has read what was sent to it."""
+
+    async def run():
+        listener = unix.listen(tmp_path / "documents.sock")
+        listener.setblocking(False)
+        running = asyncio.get_running_loop()
+
+        async def give(port):
+            peer, _ = await running.sock_accept(listener)
+            await running.sock_recv(peer, 4096)
+            await running.sock_sendall(peer, b'{"port": %d, "process": 1}\n' % port)
+            return peer
+
+        lease = Lease(tmp_path / "documents.sock", "ichi_one")
+        lease.on_need = lambda: None
+        first = asyncio.create_task(give(1))
+        assert await lease.port() == 1
+        lease.weigh(Share(10, 0))
+        await asyncio.sleep(0.05)
+        (await first).close()
+        await asyncio.sleep(0.05)
+        second = asyncio.create_task(give(2))
+        async with asyncio.timeout(5):
+            assert await lease.port() == 2
+        lease.close()
+        (await second).close()
+        listener.close()
+
+    loop(run())
+
+
+def test_a_store_that_is_closed_while_its_server_starts_does_not_hold_it(loop, servers, tmp_path):
+    async def run():
+        desk, path = await open_desk(servers, tmp_path)
+        kept = await make_login(servers, "ichi_x", "secret")
+        await servers.all.end("ichi_x")
+        store = Store(address.of_project(kept, embedded.address(1)), 2, lease=Lease(path, "ichi_x"))
+        ping = bson.encode({"ping": 1, "$db": "admin"})
+        asked = asyncio.create_task(store.run(ping, 5.0))
+        while not servers.all._starting:
+            await asyncio.sleep(0.001)
+        await store.close()
+        await asyncio.wait([asked])
+        asked.exception()
+        async with asyncio.timeout(10):
+            while (held := servers.all.running.get("ichi_x")) is not None and held.holders:
+                await asyncio.sleep(0.02)
+        desk.stop()
 
     loop(run())

@@ -15,9 +15,11 @@ from pymongo import AsyncMongoClient, WriteConcern
 from pymongo.errors import PyMongoError
 
 from server.base import processor
-from server.mongo import embedded
-from server.mongo.instances import InstanceError
+from server.base.ports import free_port
+from server.mongo import embedded, instances, zygote
+from server.mongo.instances import InstanceError, Instances
 from server.mongo.lease import Share
+from server.mongo.zygote import Zygote, ZygoteError
 from tests.server.mongo.conftest import PASSWORD
 
 
@@ -212,3 +214,79 @@ def test_those_in_use_are_told_once_more_than_they_were_let_go(loop, servers):
             assert servers.all.take_used() == ["ichi_a"]
 
     loop(run())
+
+
+def test_two_that_start_at_once_do_not_share_a_port(loop, servers, monkeypatch):
+    ports = [free_port(), free_port()]
+    given = iter([ports[0], ports[0], ports[1]])
+    monkeypatch.setattr(instances, "_port", lambda: next(given))
+
+    async def run():
+        for name in ("ichi_a", "ichi_b"):
+            await servers.all.end(name)
+        found = await asyncio.gather(*map(servers.all.hold, ("ichi_a", "ichi_b")))
+        assert sorted(one.port for one in found) == sorted(ports)
+        for one in found:
+            servers.all.release(one)
+
+    loop(run())
+
+
+def test_where_no_folder_can_be_made_the_reason_is_told(loop, servers, monkeypatch, tmp_path):
+    monkeypatch.setattr(servers.folders, "template", tmp_path / "none")
+    with pytest.raises(InstanceError, match="No such file") as refused:
+        loop(servers.all.hold("ichi_nowhere", make=True))
+    assert refused.value.code == "failed"
+
+
+NO_FORK = """
+import os
+real, times = os.fork, []
+def fork():
+    times.append(1)
+    if len(times) == 2:
+        raise BlockingIOError(11, "no more processes")
+    return real()
+os.fork = fork
+"""
+
+
+def test_when_the_system_starts_no_process_those_that_run_go_on(loop, servers, monkeypatch):
+    monkeypatch.setattr(zygote, "WARM", NO_FORK)
+    ended = []
+
+    async def run():
+        made = Zygote(servers.log, lambda pid, status: ended.append((pid, status)))
+        await made.start()
+        folder = servers.folders.root
+        argv = embedded.arguments(folder, free_port())
+        first = await made.fork(argv, folder, folder / "log", 0)
+        with pytest.raises(ZygoteError, match="no more processes"):
+            await made.fork(argv, folder, folder / "log", 0)
+        second = await made.fork(["--help"], folder, folder / "log", 0)
+        await until(lambda: (second, 0) in ended)
+        assert psutil.pid_exists(first)
+        await made.stop()
+        assert ended[1:] == [(first, -9)]
+
+    loop(run())
+
+
+def test_one_that_ends_when_all_do_ends_in_order(loop, servers):
+    statuses = []
+
+    async def run():
+        await servers.all.end("ichi_a")
+        made = Instances(servers.folders, servers.log, most=1)
+        await made.start()
+        tell = made.zygote.ended
+        made.zygote.ended = lambda pid, status: (statuses.append(status), tell(pid, status))
+        held = await made.hold("ichi_a")
+        made.release(held)
+        ending = asyncio.create_task(made._stop(held))  # as the sweeper does
+        await asyncio.sleep(0)
+        await made.stop()
+        await ending
+
+    loop(run())
+    assert statuses == [0]
