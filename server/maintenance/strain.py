@@ -153,10 +153,14 @@ async def _once(pgconn: Any) -> list[float]:
     finally:
         loop.remove_reader(pgconn.socket)
     row: list[float] = []
-    while (result := pgconn.get_result()) is not None:
+    failed = None
+    while (result := pgconn.get_result()) is not None:  # to the end, or nothing can be sent again
         if result.status != ExecStatus.TUPLES_OK:
-            raise psycopg.errors.error_from_result(result)
+            failed = result
+            continue
         row = [float(result.get_value(0, place)) for place in range(result.nfields)]
+    if failed is not None:
+        raise psycopg.errors.error_from_result(failed)
     return row
 
 

@@ -121,6 +121,21 @@ def test_the_table_of_locks_is_emptied_of_who_fills_it(small):
     assert small.audited() == [("greedy", "locks")]
 
 
+def test_a_look_that_fails_is_not_the_last(small):
+    async def work():
+        keeper = Shared(small.projects, Events())
+        assert await keeper.look() == 0
+        (server,) = keeper._servers.values()
+        await server.admin.execute("deallocate look")
+        with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+            await keeper.look()
+        await server.admin.execute(f"prepare look as {strain.LOOK.format(snapshots=0, held=1)}")
+        assert await keeper.look() == 0
+        await keeper.stop()
+
+    run(work())
+
+
 def test_the_queue_of_notifications_is_not_held_up(small, monkeypatch):
     monkeypatch.setattr(strain, "QUEUE", 1e-6)
     monkeypatch.setattr(strain, "LONG", 0.2)
