@@ -69,6 +69,7 @@ class Worker:
             self.metrics,
             body_limit=config.body_limit,
             ready=self.ready,
+            missing=self.missing,
             wants_line=self.logger.wants,
             wake=self.directory.wake,
             look=self.directory.look,
@@ -89,6 +90,15 @@ class Worker:
     def ready(self) -> bool:
         """Whether the projects, and the tokens that are refused, have been read."""
         return self.directory.ready.is_set() and self.revocations.ready.is_set()
+
+    def missing(self) -> list[str]:
+        """The parts without which not all requests can be served, by name."""
+        parts = {
+            "database": self.bus.connected.is_set(),
+            "projects": self.directory.ready.is_set(),
+            "revocations": self.revocations.ready.is_set(),
+        }
+        return [name for name, ready in parts.items() if not ready]
 
     def open_express(self) -> ExpressWay:
         """The short way of plain reads and writes."""

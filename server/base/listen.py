@@ -10,6 +10,8 @@ import psycopg
 from psycopg import sql
 
 RETRY = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one repeats
+BEAT_SECONDS = 3.0  # between questions to a server from which nothing comes
+SILENT_SECONDS = 5.0  # without an answer until it counts as away
 
 
 async def connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
@@ -29,6 +31,19 @@ def reason_of(error: BaseException) -> str:
     """One line that names no secret."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
+
+
+async def _ask(connection: psycopg.AsyncConnection[Any]) -> None:
+    """psycopg.OperationalError when the server does not answer. A cancellation would ask it to stop
+    the statement, and wait for that in turn."""
+    asked = asyncio.ensure_future(connection.execute("select 1"))
+    await asyncio.wait([asked], timeout=SILENT_SECONDS)
+    if not asked.done():
+        connection.pgconn.finish()
+        asked.cancel()
+        await asyncio.wait([asked])
+        raise psycopg.OperationalError(f"the server was silent for {SILENT_SECONDS:.0f} s")
+    await asked
 
 
 class Listener:
@@ -73,8 +88,10 @@ class Listener:
                     )
                     failures = 0
                     self.began()
-                    async for notice in connection.notifies():
-                        self.told(notice.payload)
+                    while True:
+                        async for notice in connection.notifies(timeout=BEAT_SECONDS):
+                            self.told(notice.payload)
+                        await _ask(connection)
             except (psycopg.Error, OSError) as error:
                 reason = reason_of(error)
             if failures == 0:

@@ -29,6 +29,7 @@ from server.mongo.address import read_server
 from server.mongo.provision import Documents
 
 CATCH_UP_PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)  # seconds
+READY_SECONDS = 5.0  # that the control database has to answer
 ROOMS = ("auth", "mongo", "storage", "realtime", "functions", "backup")
 
 
@@ -189,8 +190,13 @@ class AdminApi:
         return AdminResponse(value={"status": "ok"})
 
     async def ready(self, request: AdminRequest) -> AdminResponse:
-        async with self.projects.control() as control:
-            await control.execute("select 1")
+        try:
+            async with asyncio.timeout(READY_SECONDS), self.projects.control() as control:
+                await control.execute("select 1")
+        except (ApiError, psycopg.OperationalError, TimeoutError):
+            value = {"code": "unavailable", "detail": "Not ready: database.",
+                     "not_ready": ["database"]}  # fmt: skip
+            return AdminResponse(503, value)
         return AdminResponse(value={"status": "ready"})
 
     async def metrics(self, request: AdminRequest) -> AdminResponse:

@@ -58,9 +58,10 @@ class Edge:
     """Serves one worker's requests.
 
     `mount` gives the service of a route, made on first use, or None when this build has none.
-    `ready` tells whether the worker can serve projects. `wants_line` is asked before an event is
-    made for an answered request. `wake` wakes a sleeping project, by its slug; `look` looks once
-    more for a project that the directory does not know.
+    `ready` tells whether the worker can serve projects, `missing` names the parts without which
+    some requests fail. `wants_line` is asked before an event is made for an answered request.
+    `wake` wakes a sleeping project, by its slug; `look` looks once more for a project that the
+    directory does not know.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Edge:
         body_limit: int,
         ready: Callable[[], bool],
         wants_line: Callable[[int, float], bool],
+        missing: Callable[[], list[str]] = list,
         wake: states.Wake | None = None,
         look: states.Wake | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Edge:
         self.metrics = metrics
         self.body_limit = body_limit
         self.ready = ready
+        self.missing = missing
         self.wants_line = wants_line
         self.services: dict[str, Service] = {}
         self._mounting: dict[str, asyncio.Task[Service | None]] = {}
@@ -262,9 +265,7 @@ class Edge:
         if path == "/healthz":
             return json_response(200, {"status": "ok"})
         if path == "/readyz":
-            if not self.ready():
-                raise unavailable()
-            return json_response(200, {"status": "ready"})
+            return self._readiness()
         if not host:
             raise malformed()
         slug = self.hosts.slug(host)
@@ -294,6 +295,15 @@ class Edge:
         if not SLUG.fullmatch(slug):
             raise unknown()
         return self.site(slug), ROUTES["cdn"], f"/{rest}"
+
+    def _readiness(self) -> Response:
+        """Whether this worker can serve, for who spreads requests over nodes."""
+        missing = self.missing()
+        if not missing and self.ready():
+            return json_response(200, {"status": "ready"})
+        error = unavailable(f"Not ready: {', '.join(missing)}." if missing else "Starting.")
+        body = {"code": error.code, "detail": error.message, "not_ready": missing}
+        return json_response(error.status, body, list(error.headers))
 
     def site(self, slug: str) -> Site:
         """What is kept for a project; ApiError 404 project_not_found."""

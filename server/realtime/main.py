@@ -64,6 +64,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     node = node_id(config.data_dir)
     feeds = Feeds(process, node, config.control_dsn, directory.all, events)
     process.feeds = feeds
+    process.connected = bus.connected.is_set
     process.streams = DocumentFeeds(process, events)
     process.nodes = Nodes(process, node, config.control_dsn, events)
     process.wake_project = directory.wake

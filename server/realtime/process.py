@@ -65,6 +65,7 @@ class Process:
         self.events = events
         self.usage = usage
         self.ready = ready
+        self.connected: Callable[[], bool] = lambda: True  # with the control database
         self.feeds = feeds
         self.streams: DocumentFeeds | None = None
         self.nodes: Nodes | None = None
@@ -204,10 +205,11 @@ class Process:
             raise ApiError(431, "headers_too_large", "The request's headers are too large.")
         upgrade = handshake.Upgrade(head)
         if upgrade.path in ("/healthz", "/readyz"):
-            ready = upgrade.path == "/healthz" or self.ready()
-            peer.refuse(
-                handshake.answer(200 if ready else 503, {"status": "ok" if ready else "starting"})
-            )
+            ready = upgrade.path == "/healthz" or (self.ready() and self.connected())
+            answer = {"status": "ok"}
+            if not ready:
+                answer = {"code": "unavailable", "detail": "Starting, or the database is away."}
+            peer.refuse(handshake.answer(200 if ready else 503, answer))
             return
         self._open(peer, upgrade, not peer.local)
 

@@ -156,6 +156,23 @@ def test_a_killed_database_is_started_again(node):
     assert node.sql("select count(*) from kept") == [[2]]
 
 
+def test_without_its_database_it_runs_but_is_not_ready(node):
+    keeper, database = node.process_of(), node.postmaster()
+    keeper.suspend()  # it would start the database again
+    try:
+        database.kill()
+        for admin in (False, True):
+            assert wait_until(lambda admin=admin: node.get("/readyz", admin=admin)[0] == 503)
+            told = json.loads(node.get("/readyz", admin=admin)[1])
+            assert told["code"] == "unavailable"
+            assert "database" in told["not_ready"]
+            assert node.get("/healthz", admin=admin)[0] == 200
+    finally:
+        keeper.resume()
+    for admin in (False, True):
+        assert wait_until(lambda admin=admin: node.get("/readyz", admin=admin)[0] == 200)
+
+
 def test_a_stop_lets_requests_finish(node):
     thread, answers = call_slowly(node, 1.0)
     node.stop()

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import psycopg
 import pytest
 
+from server.base import listen
 from server.base.bus import RECONNECTED, PgBus
 from server.base.directory import ControlDirectory, Source
 from server.base.events import Events, Failed, Lost, Regained
@@ -25,6 +28,34 @@ def kill_backends(dsn):
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = "
             "current_database() and pid <> pg_backend_pid()"
         )
+
+
+def test_a_server_that_is_silent_counts_as_away(pg_database, monkeypatch):
+    monkeypatch.setattr(listen, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(listen, "SILENT_SECONDS", 0.3)
+
+    async def run():
+        bus, heard, lost = PgBus(pg_database, Events()), [], []
+        bus.events.listeners.append(lambda event: lost.append(isinstance(event, Lost)))
+        bus.subscribe("t", heard.append)
+        bus.start()
+        await bus.connected.wait()
+        await asyncio.sleep(0.5)  # it has been asked, and has answered
+        assert lost == []
+        with psycopg.connect(pg_database, autocommit=True) as admin:
+            found = "select pid from pg_stat_activity where application_name = 'ichibase bus'"
+            pid = admin.execute(found).fetchone()[0]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await until(lambda: lost)
+                await bus.connected.wait()  # by another session
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        await bus.publish("t", {"n": 1})
+        await until(lambda: heard == [{"n": 1}])
+        await bus.stop()
+
+    asyncio.run(run())
 
 
 def test_messages_reach_all_workers_in_order(pg_database):
