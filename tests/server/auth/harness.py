@@ -26,6 +26,25 @@ from server.postgres.pool import Pool
 
 PASSWORD = "tangerine lamp 41"
 SHARED = ("anon", "authenticated", "service_role")
+# No limit of how often something may be tried, for tests of other things.
+OPEN: dict[str, Any] = {
+    "rate_limits": {
+        name: {"count": 100_000, "seconds": 60}
+        for name in (
+            "login_per_ip_and_email",
+            "login_per_email",
+            "login_per_ip",
+            "message_per_address",
+            "message_per_address_hour",
+            "message_per_ip",
+            "verify_per_ip",
+            "verify_per_ip_and_address",
+            "verify_per_address_hour",
+            "signup_per_ip",
+        )
+    },
+    "lockout": {"free": 100_000, "free_per_email": 100_000},
+}
 
 
 def make_project(dsn: str, *, keys: tuple[SigningKey, ...] = (), **settings: Any) -> Project:
