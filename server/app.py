@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import time
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 from ichicore.mongo.way import Letter
@@ -21,7 +22,7 @@ from server.base.events import Event, Events, Failed, Lost
 from server.base.hosts import HostRule
 from server.base.http import Service
 from server.base.logs import Logger
-from server.base.metrics import Metrics, MetricsFile
+from server.base.metrics import LIVE, Labels, Metrics, MetricsFile
 from server.base.revocations import Revocations
 from server.base.serving import ServingLoop
 from server.base.usage import Usage
@@ -60,7 +61,7 @@ class Worker:
         self.pools = ProjectPools(
             config.max_connections, self.directory, config.statement_timeout_ms
         )
-        self.metrics.gauges.append(self.pools.gauges)
+        self.metrics.gauges += [self.pools.gauges, self.live]
         self.edge = Edge(
             self.directory,
             HostRule(config.base_domain, config.default_project, config.public_url, config.cdn_url),
@@ -90,6 +91,17 @@ class Worker:
     def ready(self) -> bool:
         """Whether the projects, and the tokens that are refused, have been read."""
         return self.directory.ready.is_set() and self.revocations.ready.is_set()
+
+    def live(self) -> Iterable[tuple[str, Labels, float]]:
+        """Invocations of functions that this worker waits for."""
+        functions = self.context.functions
+        if functions is None:
+            return
+        slugs = {one.project_id: one.project.slug for one in functions.leases.values()}
+        for project_id, number in functions.in_flight.items():
+            if project_id in slugs:
+                labels = (("project", slugs[project_id]), ("kind", "function_invocations"))
+                yield LIVE, labels, number
 
     def missing(self) -> list[str]:
         """The parts without which not all requests can be served, by name."""

@@ -17,7 +17,9 @@ from ichicore.timer import Timer
 
 Labels = tuple[tuple[str, str], ...]
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LIVE = "ichibase_project_live"  # labels: project, kind
 HELP = {
+    LIVE: ("gauge", "What projects have open: sessions, sockets, processes."),
     "ichibase_requests_total": ("counter", "Requests answered, by route and status class."),
     "ichibase_request_seconds": ("histogram", "Time to the answer, by route."),
     "ichibase_requests_in_flight": ("gauge", "Requests being served."),
@@ -147,6 +149,20 @@ def render(folder: Path) -> bytes:
             family = samples.setdefault(name, {})
             family[_name(labels)] = family.get(_name(labels), 0) + value
     return ("\n".join([*_route_lines(routes), *_sample_lines(samples)]) + "\n").encode()
+
+
+def live(folder: Path, project: str) -> dict[str, int]:
+    """What a project has open on this node, by kind, as its processes last told."""
+    found: dict[str, int] = {}
+    for path in folder.glob("*.json"):
+        try:
+            data = orjson.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        for name, labels, value in data["gauges"] if _alive(path.stem) else ():
+            if name == LIVE and (shown := dict(labels))["project"] == project:
+                found[shown["kind"]] = found.get(shown["kind"], 0) + int(value)
+    return found
 
 
 def _header(name: str) -> list[str]:

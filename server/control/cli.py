@@ -47,6 +47,8 @@ def usage(options: argparse.Namespace) -> int:
     if counted:
         print()
         print_table(["counted", "today", "this month"], counted)
+    print()
+    print_table(["open now", ""], [[name, f"{n:,}"] for name, n in found["live"].items()])
     if found["measured_at"] is None:
         print("the databases have not been measured yet")
     return 0

@@ -94,7 +94,12 @@ class Tenancy:
         record = await self.projects.find(request.params["project"], deleted=True)
         async with self.projects.control() as control:
             return AdminResponse(
-                value=await usage.report(control, record, self.projects.limits(record))
+                value=await usage.report(
+                    control,
+                    record,
+                    self.projects.limits(record),
+                    self.projects.config.metrics_dir,
+                )
             )
 
     async def audit(self, request: AdminRequest) -> AdminResponse:

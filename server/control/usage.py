@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from server.base.limits import Limits
+from server.base.metrics import live
 from server.control.database import Connection, fetch
 from server.control.lifecycle import shown_state
 from server.control.records import Record
@@ -21,7 +24,8 @@ class Quota(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """quotas: what there is now, by name. month, today: what was counted since the month or the
     day began (UTC), by counter. measured_at: of the databases' size, None before the first time.
-    last_active: when a request was last written down, within seconds."""
+    last_active: when a request was last written down, within seconds. live: what is open now on
+    the node that was asked, by kind, as its processes told seconds ago."""
 
     project: str
     tier: str
@@ -31,6 +35,7 @@ class Report(msgspec.Struct, frozen=True):
     today: dict[str, int]
     measured_at: str | None
     last_active: str | None
+    live: dict[str, int]
 
 
 LEVELS = (
@@ -49,8 +54,14 @@ def quota(used: int, limit: int) -> Quota:
     return Quota(used, limit, used * 100 // limit if limit else 0)
 
 
-async def report(control: Connection, record: Record, limits: Limits) -> Report:
-    """The project's use now."""
+KINDS = (
+    "database_sessions", "realtime_connections", "function_invocations", "function_processes",
+    "document_servers",
+)  # fmt: skip
+
+
+async def report(control: Connection, record: Record, limits: Limits, metrics: Path) -> Report:
+    """The project's use now. metrics: where the node's processes put theirs."""
     rows = await fetch(control, LEVELS, (record.id,))
     levels = {counter: value for counter, value, _ in rows}
     measured = next((at for counter, _, at in rows if counter == "database_bytes"), None)
@@ -69,6 +80,7 @@ async def report(control: Connection, record: Record, limits: Limits) -> Report:
         today={counter: today for counter, _, today in flows},
         measured_at=measured,
         last_active=(await fetch(control, ACTIVE, (record.id,)))[0][0],
+        live={**dict.fromkeys(KINDS, 0), **live(metrics, record.slug)},
     )
 
 

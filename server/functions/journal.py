@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from server.base.metrics import Metrics, MetricsFile
+from server.base.metrics import LIVE, Metrics, MetricsFile
 from server.functions.logs import Logs
 from server.functions.running import Running
 
@@ -78,13 +78,17 @@ class Journal:
     def gauges(spares: int, running: list[Running]) -> list[tuple[str, Labels, float]]:
         """How many processes there are, and the memory of those that serve something."""
         memory: dict[Labels, float] = {}
+        processes: dict[Labels, float] = {}
         for one in running:
             labels = _labels(one)
             memory[labels] = memory.get(labels, 0) + one.memory
+            live = (("project", one.project.slug), ("kind", "function_processes"))
+            processes[live] = processes.get(live, 0) + 1
         return [
             ("ichibase_function_processes", (("state", "blank"),), spares),
             ("ichibase_function_processes", (("state", "assigned"),), len(running)),
             *(("ichibase_function_memory_bytes", labels, used) for labels, used in memory.items()),
+            *((LIVE, labels, number) for labels, number in processes.items()),
         ]
 
 

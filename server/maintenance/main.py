@@ -21,7 +21,7 @@ from server.base.context import NodeConfig
 from server.base.events import Events, Failed
 from server.base.lifeline import name_process
 from server.base.logs import Logger
-from server.base.metrics import Labels, Metrics, MetricsFile
+from server.base.metrics import LIVE, Labels, Metrics, MetricsFile
 from server.base.usage import Usage
 from server.control.database import Cluster
 from server.control.lifecycle import Lifecycle
@@ -102,7 +102,12 @@ class Maintenance:
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         yield "ichibase_maintenance_leader", (), float(self.leader.leads)
-        yield "ichibase_document_servers", (), float(len(self.servers.look()))
+        servers = self.servers.look()
+        yield "ichibase_document_servers", (), float(len(servers))
+        databases = set(servers.values())
+        for record, _ in self.quotas.use.values():
+            if record.database in databases:
+                yield LIVE, (("project", record.slug), ("kind", "document_servers")), 1.0
 
     async def prune(self) -> None:
         """Removes what is older than anybody asks for."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ichicore.errors import ApiError
 from server.base.events import Events, Noted
 from server.base.limits import Limits
-from server.base.metrics import Labels
+from server.base.metrics import LIVE, Labels
 from server.base.usage import Usage
 from server.control.database import connect, fetch
 from server.control.lifecycle import Lifecycle, shown_state
@@ -54,6 +54,7 @@ class Quotas:
         self.events = events
         self.use: dict[str, tuple[Record, dict[str, Quota]]] = {}  # by project id
         self.requests: list[tuple[str, int]] = []
+        self.sessions: list[tuple[str, int]] = []
         self._activity: dict[str, int] = {}  # by database
         self._levels: dict[tuple[str, str], int] = {}
         self._told: dict[tuple[str, str], int] = {}  # stages, by project id and quota
@@ -61,6 +62,7 @@ class Quotas:
     async def measure(self) -> None:
         """One pass over all projects."""
         records = await self.projects.all()
+        sessions: list[tuple[str, int]] = []
         async with self.projects.control() as control:
             rows = await fetch(control, LEVELS)
             self.requests = [(r[0], r[1]) for r in await fetch(control, REQUESTS)]
@@ -72,7 +74,10 @@ class Quotas:
                 names = [record.database for record in here]
                 rows = await fetch(admin, ACTIVITY, (names,))
                 active = {name: count for name, count, _ in rows}
-                connected = {name for name, _, sessions in rows if sessions}
+                connected = {name: sessions for name, _, sessions in rows if sessions}
+                sessions += [
+                    (r.slug, connected[r.database]) for r in here if r.database in connected
+                ]
                 fresh = [
                     r for r in here
                     if r.database in connected
@@ -91,6 +96,7 @@ class Quotas:
             use[record.id] = record, self.of(record, limits)
             await self._act(record, use[record.id][1])
         self.use = use
+        self.sessions = sessions
 
     def of(self, record: Record, limits: Limits) -> dict[str, Quota]:
         """What the project uses of its quotas."""
@@ -167,5 +173,7 @@ class Quotas:
                     yield "ichibase_project_quota_ratio", labels, found.used / found.limit
         for slug, count in self.requests:
             yield "ichibase_project_requests_total", (("project", slug),), count
+        for slug, count in self.sessions:
+            yield LIVE, (("project", slug), ("kind", "database_sessions")), count
         for state, number in states.items():
             yield "ichibase_projects", (("state", state),), number

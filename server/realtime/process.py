@@ -22,6 +22,7 @@ from server.base.context import Directory
 from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule, unknown
 from server.base.keys import Denied, revoke
+from server.base.metrics import LIVE
 from server.base.processor import FULL
 from server.base.project import Identity, Project
 from server.base.usage import Usage
@@ -597,6 +598,11 @@ class Process:
             ("ichibase_realtime_connections", (), len(self.wire.peers)),
             ("ichibase_realtime_channels", (), sum(len(hub.channels) for hub in hubs)),
             ("ichibase_realtime_waiting_changes", (), sum(hub.behind for hub in hubs)),
+            *(
+                (LIVE, (("project", t.project.slug), ("kind", "realtime_connections")), n)
+                for t in self.tenants.values()
+                if (n := len(t.sessions))
+            ),
         ]
 
 

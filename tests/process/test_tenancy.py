@@ -138,6 +138,12 @@ def test_usage_is_counted_and_shown(node, project):
     found = cli(node, "usage", "kitchen")
     assert found["quotas"]["database_bytes"]["limit"] == 500_000_000
     assert "database_bytes" in node.cli("usage", "kitchen").stdout
+    assert wait_until(lambda: usage(node)["live"]["database_sessions"] > 0)
+    shown = b'ichibase_project_live{project="kitchen",kind="database_sessions"}'
+    token = (node.data_dir / "secrets/admin_token").read_text().strip()
+    headers = {"authorization": f"Bearer {token}"}
+    assert shown in node.get("/metrics", headers, admin=True)[1]
+    assert "database_sessions" in node.cli("usage", "kitchen").stdout
     token = (node.data_dir / "secrets" / "admin_token").read_text().strip()
     assert wait_until(
         lambda: (
