@@ -28,7 +28,6 @@ MEMORY_KIB = 19_456  # with two passes and one lane: the OWASP minimum for argon
 PASSES = 2
 LANES = 1
 NICENESS = 10  # a tenth of the weight of others: sign-ins go on while requests saturate
-LONG_TURN = 100_000_000  # nanoseconds, the longest that the kernel takes
 QUEUE_PER_THREAD = 20  # of one project: about half a second of waiting
 QUEUES = 25  # as many of all projects together
 MAX_ATTEMPT = 1_024  # imported passwords may be longer than what we take now
@@ -189,4 +188,4 @@ def _give_way() -> None:
     if sys.platform != "linux":
         return
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-    processor.turns(0, os.SCHED_BATCH, LONG_TURN)  # refused by older kernels
+    processor.turns(0, processor.LAST)  # refused by older kernels

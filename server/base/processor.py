@@ -14,14 +14,32 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 FULL = 100
 ASIDE = 2  # niceness of what has a full weight and still lets the database and the gateway go first
-# Nanoseconds of a turn. From Linux 6.12 on what wakes up interrupts a longer turn than its own at
-# once, if it may interrupt at all; among turns of the same length, one lasts to its end first.
-TURN = 4_000_000  # above what the kernel takes by itself on any machine: anybody may interrupt it
-MIDDLE = 500_000  # of what serves many projects at once, and should let them come in between
-SHORT = 200_000  # of what others wait for, while somebody else is heavy
+NORMAL, BATCH = getattr(os, "SCHED_OTHER", 0), getattr(os, "SCHED_BATCH", 3)
+
+
+class Turn(NamedTuple):
+    """How a process takes its turns. policy: of the normal one, when it wakes up it may take the
+    processor from another one; of SCHED_BATCH, it waits for the end of that one's turn. length:
+    nanoseconds, 0 for the usual one.
+
+    From Linux 6.12 on what wakes up interrupts a much longer turn than its own at once, if it may
+    interrupt at all. A turn that is hardly longer goes on until the next tick of the clock, and
+    lasts that long itself."""
+
+    policy: int
+    length: int
+
+
+FIRST = Turn(NORMAL, 200_000)  # others wait for it, while somebody else is heavy
+MIDDLE = Turn(NORMAL, 500_000)  # it serves many projects, and should let them come in between
+SECOND = Turn(NORMAL, 2_000_000)  # goes before the last ones, and lets the first ones in
+USUAL = Turn(BATCH, 0)  # nobody interrupts anybody, which gets most done
+YIELDING = Turn(BATCH, 500_000)  # interrupts nobody, and lets others in soon
+LAST = Turn(BATCH, 100_000_000)  # the longest that Linux takes: all others may interrupt it
 NUMBERS = {  # of system calls without a function in older C libraries
     "x86_64": {"sched_setattr": 314, "setresuid": 117},
     "aarch64": {"sched_setattr": 274, "setresuid": 147},
@@ -78,20 +96,14 @@ def _sessions_are_weighed() -> bool:
         return False
 
 
-def queue(process: int, interrupts: bool, long: bool = False) -> None:
-    """How a process with all its threads takes its turns. interrupts: when it wakes up it may take
-    the processor from another one, else it waits for the end of that one's turn. long: others may
-    interrupt it. OSError."""
-    policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
-    # No longer than needed: who holds a lock that others wait for may have to let the rest of its
-    # project have their turns first.
-    length = MIDDLE if long else SHORT if interrupts else 0
+def queue(process: int, turn: Turn) -> None:
+    """How a process with all its threads takes its turns. OSError."""
 
     def change() -> None:
         for thread in _threads(process):
             with contextlib.suppress(ProcessLookupError):
-                if not turns(thread, policy, length):
-                    os.sched_setscheduler(thread, policy, os.sched_param(0))
+                if not turns(thread, turn):
+                    os.sched_setscheduler(thread, turn.policy, os.sched_param(0))
 
     _allowed(process, change)
 
@@ -119,12 +131,12 @@ def place(process: int, numbers: frozenset[int]) -> None:
     _allowed(process, change)
 
 
-def turns(thread: int, policy: int, nanoseconds: int) -> bool:
-    """Gives a thread, 0 for the calling one, a policy and the length of its turns, 0 for the usual
-    one. False where the system refuses, as kernels before 6.12 may."""
+def turns(thread: int, turn: Turn) -> bool:
+    """How a thread, 0 for the calling one, takes its turns. False where the system refuses, as
+    kernels before 6.12 may."""
     number = NUMBERS.get(platform.machine(), {}).get("sched_setattr")
     wanted = Attributes(
-        size=ctypes.sizeof(Attributes), policy=policy, runtime=nanoseconds,
+        size=ctypes.sizeof(Attributes), policy=turn.policy, runtime=turn.length,
         nice=os.getpriority(os.PRIO_PROCESS, thread),
     )  # fmt: skip
     return number is not None and not _call(number, thread, ctypes.byref(wanted), 0)

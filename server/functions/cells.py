@@ -291,7 +291,7 @@ class Cell:
             for process in {self.process.pid, self.pid}:
                 with contextlib.suppress(OSError):
                     processor.share(process, weight)
-                    processor.queue(process, False, True)
+                    processor.queue(process, processor.YIELDING)
 
     def kill(self, reason: str, detail: str = "") -> None:
         """Ends it at once; the first reason given stays."""

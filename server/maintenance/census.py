@@ -23,38 +23,39 @@ LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
 class Census:
     """pgdata: folder of the server. others: the databases of processes that are not PostgreSQL's,
     and which may have many threads. databases: by process, "" where it serves no project. busy: how
-    many processes of a database took processor time before the last call of spent()."""
+    many processes of a database took processor time before the last call of spent(). ran: their
+    nanoseconds until then, by process. beside: those that are not PostgreSQL's."""
 
     def __init__(self, pgdata: Path, others: Callable[[], dict[int, str]] = dict) -> None:
         self.others = others
-        self._beside: dict[int, str] = {}
+        self.beside: dict[int, str] = {}
         self.lock = pgdata / "postmaster.pid"
         self.server = 0
         self.databases: dict[int, str] = {}
         self.busy: dict[str, int] = {}
         self._untitled: dict[int, int] = {}  # looks at processes without a title
-        self._spent: dict[int, int] = {}  # nanoseconds
+        self.ran: dict[int, int] = {}
 
     def look(self) -> set[int]:
         """Takes in who has come and gone; gives the new processes of projects."""
-        self._beside = self.others()
-        found = self._children() | self._beside.keys()
-        for kept in (self.databases, self._untitled, self._spent):
+        self.beside = self.others()
+        found = self._children() | self.beside.keys()
+        for kept in (self.databases, self._untitled, self.ran):
             for gone in kept.keys() - found:
                 del kept[gone]
         for process in found - self.databases.keys():
             self._name(process)
-        return {one for one in found if self.databases.get(one) and one not in self._spent}
+        return {one for one in found if self.databases.get(one) and one not in self.ran}
 
     def spent(self) -> dict[str, float]:
         """Processor seconds by database since the last call."""
         found: dict[str, float] = {}
         self.busy = {}
         for process, database in self.databases.items():
-            count = _run_all if process in self._beside else _run
+            count = _run_all if process in self.beside else _run
             if database and (run := count(process)) is not None:
-                more = run - self._spent.get(process, 0)
-                self._spent[process] = run
+                more = run - self.ran.get(process, 0)
+                self.ran[process] = run
                 found[database] = found.get(database, 0.0) + more / SECOND
                 self.busy[database] = self.busy.get(database, 0) + (more > LEAST)
         return found
@@ -74,8 +75,8 @@ class Census:
 
     def _name(self, process: int) -> None:
         """Learns the database of a process, as soon as its title tells."""
-        if process in self._beside:
-            self.databases[process] = self._beside[process]
+        if process in self.beside:
+            self.databases[process] = self.beside[process]
             return
         try:
             title = Path(f"/proc/{process}/cmdline").read_bytes()

@@ -155,7 +155,7 @@ def step_aside() -> None:
     """Nobody waits for this process and what it starts, the backups among them."""
     with contextlib.suppress(OSError):
         processor.share(os.getpid(), WEIGHT)
-        processor.queue(os.getpid(), False, True)
+        processor.queue(os.getpid(), processor.SECOND)
 
 
 async def serve() -> None:

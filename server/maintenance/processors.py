@@ -8,9 +8,11 @@ projects' sessions, or something of low weight is busy, the workers and those se
 it. At other times nobody interrupts anybody, which gets most requests done.
 
 A weight says how much time a process gets, not how soon another one does that wakes up: on a full
-processor it may have to wait for the next tick of the clock. So the sessions of heavy projects with
-less than a full weight, and the functions of such, leave some processors to the others, as long as
-there are any.
+processor it may have to wait for the next tick of the clock. So a heavy project's sessions that
+compute take long turns, which everybody may interrupt. Those that write get more than their share
+and come before them: who holds a lock of the log must get on. And the sessions of heavy projects
+with less than a full weight, and the functions of such, leave some processors to the others, as
+long as there are any.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from server.base.limits import of as limits_of
 from server.control.database import Connection, connect, fetch
 from server.control.projects import Projects
 from server.maintenance.census import Census, lowered, named, nice_seconds
+from server.maintenance.writers import Writers
 
 PAUSE = 0.25  # seconds between looks at the processes
 SOON = 0.1  # the same while others are to be interrupted: new sessions begin with a full weight
 AGAIN = 20  # looks between which the weights of known processes may have changed
 MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
 KEPT = 0.5  # of what a project has used before, in the sum of each look
-LEAST = 3  # weight of a process: whoever holds a lock must get on
+LEAST = 3  # weight of a process
+WRITER = 60  # the same of a session that writes
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
 STIR = 0.0001  # seconds of processor time between two looks that are a use
@@ -59,7 +63,8 @@ class Processors:
         self._wanted: dict[str, int] = {}  # weights by database
         self._weights: dict[int, int] = {}  # of processes that have been weighed
         self._busy: dict[str, int] = {}  # most processes at once, of the heavy ones
-        self._queued: dict[int, tuple[bool, bool]] = {}  # how they were told to take their turns
+        self.writers = Writers()
+        self._queued: dict[int, processor.Turn] = {}  # how they were told to take their turns
         self._workers: list[int] = []  # while they may interrupt
         self._use: dict[str, float] = {}  # of one processor, by database
         self._nice = 0.0
@@ -72,7 +77,8 @@ class Processors:
         self._all = processor.processors()
         self._some = processor.most(self._all)
         self._placed: set[int] = set()  # processes that are held to some processors
-        self._functions: list[int] = []  # processes that start functions, while any are held
+        self._functions: list[int] = []  # processes that start functions, while it is crowded
+        self._lowered: set[int] = set()  # functions with less than a full weight, likewise
 
     async def run(self) -> None:
         """Until cancelled. What fails is told once and tried again."""
@@ -103,8 +109,11 @@ class Processors:
         if fresh or self._left <= 0:
             self._left = AGAIN
             await self._ask()
-        self._count(time.monotonic())
+        now = time.monotonic()
+        self._count(now)
+        self.writers.look(self._heavy_sessions(), now)
         self._weigh()
+        self._see_functions()
         self._queue()
         self._place()
 
@@ -118,12 +127,23 @@ class Processors:
         tiers = self.projects.config.tiers
         self._wanted = {name: limits_of(tiers, tier, own).cpu_weight for name, tier, own in rows}
 
+    def _heavy_sessions(self) -> dict[int, int]:
+        """How long those of the database have run."""
+        return {
+            process: ran for process, ran in self.census.ran.items()
+            if self.census.databases.get(process) in self.heavy
+            and process not in self.census.beside
+        }  # fmt: skip
+
     def _weigh(self) -> None:
-        """The busy sessions of a heavy project share its weight."""
+        """The busy sessions of a heavy project that compute share its weight."""
         for process, name in self.census.databases.items():
             weight = self._wanted.get(name, processor.FULL)
             if name in self.heavy and weight < processor.FULL:
-                weight = max(LEAST, weight // self._busy[name])
+                if self._computes(process):
+                    weight = max(LEAST, weight // self._busy[name])
+                elif process in self.writers.writing:
+                    weight = max(WRITER, weight)
             before = self._weights.get(process, processor.FULL)
             if before != weight:
                 # Raising may need rights that the node lacks; then the session keeps its weight.
@@ -156,21 +176,35 @@ class Processors:
         self.crowded = now - self._heavy_at < CALM
 
     def _queue(self) -> None:
-        told = {
-            process: (self.crowded and (self.alone or name not in self.heavy), name in self.heavy)
-            for process, name in self.census.databases.items()
-        }
+        told = {process: self._turn(process, name)
+                for process, name in self.census.databases.items()}  # fmt: skip
         if self.crowded != bool(self._workers) or (self.crowded and self._left == AGAIN):
             self._workers = named(self.node, WORKERS)
-        told |= dict.fromkeys(self._workers, (self.crowded, False))
-        for process, (interrupts, long) in told.items():
-            if self._queued.get(process, (False, False)) != (interrupts, long):
-                self._change(processor.queue, process, interrupts, long)
-                self._queued[process] = interrupts, long
+        told |= dict.fromkeys(self._workers, processor.FIRST if self.crowded else processor.USUAL)
+        told |= dict.fromkeys(
+            self._lowered, processor.SECOND if self.crowded else processor.YIELDING
+        )
+        for process, turn in told.items():
+            if self._queued.get(process, processor.USUAL) != turn:
+                self._change(processor.queue, process, turn)
+                self._queued[process] = turn
         for gone in self._queued.keys() - told.keys():
             del self._queued[gone]
         if not self.crowded:
             self._workers = []
+            self._lowered = set()
+
+    def _turn(self, process: int, name: str) -> processor.Turn:
+        if not self.crowded:
+            return processor.YIELDING if name in self.heavy else processor.USUAL
+        if not name and lowered(process):
+            return processor.LAST  # a session of the node's own that nobody waits for
+        if self.alone or name not in self.heavy:
+            return processor.FIRST
+        return processor.LAST if self._computes(process) else processor.SECOND
+
+    def _computes(self, process: int) -> bool:
+        return process in self.writers.computing or process in self.census.beside
 
     def _place(self) -> None:
         """Holds who is heavy to some of the processors while there are others."""
@@ -186,19 +220,20 @@ class Processors:
             full = any(self._wanted.get(one, processor.FULL) >= processor.FULL
                        for one in self._present)  # fmt: skip
             if full or len(self._present) > 1:  # else it is likely to be their own project
-                wanted |= self._busy_functions()
-        else:
-            self._functions = []
+                wanted |= self._lowered
         for process in wanted ^ self._placed:
             where = self._some if process in wanted else self._all
             if self._change(processor.place, process, where):
                 self._placed ^= {process}
 
-    def _busy_functions(self) -> set[int]:
-        """Processes of functions with less than a full weight."""
+    def _see_functions(self) -> None:
+        """Those with less than a full weight, as long as it is crowded, and once after that."""
+        if not self.crowded:
+            self._functions = []
+            return
         if not self._functions or self._left == AGAIN:
             self._functions = named(self.node, (FUNCTIONS,))
-        return {
+        self._lowered = {
             process for parent in self._functions for process in named(parent, (FUNCTION,))
             if lowered(process)
         }  # fmt: skip

@@ -11,6 +11,7 @@ import contextlib
 
 import psycopg
 
+from server.base import processor
 from server.base.changes import SEED
 from server.base.events import Events, Noted
 from server.control.database import Connection, connect, fetch
@@ -20,6 +21,7 @@ PAUSE = 2.0  # seconds between looks
 MOVED = 1 << 20  # bytes of log from which the slot follows
 AGAIN = 4  # times those must be more than what it keeps, which is read again whenever it moves
 PLUGIN = "pgoutput"
+WEIGHT = 10  # of the processors, while others want them too
 # Where the server does not bound what a slot keeps, one that nobody moves on would fill its disk.
 USABLE = """select current_setting('wal_level') = 'logical' and not pg_is_in_recovery()
   and current_setting('max_slot_wal_keep_size') <> '-1' and (rolreplication or rolsuper)
@@ -43,13 +45,16 @@ class Seed:
         """Until cancelled."""
         async with asyncio.TaskGroup() as group:
             for cluster in self.projects.clusters.values():
-                group.create_task(self._keep(cluster.admin_dsn))
+                local = cluster.kind == "embedded" and processor.usable()
+                group.create_task(self._keep(cluster.admin_dsn, local))
 
-    async def _keep(self, dsn: str) -> None:
+    async def _keep(self, dsn: str, local: bool) -> None:
         told = False
         while True:
             try:
                 async with await connect(dsn) as admin:
+                    if local:
+                        _step_aside(admin.info.backend_pid)
                     while await keep(admin):
                         told = False
                         await asyncio.sleep(PAUSE)
@@ -59,6 +64,14 @@ class Seed:
                     self.events.emit(Noted("no slot is kept for new feeds", str(error).strip()))
                     told = True
             await asyncio.sleep(PAUSE)
+
+
+def _step_aside(process: int) -> None:
+    """The slot follows by reading all that any project has written, and nobody waits for that."""
+    with contextlib.suppress(OSError):
+        processor.share(process, WEIGHT)
+        processor.queue(process, processor.LAST)
+        processor.place(process, processor.most(processor.processors()))
 
 
 async def keep(admin: Connection) -> bool:

@@ -292,7 +292,8 @@ class Instances:
         """Where the system lets us."""
         with contextlib.suppress(OSError):
             processor.share(pid, share.weight)
-            processor.queue(pid, False, share.weight < processor.FULL)
+            full = share.weight >= processor.FULL
+            processor.queue(pid, processor.USUAL if full else processor.YIELDING)
         with contextlib.suppress(OSError, ValueError):
             bound = share.memory or resource.RLIM_INFINITY
             resource.prlimit(pid, resource.RLIMIT_DATA, (bound, resource.RLIM_INFINITY))

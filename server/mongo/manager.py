@@ -54,7 +54,7 @@ async def run(root: Path, path: Path, port: int, password: str, most: int) -> No
 
 def main(arguments: list[str]) -> int:
     name_process(NAME)
-    processor.turns(0, os.SCHED_OTHER, processor.MIDDLE)
+    processor.turns(0, processor.MIDDLE)
     password = Path(arguments[3]).read_text().strip()
     most = int(arguments[4]) if len(arguments) > 4 else 0
     status = 0

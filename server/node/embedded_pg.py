@@ -174,12 +174,15 @@ class EmbeddedPostgres:
             "wal_level": "logical",
             "max_connections": "200",
             "max_slot_wal_keep_size": f"{kept_log(self.data_dir)}MB",
-            # Commits wait while somebody makes a new file of the log; old ones are used again, and
-            # somebody who writes much has little left to flush when it commits.
+            # A commit writes and flushes all that stands in the log before it, of whatever project.
+            # So that little does: few buffers, a writer that empties them all the time, and no
+            # zeros to be written first where a new file of the log begins.
             "min_wal_size": "256MB",
             "max_wal_size": "2GB",
-            "wal_buffers": "16MB",
-            "wal_writer_delay": "20ms",
+            "wal_buffers": "1MB",
+            "wal_writer_delay": "1ms",
+            "wal_writer_flush_after": "64kB",
+            "wal_init_zero": "off",
             "max_locks_per_transaction": "128",  # the table is of all projects together
             "max_wal_senders": "128",  # one for each project with open sockets
             "max_replication_slots": "128",

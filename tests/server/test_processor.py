@@ -28,7 +28,7 @@ for _ in range(50):
         time.sleep(0.1)
 else:
     raise SystemExit("always busy")
-processor.queue(int(sys.argv[1]), True, True)
+processor.queue(int(sys.argv[1]), processor.SECOND)
 """
 
 
@@ -76,17 +76,16 @@ def test_all_threads_and_their_session_are_weighed(process):
 def test_turns_leave_the_weight_alone(process):
     pid = process()
     processor.share(pid, 10)
-    for interrupts, long in ((True, False), (False, True), (False, False)):
-        processor.queue(pid, interrupts, long)
-        policy = os.SCHED_OTHER if interrupts else os.SCHED_BATCH
-        assert {os.sched_getscheduler(one) for one in threads(pid)} == {policy}
+    for turn in (processor.FIRST, processor.SECOND, processor.LAST, processor.USUAL):
+        processor.queue(pid, turn)
+        assert {os.sched_getscheduler(one) for one in threads(pid)} == {turn.policy}
         assert {os.getpriority(os.PRIO_PROCESS, one) for one in threads(pid)} == {10}
 
 
 def test_a_process_that_is_gone_is_told(process):
     for change in (
         lambda: processor.share(2**22 - 7, 10),
-        lambda: processor.queue(2**22 - 7, True),
+        lambda: processor.queue(2**22 - 7, processor.FIRST),
     ):
         with pytest.raises(ProcessLookupError):
             change()

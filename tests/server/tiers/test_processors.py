@@ -17,7 +17,7 @@ from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.maintenance import census
 from server.maintenance.census import Census
-from server.maintenance.processors import Processors
+from server.maintenance.processors import WRITER, Processors
 from server.maintenance.servers import DocumentServers
 
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
@@ -125,6 +125,7 @@ def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypa
             deadline = time.monotonic() + 20
             while not processors.heavy and time.monotonic() < deadline:
                 look(processors, 2, 0.25)
+            look(processors, 2, 0.25)
             assert len(processors.heavy) == 1
             assert processors.crowded
             assert policy(quiet) == os.SCHED_OTHER
@@ -138,13 +139,16 @@ def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raising a weight")
-def test_the_busy_sessions_of_a_heavy_project_share_its_weight(pair, eyes, monkeypatch):
+def test_the_computing_sessions_of_a_heavy_project_share_its_weight(pair, eyes, monkeypatch):
     processors, _ = eyes
+    monkeypatch.setattr(processors.writers, "look", lambda ran, now: None)
     with contextlib.ExitStack() as stack:
         light = [stack.enter_context(psycopg.connect(pair[0].owner_dsn)) for _ in range(3)]
         full = stack.enter_context(psycopg.connect(pair[1].owner_dsn))
         look(processors, 2)
         name = processors.census.databases[light[0].info.backend_pid]
+        processors.writers.computing = {one.info.backend_pid for one in light[:2]}
+        processors.writers.writing = {light[2].info.backend_pid}
 
         def spent():
             processors.census.busy = {name: 3}
@@ -153,7 +157,10 @@ def test_the_busy_sessions_of_a_heavy_project_share_its_weight(pair, eyes, monke
         monkeypatch.setattr(processors.census, "spent", spent)
         look(processors, 6, 0.05)
         assert processors.heavy == {name}
-        assert [niceness(one) for one in (*light, full)] == [16, 16, 16, 0]
+        writer = processor.niceness(WRITER)
+        assert [niceness(one) for one in (*light, full)] == [16, 16, writer, 0]
+        last, second, first = os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_OTHER
+        assert [policy(one) for one in (*light, full)] == [last, last, second, first]
         monkeypatch.setattr(processors.census, "spent", lambda: {name: 0.0})
         look(processors, 8, 0.05)
         assert processors.heavy == set()
@@ -186,11 +193,13 @@ def test_who_is_heavy_leaves_processors_to_others_that_are_there(pair, eyes, mon
         some = processor.most(every)
         assert seen({free: 0.25})[0] == every  # nobody else is there
         assert seen({free: 0.25, pro: 0.001}) == [some, some, every]
+        assert processors._queued[function.pid] == processor.SECOND
         assert seen({free: 0.0, pro: 0.25}, 8)[0] == every  # a full weight may use all
         assert processors.heavy == {pro}
         monkeypatch.setattr("server.maintenance.processors.CALM", 0.1)
         monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
         assert seen({free: 0.0, pro: 0.0}, 12) == [every, every, every]
+        assert os.sched_getscheduler(function.pid) == os.SCHED_BATCH
 
 
 def test_a_system_that_refuses_is_told_of_once(pair, eyes, monkeypatch):
