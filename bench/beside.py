@@ -200,9 +200,9 @@ def run(
         for group, kinds in groups.items():
             pairs: dict[str, Pair] = {}
             for _ in range(rounds):  # in turns, so that a slow minute of the machine is both's
-                alone = victims.measure(seconds)
+                alone = _with_sums(victims.measure(seconds), tiers_wanted)
                 with attack.going(kinds):
-                    beside = victims.measure(seconds)
+                    beside = _with_sums(victims.measure(seconds), tiers_wanted)
                 for name, taken in alone.items():
                     pairs.setdefault(name, Pair()).add(taken, beside[name])
                 time.sleep(BREAK)
@@ -215,6 +215,18 @@ def run(
         for group, pairs_ in found.items() for name, one in pairs_.items()
     )  # fmt: skip
     return {"loads": found, "worst": worst[0], "worst_of": worst[1], "target_ratio": TARGET}
+
+
+def _with_sums(taken: dict[str, Taken], tiers_wanted: tuple[str, ...]) -> dict[str, Taken]:
+    """With a project's answers of all kinds together, as it asks for them."""
+    sums = {}
+    for tier in tiers_wanted:
+        of_tier = [one for name, one in taken.items() if name.startswith(f"{tier}_")]
+        if len(of_tier) > 1:
+            whole = sums[f"{tier}_all"] = Taken()
+            for one in of_tier:
+                whole.add(one)
+    return taken | sums
 
 
 def table(loads: dict[str, dict[str, dict[str, Any]]]) -> str:

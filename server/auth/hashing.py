@@ -188,4 +188,4 @@ def _give_way() -> None:
     if sys.platform != "linux":
         return
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-    processor.turns(0, processor.LAST)  # refused by older kernels
+    processor.turns(0, processor.THIRD)  # refused by older kernels

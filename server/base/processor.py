@@ -37,6 +37,7 @@ class Turn(NamedTuple):
 FIRST = Turn(NORMAL, 200_000)  # others wait for it, while somebody else is heavy
 MIDDLE = Turn(NORMAL, 500_000)  # it serves many projects, and should let them come in between
 SECOND = Turn(NORMAL, 2_000_000)  # goes before the last ones, and lets the first ones in
+THIRD = Turn(NORMAL, 30_000_000)  # goes before the last ones alone
 USUAL = Turn(BATCH, 0)  # nobody interrupts anybody, which gets most done
 YIELDING = Turn(BATCH, 500_000)  # interrupts nobody, and lets others in soon
 LAST = Turn(BATCH, 100_000_000)  # the longest that Linux takes: all others may interrupt it

@@ -52,7 +52,7 @@ class Census:
         found: dict[str, float] = {}
         self.busy = {}
         for process, database in self.databases.items():
-            count = _run_all if process in self.beside else _run
+            count = run_of_all_threads if process in self.beside else _run
             if database and (run := count(process)) is not None:
                 more = run - self.ran.get(process, 0)
                 self.ran[process] = run
@@ -133,10 +133,10 @@ def _run(process: int) -> int | None:
         pass
     except OSError:
         return None
-    return _run_all(process)
+    return run_of_all_threads(process)
 
 
-def _run_all(process: int) -> int | None:
+def run_of_all_threads(process: int) -> int | None:
     """The same for one of many threads, by ticks of the clock."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:

@@ -29,6 +29,7 @@ from server.control.projects import Projects
 from server.maintenance import idle
 from server.maintenance.census import Census
 from server.maintenance.leader import Leader
+from server.maintenance.logfiles import LogFiles
 from server.maintenance.processors import Processors
 from server.maintenance.quotas import Quotas
 from server.maintenance.scheduler import Scheduler, Task
@@ -88,6 +89,10 @@ class Maintenance:
             for cluster in projects.clusters.values()
             if cluster.kind == "embedded" and processor.usable()
         ]
+        self.logs = [
+            LogFiles(config.data_dir / "postgres" / "pgdata" / "pg_wal", cluster.admin_dsn)
+            for cluster in projects.clusters.values() if cluster.kind == "embedded"
+        ]  # fmt: skip
         self.bus = PgBus(config.control_dsn, events)
         self.upgrades = Upgrades(projects, self.bus, events)
         self.metrics.gauges += [self.gauges, self.quotas.gauges, self.jobs.gauges]
@@ -121,7 +126,8 @@ class Maintenance:
         leading = asyncio.create_task(self.leader.run())
         self.bus.start()
         upgrading = asyncio.create_task(self.upgrades.run())
-        tasks = [leading, upgrading, *(asyncio.create_task(one.run()) for one in self.processors)]
+        always = [*(one.run() for one in self.processors), *(one.run() for one in self.logs)]
+        tasks = [leading, upgrading, *map(asyncio.create_task, always)]
         try:
             while not leading.done() and not upgrading.done():
                 await asyncio.sleep(METRICS_SECONDS)

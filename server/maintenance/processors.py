@@ -30,7 +30,7 @@ from server.base.events import Events, Failed, Noted
 from server.base.limits import of as limits_of
 from server.control.database import Connection, connect, fetch
 from server.control.projects import Projects
-from server.maintenance.census import Census, lowered, named, nice_seconds
+from server.maintenance.census import Census, lowered, named, nice_seconds, run_of_all_threads
 from server.maintenance.writers import Writers
 
 PAUSE = 0.25  # seconds between looks at the processes
@@ -78,7 +78,9 @@ class Processors:
         self._some = processor.most(self._all)
         self._placed: set[int] = set()  # processes that are held to some processors
         self._functions: list[int] = []  # processes that start functions, while it is crowded
-        self._lowered: set[int] = set()  # functions with less than a full weight, likewise
+        # Functions with less than a full weight, likewise, and what they had run at the last look.
+        self._lowered: dict[int, int] = {}
+        self._busy_functions: set[int] = set()
 
     async def run(self) -> None:
         """Until cancelled. What fails is told once and tried again."""
@@ -110,10 +112,11 @@ class Processors:
             self._left = AGAIN
             await self._ask()
         now = time.monotonic()
+        seconds = now - self._looked
         self._count(now)
         self.writers.look(self._heavy_sessions(), now)
         self._weigh()
-        self._see_functions()
+        self._see_functions(seconds)
         self._queue()
         self._place()
 
@@ -181,9 +184,7 @@ class Processors:
         if self.crowded != bool(self._workers) or (self.crowded and self._left == AGAIN):
             self._workers = named(self.node, WORKERS)
         told |= dict.fromkeys(self._workers, processor.FIRST if self.crowded else processor.USUAL)
-        told |= dict.fromkeys(
-            self._lowered, processor.SECOND if self.crowded else processor.YIELDING
-        )
+        told |= {process: self._turn_of_function(process) for process in self._lowered}
         for process, turn in told.items():
             if self._queued.get(process, processor.USUAL) != turn:
                 self._change(processor.queue, process, turn)
@@ -192,7 +193,7 @@ class Processors:
             del self._queued[gone]
         if not self.crowded:
             self._workers = []
-            self._lowered = set()
+            self._lowered = {}
 
     def _turn(self, process: int, name: str) -> processor.Turn:
         if not self.crowded:
@@ -220,23 +221,34 @@ class Processors:
             full = any(self._wanted.get(one, processor.FULL) >= processor.FULL
                        for one in self._present)  # fmt: skip
             if full or len(self._present) > 1:  # else it is likely to be their own project
-                wanted |= self._lowered
+                wanted |= self._lowered.keys()
         for process in wanted ^ self._placed:
             where = self._some if process in wanted else self._all
             if self._change(processor.place, process, where):
                 self._placed ^= {process}
 
-    def _see_functions(self) -> None:
+    def _see_functions(self, seconds: float) -> None:
         """Those with less than a full weight, as long as it is crowded, and once after that."""
         if not self.crowded:
             self._functions = []
             return
         if not self._functions or self._left == AGAIN:
             self._functions = named(self.node, (FUNCTIONS,))
+        before = self._lowered
         self._lowered = {
-            process for parent in self._functions for process in named(parent, (FUNCTION,))
+            process: run_of_all_threads(process) or 0
+            for parent in self._functions for process in named(parent, (FUNCTION,))
             if lowered(process)
         }  # fmt: skip
+        self._busy_functions = {
+            process for process, ran in self._lowered.items()
+            if ran - before.get(process, ran) > MUCH * seconds * 1e9
+        }  # fmt: skip
+
+    def _turn_of_function(self, process: int) -> processor.Turn:
+        if not self.crowded:
+            return processor.YIELDING
+        return processor.LAST if process in self._busy_functions else processor.SECOND
 
     def _change(
         self, change: Callable[..., None], process: int, *how: Any, tell: bool = True

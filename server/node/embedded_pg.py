@@ -175,8 +175,9 @@ class EmbeddedPostgres:
             "max_connections": "200",
             "max_slot_wal_keep_size": f"{kept_log(self.data_dir)}MB",
             # A commit writes and flushes all that stands in the log before it, of whatever project.
-            # So that little does: few buffers, a writer that empties them all the time, and no
-            # zeros to be written first where a new file of the log begins.
+            # So that little does: few buffers, and a writer that empties them all the time. Commits
+            # wait while a file of the log is made: the maintenance makes the next ones beforehand,
+            # and one that is not there in time need not be written before its use.
             "min_wal_size": "256MB",
             "max_wal_size": "2GB",
             "wal_buffers": "1MB",

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from ichicore.live.wire import encode
-from tests.core.test_wire import Echo, Talk, _close_talks  # noqa: F401 - a fixture
+from tests.core.talk import Echo, Talk, close_talks  # noqa: F401 - a fixture
 from tests.oracle.websocket import CLOSE, TEXT, frame
 
 
