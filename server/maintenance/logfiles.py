@@ -22,8 +22,8 @@ from server.control.database import Connection, connect, fetch
 
 PAUSE = 0.25  # seconds between looks
 AHEAD = 64 << 20  # bytes of log that are ready, also for when the disk is full
-MOST = 256 << 20  # while much is written
-SPARE = 1 << 30  # bytes that must be free on the disk for more than those
+FEW = 1  # files used between two looks, beyond which nothing is made
+SPARE = 1 << 30  # bytes free on the disk, below which all is made at once
 PART = "xlogtemp.ichibase"  # what is named so, the server removes at its start
 BLOCK = bytes(1 << 18)
 WHERE = """select pg_walfile_name(pg_current_wal_insert_lsn()),
@@ -47,7 +47,8 @@ class LogFiles:
     def __init__(self, folder: Path, dsn: str) -> None:
         self.folder = folder
         self.dsn = dsn
-        self._before = -1
+        self._before = -1  # where all was ready
+        self._seen = 0  # where the log was at the last look
 
     async def run(self) -> None:
         """Until cancelled. While the server is away, or the disk is full, it is tried again."""
@@ -65,13 +66,12 @@ class LogFiles:
         number = number_of(name, size)
         if number == self._before:
             return 0
-        # Twice as many as were used since the last look are there for the next one.
-        used = number - self._before if self._before >= 0 else 0
-        wanted = AHEAD
-        if shutil.disk_usage(self.folder).free > SPARE:
-            wanted = min(max(AHEAD, 2 * used * size), MOST)
+        used, self._seen = number - self._seen, number
+        # While much is written, what is written here would hold up commits more than it saves.
+        if used > FEW and shutil.disk_usage(self.folder).free > SPARE:
+            return 0
         missing = [
-            path for step in range(1, wanted // size + 1)
+            path for step in range(1, AHEAD // size + 1)
             if not (path := self.folder / name_of(number + step, name, size)).exists()
         ]  # fmt: skip
         await asyncio.to_thread(_give_room, self.folder / name, size)

@@ -43,7 +43,10 @@ def test_a_server_that_is_silent_counts_as_away(pg_database, monkeypatch):
         await asyncio.sleep(0.5)  # it has been asked, and has answered
         assert lost == []
         with psycopg.connect(pg_database, autocommit=True) as admin:
-            found = "select pid from pg_stat_activity where application_name = 'ichibase bus'"
+            found = (
+                "select pid from pg_stat_activity where application_name = 'ichibase bus' "
+                "and datname = current_database()"
+            )
             pid = admin.execute(found).fetchone()[0]
             os.kill(pid, signal.SIGSTOP)
             try:

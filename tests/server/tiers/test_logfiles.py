@@ -26,6 +26,8 @@ def log(pg_cluster):
 
 
 def look(log, times=1):
+    log._seen = 1 << 40  # as if little had been written since the last look
+
     async def work():
         async with await connect(log.dsn) as admin:
             return [await log.look(admin) for _ in range(times)]
@@ -80,6 +82,27 @@ def test_one_that_the_server_has_made_meanwhile_stays(log):
     found[0].unlink()
     log._make([found[0]], size)
     assert found[0].stat().st_size == size
+
+
+def test_while_much_is_written_nothing_is_made(log, monkeypatch):
+    look(log)
+    found, size = ready(log)
+    found[-1].unlink()
+    name, _ = current(log)
+    free = [logfiles.SPARE + 1]
+    usage = type("usage", (), {"free": property(lambda self: free[0])})()
+    monkeypatch.setattr(logfiles.shutil, "disk_usage", lambda folder: usage)
+
+    async def work():
+        made = []
+        async with await connect(log.dsn) as admin:
+            for room in (logfiles.SPARE + 1, logfiles.SPARE - 1):
+                free[0] = room
+                log._before, log._seen = -1, number_of(name, size) - 5
+                made.append(await log.look(admin))
+        return made
+
+    assert asyncio.run(work()) == [0, 1]
 
 
 def test_one_that_was_not_written_gets_its_room(tmp_path):
