@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psycopg
 
+from server.base.durable import sync_folder
 from server.control.database import Connection, connect, fetch
 
 PAUSE = 0.25  # seconds between looks
@@ -94,6 +95,7 @@ class LogFiles:
                 # One that the server has made meanwhile stays.
                 with contextlib.suppress(FileExistsError):
                     os.link(part, path)
+                    sync_folder(self.folder)  # commits in it are lost with its name
             finally:
                 part.unlink(missing_ok=True)
 
