@@ -67,7 +67,7 @@ def edge() -> Edge:
 
     return Edge(
         Directory(), HostRule("localhost", "default", "http://127.0.0.1", "http://127.0.0.1/cdn"),
-        mount, Events(), Metrics(), body_limit=1 << 20, ready=lambda: True,
+        mount, Events(), Metrics(), body_limit=1 << 20, ready=lambda: True, missing=list,
         wants_line=lambda status, seconds: status >= 500,
     )  # fmt: skip
 

@@ -8,8 +8,9 @@ files up. A file outlives its worker, so a counter never goes backwards while th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -132,18 +133,14 @@ def render(folder: Path) -> bytes:
     ended do not count."""
     routes: dict[str, Timer] = {}
     samples: dict[str, dict[str, float]] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            data = orjson.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue  # replaced while being read, or from a machine that lost power
+    for data, alive in _files(folder):
         for name, (classes, buckets, seconds) in data["routes"].items():
             timer = routes.get(name)
             if timer is None:
                 timer = routes[name] = Timer(BUCKETS)
             timer.add(classes, buckets, seconds)
         rows = list(data["counters"])
-        if _alive(path.stem):
+        if alive:
             rows += data["gauges"]
         for name, labels, value in rows:
             family = samples.setdefault(name, {})
@@ -154,15 +151,21 @@ def render(folder: Path) -> bytes:
 def live(folder: Path, project: str) -> dict[str, int]:
     """What a project has open on this node, by kind, as its processes last told."""
     found: dict[str, int] = {}
-    for path in folder.glob("*.json"):
-        try:
-            data = orjson.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
-        for name, labels, value in data["gauges"] if _alive(path.stem) else ():
+    for data, alive in _files(folder):
+        for name, labels, value in data["gauges"] if alive else ():
             if name == LIVE and (shown := dict(labels))["project"] == project:
                 found[shown["kind"]] = found.get(shown["kind"], 0) + int(value)
     return found
+
+
+def _files(folder: Path) -> Iterator[tuple[dict[str, Any], bool]]:
+    """What each process has told, and whether it is still there."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = orjson.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue  # replaced while being read, or from a machine that lost power
+        yield data, _alive(path.stem)
 
 
 def _header(name: str) -> list[str]:

@@ -109,6 +109,13 @@ def queue(process: int, turn: Turn) -> None:
     _allowed(process, change)
 
 
+def arrange(process: int, weight: int, turn: Turn) -> None:
+    """Both, where the system lets us."""
+    with contextlib.suppress(OSError):
+        share(process, weight)
+        queue(process, turn)
+
+
 def processors() -> frozenset[int]:
     """The numbers of those that this process may use."""
     return frozenset(os.sched_getaffinity(0) if usable() else ())

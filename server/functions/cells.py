@@ -289,9 +289,7 @@ class Cell:
         """Its share of the processors beside others, where the system lets us."""
         if weight < processor.FULL:
             for process in {self.process.pid, self.pid}:
-                with contextlib.suppress(OSError):
-                    processor.share(process, weight)
-                    processor.queue(process, processor.YIELDING)
+                processor.arrange(process, weight, processor.YIELDING)
 
     def kill(self, reason: str, detail: str = "") -> None:
         """Ends it at once; the first reason given stays."""

@@ -74,8 +74,8 @@ class Edge:
         *,
         body_limit: int,
         ready: Callable[[], bool],
+        missing: Callable[[], list[str]],
         wants_line: Callable[[int, float], bool],
-        missing: Callable[[], list[str]] = list,
         wake: states.Wake | None = None,
         look: states.Wake | None = None,
     ) -> None:
@@ -299,9 +299,9 @@ class Edge:
     def _readiness(self) -> Response:
         """Whether this worker can serve, for who spreads requests over nodes."""
         missing = self.missing()
-        if not missing and self.ready():
+        if not missing:
             return json_response(200, {"status": "ready"})
-        error = unavailable(f"Not ready: {', '.join(missing)}." if missing else "Starting.")
+        error = unavailable(f"Not ready: {', '.join(missing)}.")
         body = {"code": error.code, "detail": error.message, "not_ready": missing}
         return json_response(error.status, body, list(error.headers))
 

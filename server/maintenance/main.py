@@ -6,7 +6,6 @@ Of all processes that share a control database one does it at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -159,9 +158,7 @@ def make(config: NodeConfig) -> Maintenance:
 
 def step_aside() -> None:
     """Nobody waits for this process and what it starts, the backups among them."""
-    with contextlib.suppress(OSError):
-        processor.share(os.getpid(), WEIGHT)
-        processor.queue(os.getpid(), processor.SECOND)
+    processor.arrange(os.getpid(), WEIGHT, processor.SECOND)
 
 
 async def serve() -> None:

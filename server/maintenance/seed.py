@@ -68,9 +68,8 @@ class Seed:
 
 def _step_aside(process: int) -> None:
     """The slot follows by reading all that any project has written, and nobody waits for that."""
+    processor.arrange(process, WEIGHT, processor.LAST)
     with contextlib.suppress(OSError):
-        processor.share(process, WEIGHT)
-        processor.queue(process, processor.LAST)
         processor.place(process, processor.most(processor.processors()))
 
 

@@ -290,10 +290,8 @@ class Instances:
     @staticmethod
     def _apply(pid: int, share: Share) -> None:
         """Where the system lets us."""
-        with contextlib.suppress(OSError):
-            processor.share(pid, share.weight)
-            full = share.weight >= processor.FULL
-            processor.queue(pid, processor.USUAL if full else processor.YIELDING)
+        full = share.weight >= processor.FULL
+        processor.arrange(pid, share.weight, processor.USUAL if full else processor.YIELDING)
         with contextlib.suppress(OSError, ValueError):
             bound = share.memory or resource.RLIM_INFINITY
             resource.prlimit(pid, resource.RLIMIT_DATA, (bound, resource.RLIM_INFINITY))
