@@ -266,13 +266,19 @@ def bench_start(seconds: float, rounds: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def _kinds(name: str) -> tuple[str, ...]:
+    """What loads a kind, a group, or several of them with + between them are."""
+    single = {kind: (kind,) for kind in neighbour.KINDS} | neighbour.GROUPS
+    kinds = [kind for one in name.split("+") for kind in single[one]]
+    return tuple(dict.fromkeys(kinds))
+
+
 def _neighbour(options: argparse.Namespace) -> dict[str, Any]:
     groups = neighbour.GROUPS
     if options.thorough:
         groups = {**{kind: (kind,) for kind in neighbour.KINDS}, "together": groups["together"]}
     if options.loads:
-        single = {kind: (kind,) for kind in neighbour.KINDS}
-        groups = {name: (single | neighbour.GROUPS)[name] for name in options.loads}
+        groups = {name: _kinds(name) for name in options.loads}
     found = beside.run(
         lambda: Admin("both", maintenance_seconds="30"),  # as it is unless set otherwise
         options.seconds, options.rounds, groups, tuple(options.asked or beside.NAMES),
@@ -286,13 +292,20 @@ def _neighbour(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = arguments(__doc__, ("routing", "create", "start", "wake", "neighbour"), timed=True)
     parser.add_argument("--thorough", action="store_true", help="each of the neighbour's loads")
-    parser.add_argument("--loads", nargs="+", help="these of the neighbour's loads or groups",
-                        choices=[*neighbour.GROUPS, *neighbour.KINDS])  # fmt: skip
+    parser.add_argument("--loads", nargs="+", metavar="LOAD", help=(
+        "these of the neighbour's loads or groups, with + between those at once: "
+        + ", ".join((*neighbour.GROUPS, *neighbour.KINDS))
+    ))  # fmt: skip
     parser.add_argument("--asked", nargs="+", choices=beside.NAMES,
                         help="these requests of the quiet projects")  # fmt: skip
     parser.add_argument("--tiers", nargs="+", choices=("pro", "free"),
                         help="of the quiet projects")  # fmt: skip
     options = parser.parse_args()
+    try:
+        for name in options.loads or ():
+            _kinds(name)
+    except KeyError as error:
+        parser.error(f"there is no load {error}")
     parts: dict[str, Any] = {
         name: partial(part, options.seconds, options.rounds)
         for name, part in (

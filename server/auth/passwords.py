@@ -29,6 +29,7 @@ class Passwords:
     def __init__(self, socket: Path | None = None) -> None:
         self._client = None if socket is None else HashClient(socket)
         self._own: HashThreads | None = None
+        _common()  # takes a while, which should not be that of the first request that needs them
 
     def close(self) -> None:
         if self._client is not None:

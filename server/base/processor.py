@@ -64,8 +64,8 @@ def usable() -> bool:
 
 
 def niceness(weight: int) -> int:
-    """0 for a full weight, at most 19: each step is a fifth less."""
-    return min(19, max(0, round(math.log(FULL / max(1, weight), 1.25))))
+    """0 for a full weight, from -10 to 19: each step is a fifth less."""
+    return min(19, max(-10, round(math.log(FULL / max(1, weight), 1.25))))
 
 
 def share(process: int, weight: int) -> None:

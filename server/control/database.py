@@ -6,8 +6,11 @@ as its administrator; a project knows only the cluster's id.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import hmac
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ CONTROL_ROLE = "ichibase_control"
 DROP_TRIES = 10
 MIGRATIONS = Path(__file__).with_name("migrations")
 LOCAL_CLUSTER = "local"
+ITERATIONS = 4096  # of the hash of a password, as PostgreSQL has it
+# For random passwords that only we use: more would protect nothing, and hold up a
+# worker for milliseconds at each new connection.
+ONCE = 1
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -97,9 +104,15 @@ def external_cluster(dsn: str) -> Cluster:
     )
 
 
-async def scram(connection: Connection, role: str, password: str) -> bytes:
-    """The stored form of a password, made here so that no clear text reaches a server log."""
-    return connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+def scram(password: str, iterations: int = ITERATIONS) -> str:
+    """The stored form of a password of ASCII, made here so that no clear text reaches a server's
+    log. The client of each new connection has to hash so many times. RFC 5803."""
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, iterations)
+    client, server = (hmac.digest(salted, key, "sha256") for key in (b"Client Key", b"Server Key"))
+    parts = (base64.b64encode(part).decode()
+             for part in (salt, hashlib.sha256(client).digest(), server))  # fmt: skip
+    return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *parts)
 
 
 async def ensure_role(connection: Connection, role: str) -> None:
@@ -112,9 +125,11 @@ async def ensure_role(connection: Connection, role: str) -> None:
         pass  # another process was quicker
 
 
-async def ensure_login(connection: Connection, role: str, password: str, attributes: str) -> None:
+async def ensure_login(
+    connection: Connection, role: str, password: str, attributes: str, iterations: int = ITERATIONS
+) -> None:
     """Make a login role, or give an existing one this password and these attributes."""
-    stored = (await scram(connection, role, password)).decode()
+    stored = scram(password, iterations)
     await ensure_role(connection, role)
     change = sql.SQL("alter role {} login " + attributes + " password {}")
     await run(connection, change.format(sql.Identifier(role), sql.Literal(stored)))
@@ -182,7 +197,9 @@ async def prepare(cluster: Cluster, control_password: str) -> str:
         await allow_ownership(admin, CONTROL_ROLE)
         await ensure_database(admin, cluster.database, CONTROL_ROLE)
         control_password = await _agreed(cluster, control_password)
-        await ensure_login(admin, CONTROL_ROLE, control_password, "inherit connection limit 200")
+        await ensure_login(
+            admin, CONTROL_ROLE, control_password, "inherit connection limit 200", ONCE
+        )
         await allow_reserved(admin, CONTROL_ROLE)
         if cluster.kind == "embedded":
             await run(admin, "revoke connect on database postgres, template1 from public")

@@ -17,6 +17,8 @@ from psycopg import sql
 
 from server.base.limits import PRO, Limits
 from server.control.database import (
+    ITERATIONS,
+    ONCE,
     Cluster,
     Connection,
     allow_ownership,
@@ -86,7 +88,8 @@ async def ensure_logins(admin: Connection, record: Record) -> None:
     for kind, password in zip(LOGINS, passwords, strict=False):
         role = record.role(kind)
         inherit = "noinherit" if kind == "authenticator" else "inherit"
-        await ensure_login(admin, role, password, inherit)
+        iterations = ITERATIONS if kind == "owner" else ONCE  # programs of others may want many
+        await ensure_login(admin, role, password, inherit, iterations)
         await allow_ownership(admin, role)
         await _grant_switching(admin, role)
     await _ensure_feed(admin, record)
@@ -213,7 +216,7 @@ async def _ensure_feed(admin: Connection, record: Record) -> None:
     other database, but replication shows all of a cluster's log, so its password never leaves the
     node. On a server whose administrator may not grant replication there is no feed."""
     role = record.role("feed")
-    await ensure_login(admin, role, record.feed_password, "noinherit connection limit 32")
+    await ensure_login(admin, role, record.feed_password, "noinherit connection limit 32", ONCE)
     await allow_ownership(admin, role)
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         await run(admin, sql.SQL("alter role {} replication").format(sql.Identifier(role)))

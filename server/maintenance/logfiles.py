@@ -23,6 +23,9 @@ from server.control.database import Connection, connect, fetch
 
 PAUSE = 0.25  # seconds between looks
 AHEAD = 64 << 20  # bytes of log that are ready, also for when the disk is full
+MORE = 256 << 20  # bytes that are ready after a while, where the disk has room for much more
+PART_OF_FREE = 64  # of what is free on the disk, these are at most so small a part
+STEP = 8 << 20  # bytes of these that are made at once
 FEW = 1  # files used between two looks, beyond which nothing is made
 SPARE = 1 << 30  # bytes free on the disk, below which all is made at once
 PART = "xlogtemp.ichibase"  # what is named so, the server removes at its start
@@ -68,18 +71,25 @@ class LogFiles:
         if number == self._before:
             return 0
         used, self._seen = number - self._seen, number
+        free = shutil.disk_usage(self.folder).free
         # While much is written, what is written here would hold up commits more than it saves.
-        if used > FEW and shutil.disk_usage(self.folder).free > SPARE:
+        if used > FEW and free > SPARE:
             return 0
-        missing = [
-            path for step in range(1, AHEAD // size + 1)
-            if not (path := self.folder / name_of(number + step, name, size)).exists()
-        ]  # fmt: skip
         await asyncio.to_thread(_give_room, self.folder / name, size)
+        soon = AHEAD // size
+        missing = self._missing(range(1, soon + 1), number, name, size)
+        if not missing:
+            wanted = range(soon + 1, min(MORE, free // PART_OF_FREE) // size + 1)
+            missing = self._missing(wanted, number, name, size)[: STEP // size]
         if missing:
             await asyncio.to_thread(self._make, missing, size)
-        self._before = number
+        else:
+            self._before = number
         return len(missing)
+
+    def _missing(self, steps: range, number: int, name: str, size: int) -> list[Path]:
+        paths = [self.folder / name_of(number + step, name, size) for step in steps]
+        return [path for path in paths if not path.exists()]
 
     def _make(self, paths: list[Path], size: int) -> None:
         owner = self.folder.stat()

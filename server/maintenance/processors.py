@@ -40,6 +40,7 @@ MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and li
 KEPT = 0.5  # of what a project has used before, in the sum of each look
 LEAST = 3  # weight of a process
 WRITER = 60  # the same of a session that writes
+WRITER_APART = 200  # the same where it shares processors with nobody but its like
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
 STIR = 0.0001  # seconds of processor time between two looks that are a use
@@ -76,6 +77,7 @@ class Processors:
         self._present: dict[str, float] = {}  # when they were last used, by database
         self._all = processor.processors()
         self._some = processor.most(self._all)
+        self._writer = WRITER if self._some == self._all else WRITER_APART
         self._placed: set[int] = set()  # processes that are held to some processors
         self._functions: list[int] = []  # processes that start functions, while it is crowded
         # Functions with less than a full weight, likewise, and what they had run at the last look.
@@ -146,7 +148,7 @@ class Processors:
                 if self._computes(process):
                     weight = max(LEAST, weight // self._busy[name])
                 elif process in self.writers.writing:
-                    weight = max(WRITER, weight)
+                    weight = max(self._writer, weight)
             before = self._weights.get(process, processor.FULL)
             if before != weight:
                 # Raising may need rights that the node lacks; then the session keeps its weight.

@@ -177,13 +177,16 @@ class EmbeddedPostgres:
             # A commit writes and flushes all that stands in the log before it, of whatever project.
             # So that little does: few buffers, and a writer that empties them all the time. Commits
             # wait while a file of the log is made: the maintenance makes the next ones beforehand,
-            # and one that is not there in time need not be written before its use.
-            "min_wal_size": "256MB",
-            "max_wal_size": "2GB",
+            # and one that is not there in time need not be written before its use. A flush of one
+            # that has been written before is the quickest: so not many are used in turn.
+            "min_wal_size": "512MB",
+            "max_wal_size": "512MB",
             "wal_buffers": "1MB",
             "wal_writer_delay": "1ms",
             "wal_writer_flush_after": "64kB",
             "wal_init_zero": "off",
+            # A checkpoint flushes what has been written, and commits wait for the disk meanwhile.
+            "backend_flush_after": "256kB",
             "max_locks_per_transaction": "128",  # the table is of all projects together
             "max_wal_senders": "128",  # one for each project with open sockets
             "max_replication_slots": "128",

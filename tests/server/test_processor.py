@@ -63,6 +63,8 @@ def test_weights_become_steps_of_a_fifth():
     found = [processor.niceness(weight) for weight in (100, 80, 50, 10, 1)]
     assert found == [0, 1, 3, 10, 19]
     assert processor.niceness(0) == 19
+    assert processor.niceness(200) == -3
+    assert processor.niceness(10**6) == -10
 
 
 def test_all_threads_and_their_session_are_weighed(process):

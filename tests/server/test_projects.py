@@ -7,12 +7,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 from server.control import projects as module
 from server.control import provision, records
-from server.control.database import ControlError, external_cluster, prepare
+from server.control.database import ControlError, external_cluster, prepare, scram
 from server.control.projects import Projects
 from server.node.embedded_pg import EmbeddedPostgres
 from tests.clusters import cluster_of
@@ -240,3 +241,32 @@ def test_roles_that_are_there_already_get_the_rights_they_need(pg_cluster):
             return await found.fetchall()
 
     assert asyncio.run(work()) == [("anon", False, False), ("service_role", True, False)]
+
+
+def test_logins_of_ours_cost_little_and_the_owners_is_as_others_expect(world):
+    projects = fresh(world)
+    record = asyncio.run(projects.create("logins"))
+    with psycopg.connect(world[0].admin_dsn) as admin:
+        stored = dict(admin.execute(
+            "select rolname, split_part(split_part(rolpassword, '$', 2), ':', 1) from pg_authid "
+            "where rolname like %s", (record.role("%"),),
+        ).fetchall())  # fmt: skip
+    assert stored == {
+        record.role("owner"): "4096",
+        **{record.role(kind): "1" for kind in ("authenticator", "system", "feed")},
+    }
+
+
+@pytest.mark.parametrize("iterations", [1, 4096])
+def test_a_stored_password_lets_in_who_knows_it(pg_cluster, pg_database, iterations):
+    stored = scram("the right-one_1", iterations)
+    assert stored != scram("the right-one_1", iterations)
+    login = make_conninfo(pg_database, user="scrammed")
+    with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
+        admin.execute(f"create role scrammed login password '{stored}'")
+        try:
+            psycopg.connect(login, password="the right-one_1").close()
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(login, password="the wrong one")
+        finally:
+            admin.execute("drop role scrammed")

@@ -9,7 +9,7 @@ import pytest
 
 from server.control.database import connect
 from server.maintenance import logfiles
-from server.maintenance.logfiles import AHEAD, LogFiles, name_of, number_of
+from server.maintenance.logfiles import AHEAD, MORE, STEP, LogFiles, name_of, number_of
 
 MB = 1 << 20
 
@@ -57,7 +57,6 @@ def test_the_next_files_are_there_and_the_server_takes_them(log):
         (owner.st_uid, 0o600)
     }
     assert not (log.folder / logfiles.PART).exists()
-    assert look(log) == [0]
     made = {one.name: one.stat().st_ino for one in found}
     with psycopg.connect(log.dsn, autocommit=True) as session:
         session.execute("create table long (body text)")
@@ -71,6 +70,27 @@ def test_the_next_files_are_there_and_the_server_takes_them(log):
     name, _ = current(log)
     assert (log.folder / name).stat().st_ino == made[name]
     assert look(log)[0] >= 3
+
+
+def test_more_are_made_bit_by_bit_where_the_disk_has_room(log, monkeypatch):
+    name, size = current(log)
+    for path in log.folder.iterdir():
+        if len(path.name) == len(name) and path.name > name:
+            path.unlink()
+    look(log)
+    free = [logfiles.PART_OF_FREE * (MORE // 2)]
+    usage = type("usage", (), {"free": property(lambda self: free[0])})()
+    monkeypatch.setattr(logfiles.shutil, "disk_usage", lambda folder: usage)
+    looks = (MORE - AHEAD) // STEP
+    made = look(log, looks)
+    assert made[0] == STEP // size
+    assert made[-1] == 0
+    assert sum(made) == (MORE // 2 - AHEAD) // size
+    free[0] *= 4
+    log._before = -1
+    made = look(log, looks)
+    assert made[-1] == 0
+    assert sum(made) == MORE // 2 // size
 
 
 def test_one_that_the_server_has_made_meanwhile_stays(log):
