@@ -137,8 +137,6 @@ class Edge:
                 status = reply.send(protocol, response, request)
         except ApiError as error:
             code = error.code
-            if "content-length" in getattr(request, "headers", ()):
-                await limits.drain(protocol, request.headers)
             status = self._refuse(error, request, protocol)
         except asyncio.CancelledError:
             if number not in watch.gone:
@@ -156,6 +154,8 @@ class Edge:
         self._timers["edge" if route is None else route.name].observe(status, seconds)
         if self.wants_line(status, seconds):
             self.line(request, scope, status, seconds, code)
+        if request.unread():
+            await request.let_pass()
 
     async def _answer(self, request: EdgeRequest, scope: Any, protocol: Any) -> Response | None:
         headers = request.collect()

@@ -32,7 +32,9 @@ class Gathered:
         self._next = aiter(protocol).__anext__
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
-        self._lock = threading.Lock()  # of the fields up to here but the last four
+        # Of the fields up to here but the last four. A piece that is there already is brought while
+        # it is asked for.
+        self._lock = threading.RLock()
 
     async def take(self, size: int, seconds: float, *, ahead: bool = False) -> list[bytes]:
         with self._lock:
@@ -71,11 +73,11 @@ class Gathered:
         return 0.0
 
     def close(self) -> None:
+        """Whoever comes next may ask the server for the rest: nothing is asked for any more."""
         with self._lock:
             self._closed = True
-            asking = self._asking
-        if asking and self._given is not None:
-            self._given.cancel()
+            if self._asking and self._given is not None:
+                self._given.cancel()
 
     @property
     def _ended(self) -> bool:
@@ -103,14 +105,18 @@ class Gathered:
 
     def _ask(self) -> None:
         """Asks the server for the next piece: it calls back as soon as that is there."""
-        try:
-            self._given = given = self._next()
-            given.add_done_callback(self)
-        except BaseException:  # it has no more, though the length says so
-            with self._lock:
+        with self._lock:
+            if self._closed:
+                self._asking = False
+                return
+            try:
+                self._given = given = self._next()
+                given.add_done_callback(self)
+                return
+            except BaseException:  # it has no more, though the length says so
                 self._broken = True
                 self._asking = False
-            self._loop.call_soon_threadsafe(self._wake)
+        self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         waiter = self._waiter

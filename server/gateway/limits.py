@@ -8,11 +8,15 @@ from typing import Any
 
 from ichicore.errors import ApiError
 from ichicore.http import lenient
+from server.gateway.traffic import Traffic
 
 MAX_URL = 32_768  # characters of path and query
 MAX_HEADER_BYTES = 65_536
-DRAINED = range(65_536, 16 << 20)  # bytes of a body that a refusal lets pass, within
-DRAIN_SECONDS = 2.0
+# What a client may still send of a request that has its answer, before the connection is closed.
+PASSED = 256 << 20  # bytes
+PASS_SECONDS = 30.0
+SILENT_SECONDS = 3.0
+MOST_PASSING = 256  # requests of one worker
 # Headers that decide who is asking and what for: a value that is not plain ASCII, or a second
 # one, is refused instead of being dropped or joined.
 SINGLE = frozenset({"host", "authorization", "apikey", "content-length", "content-type", "origin"})
@@ -104,18 +108,38 @@ def declared(headers: dict[str, str]) -> int | None:
     return int(text)
 
 
-async def drain(protocol: Any, headers: dict[str, str]) -> None:
-    """Lets the body of a refused request pass. Answered while it is still being sent, the
-    connection would be reset, and many clients would see that instead of the answer."""
-    text = headers.get("content-length", "")
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and int(text) in DRAINED):
+_passing = 0
+
+
+async def let_pass(protocol: Any, headers: dict[str, str], traffic: Traffic | None) -> None:
+    """Reads what comes of the body of a request that has its answer. The server closes a connection
+    whose request was not read to its end; many clients, which send all before they read, would see
+    that instead of the answer, or find it when they send the next request."""
+    global _passing
+    if _passing >= MOST_PASSING:
         return
     try:
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in protocol:
-                pass
-    except (RuntimeError, TimeoutError):  # it has been read, or comes too slowly
-        return
+        aiter(protocol)
+    except RuntimeError:
+        pass  # somebody has begun with it
+    else:
+        if "expect" in headers:
+            return  # the client has waited for the answer
+    _passing += 1
+    try:
+        loop = asyncio.get_running_loop()
+        end, size = loop.time() + PASS_SECONDS, 0
+        async with asyncio.timeout(SILENT_SECONDS) as silence:
+            while size < PASSED:
+                piece = await protocol.__anext__()
+                size += len(piece)
+                if traffic is not None:
+                    await traffic.wait(len(piece))
+                silence.reschedule(min(end, loop.time() + SILENT_SECONDS))
+    except (StopAsyncIteration, TimeoutError, RuntimeError):
+        pass  # that was all, or took too long
+    finally:
+        _passing -= 1
 
 
 async def read_body(protocol: Any, headers: dict[str, str], limit: int) -> bytes:

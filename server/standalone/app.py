@@ -21,7 +21,7 @@ from server.base import garbage
 from server.base.http import Response
 from server.base.listen import Listener
 from server.base.serving import ServingLoop
-from server.gateway import limits, reply
+from server.gateway import reply
 from server.gateway.request import EdgeRequest
 from server.gateway.watch import Watch
 from server.postgres import faults, introspect
@@ -264,8 +264,6 @@ class Standalone:
                 self.way.open(headers.get("host"))
         except ApiError as error:
             minimal = self.config.rest.error_verbosity == "minimal"
-            if "content-length" in request.headers:
-                await limits.drain(protocol, request.headers)
             status = await self._send(protocol, faults.api_error(error, minimal=minimal), request)
         except asyncio.CancelledError:
             if number not in watch.gone:
@@ -279,6 +277,8 @@ class Standalone:
                 watch.over(number)
         if self.log.wants(status):
             self.log.line(request, scope, status, self._role(request))
+        if request.unread():
+            await request.let_pass()
 
     def fault(self, error: Exception, request: EdgeRequest, protocol: Any) -> int:
         """Tells of what must not happen and answers 500, unless an answer has begun."""

@@ -86,6 +86,11 @@ class Traffic:
             if connection is None:
                 one.close()
 
+    def large(self, number):
+        """Status of an upload of some megabytes."""
+        path = f"/storage/object/public/large/{number}"
+        return self.ask("PUT", path, bytes(5_000_000))[0]
+
     def _work(self, kind):
         connection = http.client.HTTPConnection("127.0.0.1", self.node.port, timeout=60)
         number, since = 0, time.monotonic()

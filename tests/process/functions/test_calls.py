@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import signal
@@ -192,6 +193,18 @@ def test_bodies_pass_whole_both_ways(parts):
     assert parts.call("parts/echo", iter(pieces))[1] == b"".join(pieces)
     status, body, headers = parts.call("parts/large")
     assert (status, len(body), headers["content-length"]) == (200, 8_000_000, "8000000")
+
+
+def test_an_answer_that_does_not_wait_for_the_body(parts):
+    """On one connection: the client sends all of each body before it reads."""
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", parts.node.port, timeout=60)
+    ) as connection:
+        for size in (8_000_000, 10, 20_000_000, 0):
+            given = {"host": parts.host, "apikey": parts.anon}
+            connection.request("POST", "/functions/parts/poured", bytes(size), given)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read().isdigit()) == (200, True), size
 
 
 def test_answers_stream(parts):
