@@ -32,6 +32,7 @@ from server.maintenance.strain import Held, Strain
 PAUSE = 0.25  # seconds between looks
 REST = 10.0  # times its own time that a look leaves to others
 MOST = 2.0  # seconds between looks at most
+PATIENCE = 15.0  # seconds that a look may take, with the end of the sessions that it finds
 KNOWN = 30.0  # seconds for which the list of databases is good
 CLOSED = ("locks", "notifications", "snapshots")  # what closes an owner's login at once
 WHY = {
@@ -97,7 +98,7 @@ class Server:
 
 
 class Shared:
-    """Looks at all clusters, one after the other."""
+    """Looks at all clusters, each by itself: one that fails or is silent keeps no other waiting."""
 
     def __init__(self, projects: Projects, events: Events) -> None:
         self.projects = projects
@@ -107,48 +108,64 @@ class Shared:
         self._strikes: dict[tuple[str, str], list[float]] = {}  # by cluster and login
 
     async def run(self) -> None:
-        """Until cancelled. What fails is told once and tried again."""
-        failing = False
+        """Until cancelled."""
         try:
-            while True:
-                began = time.monotonic()
-                try:
-                    await self.look()
-                    failing = False
-                except Exception as error:
-                    if not failing and isinstance(error, psycopg.OperationalError):
-                        self.events.emit(Lost("a database (shared means)", str(error).strip()))
-                    elif not failing:
-                        self.events.emit(Failed("the look at shared means", traceback.format_exc()))
-                    failing = True
-                took = time.monotonic() - began
-                await asyncio.sleep(MOST if failing else min(max(PAUSE, REST * took), MOST))
+            async with asyncio.TaskGroup() as group:
+                for cluster_id in self.projects.clusters:
+                    group.create_task(self._keep(cluster_id))
         finally:
             await self.stop()
 
-    async def look(self) -> int:
-        """Gives how many sessions were ended."""
+    async def _keep(self, cluster_id: str) -> None:
+        """Looks at one cluster until cancelled. What fails is told once and tried again."""
+        failing = False
+        while True:
+            began = time.monotonic()
+            try:
+                await self.look(cluster_id)
+                failing = False
+            except Exception as error:
+                if not failing and isinstance(error, psycopg.OperationalError):
+                    self.events.emit(Lost("a database (shared means)", str(error).strip()))
+                elif not failing:
+                    self.events.emit(Failed("the look at shared means", traceback.format_exc()))
+                failing = True
+            took = time.monotonic() - began
+            await asyncio.sleep(MOST if failing else min(max(PAUSE, REST * took), MOST))
+
+    async def look(self, cluster_id: str) -> int:
+        """Gives how many sessions were ended. psycopg.OperationalError when the server does not
+        answer, or not in time."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await self._look(cluster_id)
+        except TimeoutError:
+            if server := self._servers.pop(cluster_id, None):
+                server.admin.pgconn.finish()  # an answer that is still to come is nobody's
+            raise psycopg.OperationalError(f"no answer within {PATIENCE:g} seconds") from None
+
+    async def _look(self, cluster_id: str) -> int:
         ended = 0
-        for cluster_id, cluster in self.projects.clusters.items():
-            server = self._servers.get(cluster_id)
-            if server is None or server.admin.closed:
-                server = self._servers[cluster_id] = Server(
-                    await connect(cluster.admin_dsn),
-                    cluster.kind == "embedded",
-                    self.projects.config.data_dir / "postgres",
-                )
-                await server.learn()
-            found = await server.strain.look(server.admin)
-            if cluster.kind == "embedded" and self.memory.short():
-                found["memory"] = await server.strain.most_memory(server.admin, self.memory.much())
-            for what, sessions in found.items():
-                if taking := self._taking(server, what, sessions):
-                    await self._end(cluster_id, server, what, taking)
-                    ended += len(taking)
+        cluster = self.projects.clusters[cluster_id]
+        server = self._servers.get(cluster_id)
+        if server is None or server.admin.closed:
+            server = self._servers[cluster_id] = Server(
+                await connect(cluster.admin_dsn),
+                cluster.kind == "embedded",
+                self.projects.config.data_dir / "postgres",
+            )
             await server.learn()
-            if not found and (holding := await server.holding()):
-                await self._end(cluster_id, server, "log", holding)
-                ended += len(holding)
+        found = await server.strain.look(server.admin)
+        if cluster.kind == "embedded" and self.memory.short():
+            found["memory"] = await server.strain.most_memory(server.admin, self.memory.much())
+        for what, sessions in found.items():
+            if taking := self._taking(server, what, sessions):
+                await self._end(cluster_id, server, what, taking)
+                ended += len(taking)
+        await server.learn()
+        if not found and (holding := await server.holding()):
+            await self._end(cluster_id, server, "log", holding)
+            ended += len(holding)
         return ended
 
     async def stop(self) -> None:

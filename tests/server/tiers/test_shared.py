@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
+import signal
 import socket
 import struct
 import threading
@@ -14,7 +17,7 @@ from ichicore.pg.executor import NONE, Group, Statement
 from server.base.context import NodeConfig
 from server.base.events import Events
 from server.control import records
-from server.control.database import Cluster, connect, prepare
+from server.control.database import LOCAL_CLUSTER, Cluster, connect, prepare
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
 from server.maintenance import memory, seed, shared, slots, strain
@@ -82,7 +85,7 @@ def fill(session):
 def look(small):
     async def once():
         keeper = Shared(small.projects, Events())
-        ended = await keeper.look()
+        ended = await keeper.look(LOCAL_CLUSTER)
         await keeper.stop()
         return ended
 
@@ -101,11 +104,11 @@ def test_the_table_of_locks_is_emptied_of_who_fills_it(small):
 
         async def work():
             keeper = Shared(small.projects, events)
-            assert await keeper.look() == 0
+            assert await keeper.look(LOCAL_CLUSTER) == 0
             assert "out of shared memory" in await asyncio.to_thread(fill, greedy)
             with pytest.raises(psycopg.OperationalError):
                 psycopg.connect(small.config.control_dsn)  # nobody may even log in
-            ended = await keeper.look()
+            ended = await keeper.look(LOCAL_CLUSTER)
             await keeper.stop()
             return ended
 
@@ -124,13 +127,34 @@ def test_the_table_of_locks_is_emptied_of_who_fills_it(small):
 def test_a_look_that_fails_is_not_the_last(small):
     async def work():
         keeper = Shared(small.projects, Events())
-        assert await keeper.look() == 0
+        assert await keeper.look(LOCAL_CLUSTER) == 0
         (server,) = keeper._servers.values()
         await server.admin.execute("deallocate look")
         with pytest.raises(psycopg.errors.InvalidSqlStatementName):
-            await keeper.look()
+            await keeper.look(LOCAL_CLUSTER)
         await server.admin.execute(f"prepare look as {strain.LOOK.format(snapshots=0, held=1)}")
-        assert await keeper.look() == 0
+        assert await keeper.look(LOCAL_CLUSTER) == 0
+        await keeper.stop()
+
+    run(work())
+
+
+def test_a_session_that_is_stuck_is_given_up(small, monkeypatch):
+    monkeypatch.setattr(shared, "PATIENCE", 2.0)
+
+    async def work():
+        keeper = Shared(small.projects, Events())
+        assert await keeper.look(LOCAL_CLUSTER) == 0
+        (server,) = keeper._servers.values()
+        process = server.admin.info.backend_pid
+        os.kill(process, signal.SIGSTOP)
+        try:
+            with pytest.raises(psycopg.OperationalError, match="no answer"):
+                async with asyncio.timeout(600):
+                    await keeper.look(LOCAL_CLUSTER)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        assert await keeper.look(LOCAL_CLUSTER) == 0
         await keeper.stop()
 
     run(work())
@@ -160,12 +184,12 @@ def test_the_queue_of_notifications_is_not_held_up(small, monkeypatch):
 
 
 @contextlib.contextmanager
-def watched(small):
+def watched(small, keeper=None):
     """The maintenance looks at the server, in a thread of its own."""
     ready, loop = threading.Event(), asyncio.new_event_loop()
 
     async def work():
-        task = asyncio.create_task(Shared(small.projects, Events()).run())
+        task = asyncio.create_task((keeper or Shared(small.projects, Events())).run())
         tasks.append(task)
         ready.set()
         with contextlib.suppress(asyncio.CancelledError):
@@ -195,6 +219,21 @@ def ended(small, before, expected):
 FILL = "select pg_advisory_lock(n) from generate_series(1, 1000000) n"
 
 
+class HeldBack(Shared):
+    """Looks once, and then no more until it may go on."""
+
+    def __init__(self, small):
+        super().__init__(small.projects, Events())
+        self.looked, self.may_go_on = threading.Event(), threading.Event()
+
+    async def look(self, cluster_id):
+        if self.looked.is_set() and not self.may_go_on.is_set():
+            return 0
+        found = await super().look(cluster_id)
+        self.looked.set()
+        return found
+
+
 @pytest.mark.parametrize("login", ["owner", "authenticator"])
 def test_requests_of_others_go_on_while_the_table_of_locks_is_filled(small, login):
     dsn = getattr(small.greedy, f"{login}_dsn")
@@ -209,26 +248,48 @@ def test_requests_of_others_go_on_while_the_table_of_locks_is_filled(small, logi
                     one.execute(FILL)
                 one.execute("select pg_sleep(10)")
 
-    async def requests():
-        pools = [Pool(small.other.owner_dsn) for _ in range(2)]
-        insert = Statement("insert into rows values (1)", result=NONE)
+    async def request(pool):
+        group = Group("")
+        group.add(Statement("insert into rows values (1)", result=NONE))
+        await pool.run(group)
+
+    async def requests(keeper):
+        first, second = pools = [Pool(small.other.owner_dsn) for _ in range(2)]
         thread = threading.Thread(target=attack)
         try:
-            for n in range(60):
-                if n == 10:
-                    thread.start()
-                group = Group("")
-                group.add(insert)
-                await pools[n > 12].run(group)  # the second opens its first session meanwhile
+            for _ in range(10):
+                await request(first)
+            thread.start()
+            refused = None  # a request that has met a full table
+            while refused is None and thread.is_alive():
+                one = asyncio.create_task(request(first))
+                while not one.done() and not first.stats()["retried"]:
+                    await asyncio.sleep(0.002)
+                if first.stats()["retried"]:
+                    refused = one
+                await asyncio.sleep(0.002)
+            assert refused is not None
+            opened = asyncio.create_task(request(second))  # its first session
+            await asyncio.sleep(0.01)
+            keeper.may_go_on.set()
+            await refused
+            await opened
+            for n in itertools.count():
+                if n > 20 and not thread.is_alive():
+                    break
+                await request(first)
+                await request(second)
                 await asyncio.sleep(0.02)
-            return pools[0].stats()["retried"] + pools[1].stats()["retried"]
         finally:
+            keeper.may_go_on.set()
             await asyncio.to_thread(thread.join)
             for pool in pools:
                 await pool.close()
 
-    with watched(small):
-        assert run(requests()) > 0
+    keeper = HeldBack(small)
+    with watched(small, keeper):
+        assert keeper.looked.wait(60)
+        run(requests(keeper))
         with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
             psycopg.connect(dsn)
     psycopg.connect(dsn).close()
@@ -283,6 +344,27 @@ def test_exported_snapshots_do_not_fill_the_disk(small):
             greedy.execute("select pg_export_snapshot() from generate_series(1, 1000000)")
         assert ended(small, before, ("greedy", "snapshots"))
     assert list((small.server.pgdata / "pg_snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize("port", ["silent", "closed"])
+def test_a_server_that_is_away_keeps_no_other_from_being_looked_at(small, port):
+    before = len(small.audited())
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # takes connections, says nothing
+        number = listener.getsockname()[1]
+        if port == "closed":
+            listener.close()
+        away = Cluster(
+            id="away", kind="external", admin_dsn=f"host=127.0.0.1 port={number} user=nobody",
+            host="127.0.0.1", port=number,
+        )  # fmt: skip
+        clusters = {away.id: away, **small.projects.clusters}
+        keeper = Shared(Projects(small.config.control_dsn, clusters, small.config), Events())
+        greedy = psycopg.connect(small.greedy.owner_dsn)
+        with contextlib.closing(greedy), watched(small, keeper):
+            with pytest.raises(psycopg.OperationalError):
+                greedy.execute("select count(pg_export_snapshot()), pg_sleep(8) "
+                               "from generate_series(1, 1000)")  # fmt: skip
+            assert ended(small, before, ("greedy", "snapshots"))
 
 
 SORT = (
