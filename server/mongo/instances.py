@@ -16,6 +16,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 from server.base import processor
 from server.base.ports import PortTakenError, free_port
@@ -76,8 +78,10 @@ class Instances:
         self.used: set[str] = set()  # databases held since somebody last asked
         self._by_pid: dict[int, Instance] = {}
         self._early: dict[int, int] = {}  # statuses of those that ended before they were known
-        self._locks: dict[str, asyncio.Lock] = {}
+        # As long as somebody has one, or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._leaving: dict[str, asyncio.Event] = {}  # servers that end, by database
+        self._unwanted: set[asyncio.Task[None]] = set()  # what ends those that nobody waits for
         self._starting = 0
         self._ports: set[int] = set()  # of those that run, start or end
         self._sweeper: asyncio.Task[None] | None = None
@@ -158,7 +162,10 @@ class Instances:
         await self.zygote.stop()
 
     def _lock(self, database: str) -> asyncio.Lock:
-        return self._locks.setdefault(database, asyncio.Lock())
+        lock = self._locks.get(database)
+        if lock is None:
+            lock = self._locks[database] = asyncio.Lock()
+        return lock
 
     async def _start(self, database: str, look: bool) -> Instance:
         if not self.folders.there(database):  # it was removed meanwhile
@@ -177,6 +184,7 @@ class Instances:
 
     async def _try_often(self, database: str) -> Instance:
         for left in reversed(range(TRIES)):
+            await self._left(database)
             try:
                 return await self._try(database)
             except (ZygoteError, OSError) as error:
@@ -191,20 +199,15 @@ class Instances:
         share = self.shares.get(database, Share())
         log = folder / "mongo.log"
         full = share.weight >= processor.FULL
+        rotate(log)
         port = self._free_port()
-        try:
-            rotate(log)
-            argv = embedded.arguments(folder, port, cache=CACHE if full else SMALL_CACHE)
-            pid = await self.zygote.fork(argv, folder, log, share.memory)
-        except BaseException:
-            self._ports.discard(port)
-            raise
-        instance = Instance(database, port, pid)
-        self._by_pid[pid] = instance
-        if pid in self._early:
-            self._ended(pid, self._early.pop(pid))
+        argv = embedded.arguments(folder, port, cache=CACHE if full else SMALL_CACHE)
+        forking = asyncio.get_running_loop().create_task(
+            self._fork(database, port, argv, folder, log, share.memory)
+        )
         deadline = time.monotonic() + START_SECONDS
         try:
+            instance = await asyncio.shield(forking)
             while not await _listens(port):
                 if instance.ended.is_set():
                     raise InstanceError("failed", f"the server of {database} ended; see {log}")
@@ -212,12 +215,44 @@ class Instances:
                     raise InstanceError("failed", f"the server of {database} does not answer")
                 await asyncio.sleep(POLL)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            self._give_up(database, forking)
             raise
         self.running[database] = instance
-        self._apply(pid, share)  # somebody waits for it until now
+        self._apply(instance.pid, share)  # somebody waits for it until now
         return instance
+
+    async def _fork(
+        self, database: str, port: int, argv: list[str], folder: Path, log: Path, memory: int
+    ) -> Instance:
+        """To be waited for to its end: else nobody would know what has been started."""
+        try:
+            pid = await self.zygote.fork(argv, folder, log, memory)
+        except BaseException:
+            self._ports.discard(port)
+            raise
+        instance = self._by_pid[pid] = Instance(database, port, pid)
+        if pid in self._early:
+            self._ended(pid, self._early.pop(pid))
+        return instance
+
+    def _give_up(self, database: str, forking: asyncio.Task[Instance]) -> None:
+        """Ends what nobody waits for any more as soon as it is known. Until it has ended, nobody
+        else opens its files or gets its port."""
+        left = self._leaving[database] = asyncio.Event()
+
+        async def end() -> None:
+            try:
+                with contextlib.suppress(ZygoteError, OSError):
+                    instance = await forking
+                    os.kill(instance.pid, signal.SIGKILL)
+                    await instance.ended.wait()
+            finally:
+                del self._leaving[database]
+                left.set()
+
+        task = asyncio.get_running_loop().create_task(end(), name="unwanted server")
+        self._unwanted.add(task)
+        task.add_done_callback(self._unwanted.discard)
 
     async def _make_room(self) -> None:
         """Ends the longest idle one where there are as many as may be, and asks for the places of

@@ -74,7 +74,8 @@ class Zygote:
                 raise ZygoteError("the document server is not loaded in time") from None
 
     async def fork(self, argv: list[str], folder: Path, log: Path, memory: int) -> int:
-        """A server's process id. memory: bytes that it may have, 0 for any. ZygoteError."""
+        """A server's process id. memory: bytes that it may have, 0 for any. ZygoteError. Whoever is
+        cancelled meanwhile does not learn of what has been started."""
         await self.start()
         assert self._process is not None
         assert self._process.stdin is not None

@@ -232,6 +232,49 @@ def test_two_that_start_at_once_do_not_share_a_port(loop, servers, monkeypatch):
     loop(run())
 
 
+def test_who_gives_up_while_a_server_starts_leaves_none(loop, servers):
+    async def run():
+        async with holding(servers, "ichi_a"):
+            pass
+        for name in list(servers.all.running):
+            await servers.all.end(name)
+        zygote = servers.all.zygote
+        parent = psutil.Process(zygote._process.pid)
+        for starts in (lambda: zygote._asked, lambda: servers.all._by_pid):
+            start = asyncio.create_task(servers.all.hold("ichi_a"))
+            while not starts():
+                await asyncio.sleep(0)
+            start.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await start
+            assert "ichi_a" not in servers.all.running
+            held = await servers.all.hold("ichi_a")  # once that one has ended
+            assert [one.pid for one in parent.children()] == [held.pid]
+            assert servers.all._ports == {held.port}
+            async with client(held) as root:
+                await root.ichi_a.things.find_one()
+            servers.all.release(held)
+            await servers.all.end("ichi_a")
+        assert parent.children() == []
+        assert not servers.all._ports
+        assert not servers.all._leaving
+
+    loop(run())
+
+
+def test_nothing_is_kept_of_those_that_have_ended(loop, servers):
+    async def run():
+        for n in range(4):
+            async with holding(servers, f"ichi_brief{n}"):
+                pass
+            await servers.all.remove(f"ichi_brief{n}")
+        for kept in (servers.all._locks, servers.all.shares, servers.all._leaving):
+            assert not [name for name in kept if name.startswith("ichi_brief")]
+        assert not servers.all._early
+
+    loop(run())
+
+
 def test_where_no_folder_can_be_made_the_reason_is_told(loop, servers, monkeypatch, tmp_path):
     monkeypatch.setattr(servers.folders, "template", tmp_path / "none")
     with pytest.raises(InstanceError, match="No such file") as refused:
