@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from ichicore.errors import ApiError
+from server.base.apart import Apart
 from server.mongo import address
 from server.mongo.address import DocumentServer
 from server.mongo.folders import Folders
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WAIT_SECONDS = 30.0  # for a server that is starting
+LOOK_SECONDS = 5.0  # the same where it is only to be measured
 RETRY = 0.05
 
 
@@ -123,19 +125,17 @@ class Documents:
         """Of those that may have changed since the last call: what is kept, and the bytes of the
         documents and their indexes. ApiError 503, PyMongoError."""
         if self.server.desk is not None:
-            used = set(await _asked(Path(self.server.desk), 5.0, do="used"))
+            used = set(await _asked(Path(self.server.desk), LOOK_SECONDS, do="used"))
             kept = [one for one in kept if self.database(one) in used]
-        failure: ApiError | None = None
+        apart = Apart()
         for one in kept:
-            try:
-                async with self.admin(one, 5.0, look=True) as client:
-                    found: dict[str, Any] = await client[self.database(one)].command("dbStats")
-            except ApiError as error:
-                failure = error
-            else:
+            found: dict[str, Any] | None = None
+            with apart:
+                async with self.admin(one, LOOK_SECONDS, look=True) as client:
+                    found = await client[self.database(one)].command("dbStats")
+            if found is not None:
                 yield one, int(found.get("dataSize", 0)) + int(found.get("indexSize", 0))
-        if failure is not None:
-            raise failure
+        apart.end()
 
     async def _make(self, kept: str, seconds: float) -> None:
         from server.mongo import logins
