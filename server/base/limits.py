@@ -15,6 +15,7 @@ LARGEST = 2**53  # what every JSON reader takes exactly
 
 Some = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Connections = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]  # as many as PostgreSQL takes
 Any0 = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]  # 0 where the text says what it means
 
 
@@ -48,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     flavors: Annotated[int, msgspec.Meta(ge=1, le=2)]
     database_bytes: Some
     storage_bytes: Any0
-    connections: Some
+    connections: Connections
     statement_ms: Milliseconds
     owner_statement_ms: Milliseconds
     idle_transaction_ms: Milliseconds

@@ -14,6 +14,7 @@ import msgspec
 
 from ichicore.errors import ApiError
 from server.base import limits
+from server.base.apart import Apart
 from server.base.limits import LimitsError
 from server.control import owners, records
 from server.control.database import Connection, fetch
@@ -21,6 +22,7 @@ from server.control.projects import SLUG, Projects, audit, unknown
 from server.control.records import Record
 
 KEEP_DAYS = 7.0  # a deleted project can be brought back for so long
+CHANGED = ("project_not_found", "wrong_state")  # somebody else was quicker
 # Action to the states it starts from and the one it leads to.
 STEPS = {
     "suspend": (("active", "sleeping"), "suspended"),
@@ -159,8 +161,15 @@ class Lifecycle:
                 else state = 'suspended' and reason = 'owner' end""",
                 (rows[0][0], on),
             )
+        apart = Apart()
         for (slug,) in slugs:
-            await self.step(slug, "suspend" if on else "resume", actor, reason="owner")
+            with apart:
+                try:
+                    await self.step(slug, "suspend" if on else "resume", actor, reason="owner")
+                except ApiError as error:
+                    if error.code not in CHANGED:
+                        raise
+        apart.end()
 
     async def purge(self) -> list[str]:
         """Remove the deleted projects whose time is over; their names."""
@@ -169,9 +178,18 @@ class Lifecycle:
                 control,
                 "select slug from projects where state = 'deleting' and delete_at <= now()",
             )
+        removed, apart = [], Apart()
         for (slug,) in rows:
-            await self.projects.delete(slug, actor="maintenance")
-        return [slug for (slug,) in rows]
+            with apart:
+                try:
+                    await self.projects.delete(slug, actor="maintenance", due=True)
+                except ApiError as error:
+                    if error.code not in CHANGED:
+                        raise
+                else:
+                    removed.append(slug)
+        apart.end()
+        return removed
 
 
 async def owe(control: Connection, project_id: str) -> None:

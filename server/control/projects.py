@@ -25,13 +25,16 @@ from server.base.limits import of as limits_of
 from server.base.migrations import apply_async
 from server.base.project import Flavor, Project
 from server.control import owners, provision, records, secrets
-from server.control.database import Cluster, Connection, connect, fetch
+from server.control.database import Cluster, Connection, connect, fetch, run
 from server.control.owners import LOCAL_OWNER
 from server.control.records import Record
 from server.mongo.provision import Documents, new_address
 
 SLUG = re.compile(r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?")
 RESERVED = frozenset({"www", "api", "admin", "cdn", "localhost", "ichibase", "status", "mail"})
+
+BUSY_SECONDS = 3  # to wait for who works on a project that is to be finished
+OWED = "select p.id, p.slug from duties d join projects p on p.id = d.project_id order by 1"
 
 Hook = Callable[[Project], Awaitable[None]]
 
@@ -150,8 +153,10 @@ class Projects:
             return False
         return True
 
-    async def delete(self, slug: str, actor: str = "node") -> None:
-        """Remove a project with all its data, at once and for ever."""
+    async def delete(self, slug: str, actor: str = "node", *, due: bool = False) -> None:
+        """Remove a project with all its data, at once and for ever. due: only one that has been
+        deleted and whose time is over, which somebody may bring back at this moment. 404
+        project_not_found."""
         if not SLUG.fullmatch(slug):
             raise unknown(slug)
         async with self.control() as control:
@@ -159,8 +164,10 @@ class Projects:
                 found = await fetch(
                     control,
                     """update projects set state = 'removing' where slug = $1
-                    and state in ('active', 'sleeping', 'suspended', 'deleting') returning id""",
-                    (slug,),
+                    and case when $2 then state = 'deleting' and delete_at <= now()
+                      else state in ('active', 'sleeping', 'suspended', 'deleting') end
+                    returning id""",
+                    (slug, due),
                 )
                 if not found:
                     raise unknown(slug)
@@ -171,22 +178,24 @@ class Projects:
 
     async def recover(self) -> dict[str, str | None]:
         """Finish every creation, removal and change of state that a crash interrupted. Gives what
-        stands in the way, by name; None where nothing does."""
+        stands in the way, by name; None where nothing does. One that another process is working on
+        is left to it."""
         outcome: dict[str, str | None] = {}
         async with self.control() as control:
-            for (project_id,) in await fetch(control, "select project_id from duties order by 1"):
+            await run(control, f"set lock_timeout = '{BUSY_SECONDS}s'")
+            for project_id, slug in await fetch(control, OWED):
                 try:
                     await self.settle(control, project_id)
-                except (psycopg.Error, ApiError) as error:
-                    outcome[project_id] = str(error).strip()
+                except Exception as error:
+                    outcome[slug] = _said(error)
             rows = await fetch(control, records.SELECT_UNFINISHED)
             for record in [records.read(row[0]) for row in rows]:
-                outcome[record.slug] = None
-                async with locked(control, record.id):
-                    try:
+                outcome.setdefault(record.slug, None)
+                try:
+                    async with locked(control, record.id):
                         await self._complete(control, record.id)
-                    except (psycopg.Error, ApiError) as error:
-                        outcome[record.slug] = str(error).strip()
+                except Exception as error:
+                    outcome[record.slug] = _said(error)
         return outcome
 
     async def ensure_documents(self) -> None:
@@ -305,7 +314,7 @@ class Projects:
 
     async def _give_up(self, project_id: str) -> None:
         """Take back a creation that failed. Where that fails too, the next start does it."""
-        with contextlib.suppress(psycopg.Error, ApiError):
+        with contextlib.suppress(Exception):
             async with self.control() as control:
                 await control.execute(
                     "update projects set state = 'removing' where id = $1", (project_id,)
@@ -361,6 +370,15 @@ async def locked(control: Connection, project_id: str) -> AsyncIterator[None]:
     finally:
         with contextlib.suppress(psycopg.OperationalError):  # a lost connection holds no lock
             await fetch(control, "select pg_advisory_unlock(hashtextextended($1, 0))", (key,))
+
+
+def _said(error: Exception) -> str:
+    """What stood in the way, for the log."""
+    text = str(error).strip()
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return "somebody else has a lock that it needs"
+    known = isinstance(error, psycopg.Error | ApiError)
+    return text if known else f"{type(error).__name__}: {text}"
 
 
 async def audit(

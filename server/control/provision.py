@@ -37,6 +37,7 @@ HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
 NEW, BEFORE = "_new", "_before"  # ends of the names of databases that a restore builds and replaces
+MOST_KB = 2**31 - 1  # that PostgreSQL takes for the size of temporary files
 LOCK_TIMEOUT = "3s"  # for what the owner's transactions may hold
 
 
@@ -185,7 +186,7 @@ def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
         return quiet
     shared = {
         **quiet,
-        "temp_file_limit": f"{max(1, limits.temp_bytes // 1024)}kB",
+        "temp_file_limit": f"{min(max(1, limits.temp_bytes // 1024), MOST_KB)}kB",
         "work_mem": f"{limits.work_memory // 1024}kB",
         "max_parallel_workers_per_gather": str(min(limits.parallel_workers, 1024)),
         "idle_in_transaction_session_timeout": f"{limits.idle_transaction_ms}ms",

@@ -1,6 +1,7 @@
 """States of projects: each change survives a crash at every step, is noted, and takes effect."""
 
 import asyncio
+import contextlib
 
 import psycopg
 import pytest
@@ -106,6 +107,74 @@ def test_a_deleted_project_is_removed_when_its_time_is_over(world, life, project
             "select count(*) from pg_roles where rolname like %s", (f"{project.database}%",)
         ).fetchone()
     assert left == (0,)
+
+
+@pytest.fixture
+def second(world, life):
+    record = run(life.projects.create("second"))
+    yield record
+    with contextlib.suppress(ApiError):
+        run(world.fresh().delete("second"))
+
+
+def states(world, *projects):
+    with psycopg.connect(world.dsn) as control:
+        return dict(control.execute(
+            "select slug, state from projects where id = any(%s)", ([one.id for one in projects],)
+        ).fetchall())  # fmt: skip
+
+
+def test_one_that_is_brought_back_while_others_are_removed_stays(world, life, project, second):
+    both = {project.slug, second.slug}
+    for slug in both:
+        run(life.step(slug, "delete", "test", keep_days=0))
+
+    async def bring_back(gone):
+        for slug in both - {gone.slug}:
+            with contextlib.suppress(ApiError):
+                await life.step(slug, "undelete", "test")
+
+    purging = Lifecycle(world.fresh())
+    purging.projects.on_delete.append(bring_back)
+    (removed,) = run(purging.purge())
+    (kept,) = both - {removed}
+    assert states(world, project, second) == {kept: "active"}
+    assert opens(owner_dsn(world, kept))
+
+
+def test_one_that_cannot_be_removed_keeps_no_other_from_being(world, life, project, second):
+    for slug in (project.slug, second.slug):
+        run(life.step(slug, "delete", "test", keep_days=0))
+    refused = []
+
+    async def refuse(gone):
+        if gone.slug in refused or not refused:
+            refused.append(gone.slug)
+            raise OSError("not this one")
+
+    purging = Lifecycle(world.fresh())
+    purging.projects.on_delete.append(refuse)
+    with pytest.raises(OSError, match="not this one"):
+        run(purging.purge())
+    assert states(world, project, second) == {refused[0]: "removing"}
+    assert run(purging.projects.recover()) == {refused[0]: "OSError: not this one"}
+    assert run(world.fresh().recover()) == {refused[0]: None}
+    assert states(world, project, second) == {}
+
+
+def test_one_that_is_worked_on_keeps_no_other_waiting(world, project, second, monkeypatch):
+    monkeypatch.setattr(projects, "BUSY_SECONDS", 1)
+    records = sorted((project, second), key=lambda one: one.id)  # as they are taken
+    with psycopg.connect(world.dsn, autocommit=True) as busy:
+        for one in records:
+            busy.execute("insert into duties (project_id) values (%s)", (one.id,))
+        key = f"ichibase project {records[0].id}"
+        busy.execute("select pg_advisory_lock(hashtextextended(%s, 0))", (key,))
+        found = run(asyncio.wait_for(world.fresh().recover(), 60))
+        assert found == {records[0].slug: "somebody else has a lock that it needs"}
+        assert duties(world) == 1
+    assert run(world.fresh().recover()) == {}
+    assert duties(world) == 0
 
 
 def test_what_others_grant_to_its_logins_does_not_keep_a_project(world, life, project):
@@ -311,6 +380,18 @@ def test_changes_that_make_no_sense_are_refused(life, project, wanted, code):
     with pytest.raises(ApiError) as caught:
         run(life.change(project.slug, wanted, "test"))
     assert (caught.value.status, caught.value.code) == (400, code)
+
+
+@pytest.mark.parametrize("number", [1, 65_536, 2**31 - 1, 2**31, 2**40, 2**53])
+def test_the_database_takes_every_number_that_is_accepted(life, project, number):
+    accepted = {}
+    for name in limits.NAMES:
+        with contextlib.suppress(limits.LimitsError):
+            limits.changed(limits.PRO, {name: number})
+            accepted[name] = number
+    assert accepted
+    run(life.change(project.slug, {"limits": accepted}, "test"))
+    run(life.step(project.slug, "suspend", "test"))
 
 
 def test_the_owners_connections_are_bounded(world, life, project):
