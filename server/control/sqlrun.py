@@ -50,7 +50,7 @@ async def execute(dsn: str, text: str, timeout_ms: int = TIMEOUT_MS) -> list[dic
     raw = _bytes(text)
     async with await _connect(dsn, timeout_ms) as connection:
         results = await _within(connection, timeout_ms, _run(connection, raw, text))
-        await _name_types(connection, results)
+        await _within(connection, TIMEOUT_MS, _name_types(connection, results))
     return results
 
 
@@ -124,8 +124,8 @@ async def _apply(connection: Connection, name: str, raw: bytes, text: str, check
             "may have stayed, and it was not recorded. A migration is one transaction.",
         )  # fmt: skip
     try:
-        # The text may have changed the role or the search path.
-        await connection.execute("reset role")
+        # The text may have changed the role, the search path or the encoding.
+        await _run(connection, b"reset role; reset all", "")
         insert = "insert into ichibase.migrations (name, checksum) values (%s, %s)"
         await connection.execute(insert, (name, checksum))
         await connection.execute("commit")
@@ -218,12 +218,14 @@ def _plain(type_oid: int, value: bytes | None) -> Any:
 
 
 async def _name_types(connection: Connection, results: list[dict[str, Any]]) -> None:
-    """Puts names in place of the columns' type numbers."""
+    """Puts names in place of the columns' type numbers. A transaction that the text has left open
+    is rolled back, whatever it answered."""
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        await _run(connection, b"rollback", "")
     columns = [column for result in results for column in result["columns"]]
     if not columns:
         return
-    if connection.info.transaction_status != TransactionStatus.IDLE:
-        await connection.rollback()
+    await _run(connection, b"reset all", "")  # the driver does not know every encoding
     query = """select oid, typname::text from pg_catalog.pg_type
       where oid = any(%s::oid[])"""
     wanted = sorted({column["type"] for column in columns})

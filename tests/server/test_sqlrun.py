@@ -119,6 +119,33 @@ def test_a_migration_that_ends_its_transaction_is_not_recorded(pg_database):
     assert [m["name"] for m in asyncio.run(sqlrun.applied(pg_database))] == ["003.sql"]
 
 
+def test_a_transaction_that_is_left_open_is_rolled_back_whatever_it_answered(pg_database):
+    run(pg_database, "create table kept (id int primary key)")
+    late = "create table late (id int references kept deferrable initially deferred)"
+    run(pg_database, late)
+    for text in (
+        "begin; insert into kept values (1)",
+        "begin; insert into kept values (1); select 1",
+        "begin; insert into late values (2)",  # which could not be committed
+    ):
+        assert run(pg_database, text)[0]["command"] == "BEGIN"
+    assert run(pg_database, "select * from kept")[0]["rows"] == []
+
+
+@pytest.mark.parametrize("encoding", ["EUC_TW", "SQL_ASCII", "LATIN1"])
+def test_a_text_may_change_the_encoding(pg_database, encoding):
+    found = run(pg_database, f"set client_encoding = '{encoding}'; select 1 as one")
+    assert found[1]["columns"] == [{"name": "one", "type": "int4"}]
+    with psycopg.connect(pg_database, autocommit=True) as admin:
+        admin.execute("create schema if not exists ichibase")
+        admin.execute(
+            "create table if not exists ichibase.migrations (name text primary key, checksum text "
+            "not null, applied_at timestamptz not null default now())"
+        )
+    text = f"set client_encoding = '{encoding}'; create table encoded (id int)"
+    assert asyncio.run(sqlrun.migrate(pg_database, "encoding.sql", text)) is True
+
+
 def test_two_deployments_at_once_apply_a_migration_once(pg_database):
     with psycopg.connect(pg_database, autocommit=True) as admin:
         admin.execute("create schema ichibase")
