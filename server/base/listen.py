@@ -12,6 +12,11 @@ from psycopg import sql
 RETRY = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts; the last one repeats
 BEAT_SECONDS = 3.0  # between questions to a server from which nothing comes
 SILENT_SECONDS = 5.0  # without an answer until it counts as away
+# For a connection that is kept: of a machine that is gone without a word it would wait for hours.
+ALIVE: dict[str, Any] = {
+    "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}  # fmt: skip
 
 
 async def connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
@@ -21,9 +26,7 @@ async def connect(dsn: str, name: str) -> psycopg.AsyncConnection[Any]:
         autocommit=True,
         application_name=name,
         connect_timeout=5,
-        keepalives_idle=30,
-        keepalives_interval=10,
-        keepalives_count=3,
+        **ALIVE,
     )
 
 
@@ -33,16 +36,16 @@ def reason_of(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-async def _ask(connection: psycopg.AsyncConnection[Any]) -> None:
-    """psycopg.OperationalError when the server does not answer. A cancellation would ask it to stop
-    the statement, and wait for that in turn."""
+async def ask(connection: psycopg.AsyncConnection[Any], seconds: float) -> None:
+    """psycopg.OperationalError when the server does not answer in time. A cancellation would ask it
+    to stop the statement, and wait for that in turn."""
     asked = asyncio.ensure_future(connection.execute("select 1"))
-    await asyncio.wait([asked], timeout=SILENT_SECONDS)
+    await asyncio.wait([asked], timeout=seconds)
     if not asked.done():
         connection.pgconn.finish()
         asked.cancel()
         await asyncio.wait([asked])
-        raise psycopg.OperationalError(f"the server was silent for {SILENT_SECONDS:.0f} s")
+        raise psycopg.OperationalError(f"the server was silent for {seconds:.0f} s")
     await asked
 
 
@@ -91,7 +94,7 @@ class Listener:
                     while True:
                         async for notice in connection.notifies(timeout=BEAT_SECONDS):
                             self.told(notice.payload)
-                        await _ask(connection)
+                        await ask(connection, SILENT_SECONDS)
             except (psycopg.Error, OSError) as error:
                 reason = reason_of(error)
             if failures == 0:

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from server.base.events import Events, Failed
+from server.base.listen import ALIVE
 
 FLUSH_SECONDS = 3.0
 LONGEST_PAUSE = 30.0  # between tries while the control database is away
@@ -136,8 +137,9 @@ class Usage:
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(
-                self.dsn, autocommit=True, application_name="ichibase usage", connect_timeout=5
-            )
+                self.dsn, autocommit=True, application_name="ichibase usage", connect_timeout=5,
+                **ALIVE,
+            )  # fmt: skip
         return self._connection
 
     async def _write(self, connection: psycopg.AsyncConnection[Any]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import importlib
 import importlib.util
+import itertools
 import sys
 import traceback
 from pathlib import Path
@@ -14,7 +15,6 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import psycopg
-from pymongo.errors import PyMongoError
 
 from ichicore.errors import ApiError
 from server.base.project import Flavor, Project
@@ -28,7 +28,7 @@ from server.control.routes import BODY_LIMIT, AdminRequest, AdminResponse, Route
 from server.mongo.address import read_server
 from server.mongo.provision import Documents
 
-CATCH_UP_PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)  # seconds
+CATCH_UP_PAUSES = (1.0, 5.0, 30.0, 120.0, 600.0)  # seconds; the last one repeats
 READY_SECONDS = 5.0  # that the control database has to answer
 ROOMS = ("auth", "mongo", "storage", "realtime", "functions", "backup")
 
@@ -274,11 +274,11 @@ class AdminApi:
 
 async def _catch_up(projects: Projects) -> None:
     """What had to wait for the document server, which starts after all others."""
-    for pause in CATCH_UP_PAUSES:
+    for pause in itertools.chain(CATCH_UP_PAUSES, itertools.repeat(CATCH_UP_PAUSES[-1])):
         try:
             await projects.ensure_documents()
             return
-        except (ApiError, psycopg.Error, PyMongoError) as error:
+        except Exception as error:
             print(f"documents are not ready: {error}", file=sys.stderr, flush=True)
             await asyncio.sleep(pause)
 

@@ -20,6 +20,7 @@ from psycopg import AsyncConnection, AsyncRawCursor, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from server.base.guarded import guarded
+from server.base.listen import ALIVE
 
 CONTROL_ROLE = "ichibase_control"
 DROP_TRIES = 10
@@ -60,13 +61,15 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def connect(dsn: str) -> Connection:
-    """An autocommit connection whose cursors take $1 placeholders."""
+    """An autocommit connection whose cursors take $1 placeholders, and which notices a dead peer
+    within a minute."""
     return await AsyncConnection.connect(
         dsn,
         autocommit=True,
         cursor_factory=AsyncRawCursor,
         application_name="ichibase",
         connect_timeout=10,
+        **ALIVE,
     )
 
 
@@ -88,8 +91,12 @@ def external_cluster(dsn: str) -> Cluster:
     """The cluster that a DATABASE_URL names. Its user must be able to create databases."""
     try:
         parts = {k: str(v) for k, v in conninfo_to_dict(dsn).items() if v is not None}
-    except psycopg.ProgrammingError as error:
-        raise ControlError(f"the database URL is not valid: {str(error).strip()}") from None
+        port = int(parts.get("port", "5432"))
+    except (psycopg.ProgrammingError, ValueError):  # whose text may have the password
+        raise ControlError(
+            "the database URL is not valid: write postgresql://user:password@host:port/database, "
+            "with one host and one port"
+        ) from None
     host = parts.get("host", "127.0.0.1")
     socket_dir = host if host.startswith("/") else None
     options = {k: v for k, v in parts.items() if k.startswith("ssl") or k == "channel_binding"}
@@ -98,7 +105,7 @@ def external_cluster(dsn: str) -> Cluster:
         kind="external",
         admin_dsn=dsn,
         host="127.0.0.1" if socket_dir else host,
-        port=int(parts.get("port", "5432")),
+        port=port,
         socket_dir=socket_dir,
         options=options,
     )

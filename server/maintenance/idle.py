@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ichicore.errors import ApiError
+from server.base.apart import Apart
 from server.base.events import Events, Noted
-from server.control.database import connect, fetch
-from server.control.lifecycle import Lifecycle
+from server.base.limits import Limits
+from server.control.database import Cluster, connect, fetch
+from server.control.lifecycle import CHANGED, Lifecycle
 from server.control.projects import Projects, audit
+from server.control.records import Record
 
 DAY = 86_400.0
 GRACE = 2.0  # times its limit after which a session is ended that has changed its own settings
@@ -42,21 +46,38 @@ async def put_to_sleep(projects: Projects, events: Events) -> list[str]:
         if days and idle.get(id, 0.0) > days * DAY
         and records[id].slug != projects.config.default_project
     ]  # fmt: skip
+    apart = Apart()
     for cluster_id, cluster in projects.clusters.items():
         here = [record for record in due if record.cluster_id == cluster_id]
-        if not here:
+        used: dict[str, float] | None = None
+        with apart:
+            used = await _used(cluster, here)
+        if used is None:
             continue
-        async with await connect(cluster.admin_dsn) as admin:
-            used = dict(await fetch(admin, USED, ([r.role("owner") for r in here],)))
         for record in here:
             seconds = used.get(record.role("owner"))
             if seconds is not None and seconds < limits[record.id] * DAY:
                 continue  # its developer is connected
-            await Lifecycle(projects).step(record.slug, "sleep", "maintenance")
-            found.append(record.slug)
+            with apart:
+                try:
+                    await Lifecycle(projects).step(record.slug, "sleep", "maintenance")
+                except ApiError as error:
+                    if error.code not in CHANGED:
+                        raise
+                else:
+                    found.append(record.slug)
     if found:
         events.emit(Noted("projects went to sleep", ", ".join(found)))
+    apart.end()
     return found
+
+
+async def _used(cluster: Cluster, records: list[Record]) -> dict[str, float]:
+    """Seconds since the owners' logins that are connected did something, by login."""
+    if not records:
+        return {}
+    async with await connect(cluster.admin_dsn) as admin:
+        return dict(await fetch(admin, USED, ([r.role("owner") for r in records],)))
 
 
 async def end_what_holds_up(projects: Projects, events: Events) -> int:
@@ -68,22 +89,33 @@ async def end_what_holds_up(projects: Projects, events: Events) -> int:
         limits = projects.limits(record)
         for kind in ("owner", "authenticator", "system"):
             records[record.role(kind)] = record, limits
+    apart = Apart()
     for cluster in projects.clusters.values():
-        async with await connect(cluster.admin_dsn) as admin:
-            for pid, login, state, idle, running in await fetch(admin, HELD_UP, (OLDEST,)):
-                if login not in records:
-                    continue
-                record, limits = records[login]
-                over = running * 1000 > GRACE * limits.owner_statement_ms
-                if state.startswith("idle in transaction"):
-                    over = idle * 1000 > GRACE * limits.idle_transaction_ms
-                if over:
-                    await fetch(admin, "select pg_terminate_backend($1)", (pid,))
-                    ended += 1
-                    detail = {"reason": "time", "state": state, "sessions": 1}
-                    async with projects.control() as control:
-                        await audit(
-                            control, "maintenance", "project.sessions_ended", record.slug, detail
-                        )
-                    events.emit(Noted(f"ended a session of project {record.slug}", state))
+        with apart:
+            ended += await _end(projects, events, cluster, records)
+    apart.end()
+    return ended
+
+
+async def _end(
+    projects: Projects, events: Events, cluster: Cluster, records: dict[str, tuple[Record, Limits]]
+) -> int:
+    ended = 0
+    async with await connect(cluster.admin_dsn) as admin:
+        for pid, login, state, idle, running in await fetch(admin, HELD_UP, (OLDEST,)):
+            if login not in records:
+                continue
+            record, limits = records[login]
+            over = running * 1000 > GRACE * limits.owner_statement_ms
+            if state.startswith("idle in transaction"):
+                over = idle * 1000 > GRACE * limits.idle_transaction_ms
+            if over:
+                await fetch(admin, "select pg_terminate_backend($1)", (pid,))
+                ended += 1
+                detail = {"reason": "time", "state": state, "sessions": 1}
+                async with projects.control() as control:
+                    await audit(
+                        control, "maintenance", "project.sessions_ended", record.slug, detail
+                    )
+                events.emit(Noted(f"ended a session of project {record.slug}", state))
     return ended

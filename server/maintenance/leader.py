@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 import psycopg
 
 from server.base.events import Events, Failed, Lost, Noted
+from server.base.listen import ask
 from server.control.database import Connection, connect, fetch
 
 LOCK = "ichibase maintenance"
 RETRY_SECONDS = 3.0  # between tries to become the leader
 BEAT_SECONDS = 2.0  # between looks whether the lock is still held
+PATIENCE = 60.0  # seconds without an answer until it counts as lost, with all that is being done
 JOBS = "ichibase_jobs"
 
 
@@ -64,7 +66,7 @@ class Leader:
             while not task.done():
                 async for _ in connection.notifies(timeout=BEAT_SECONDS):
                     self.told()
-                await connection.execute("select 1")
+                await ask(connection, PATIENCE)
         finally:
             # Nothing goes on without the lock: another node may hold it a moment later.
             self.leads = False

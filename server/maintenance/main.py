@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -17,7 +17,7 @@ from server.backup.jobs import Jobs
 from server.base import processor
 from server.base.bus import PgBus
 from server.base.context import NodeConfig
-from server.base.events import Events, Failed
+from server.base.events import Events, Failed, Noted
 from server.base.lifeline import name_process
 from server.base.logs import Logger
 from server.base.metrics import LIVE, Labels, Metrics, MetricsFile
@@ -67,7 +67,7 @@ class Maintenance:
         self.jobs = Jobs(projects, events, self.metrics)
         tick = config.maintenance_seconds
         tasks = [
-            Task("changes of state", 2 * tick, projects.recover),
+            Task("changes of state", 2 * tick, self.recover),
             Task("sizes", tick, self.quotas.measure),
             Task("sleep", tick, lambda: idle.put_to_sleep(projects, events)),
             Task("sessions", min(tick, 10.0), lambda: idle.end_what_holds_up(projects, events)),
@@ -94,6 +94,8 @@ class Maintenance:
         ]  # fmt: skip
         self.bus = PgBus(config.control_dsn, events)
         self.upgrades = Upgrades(projects, self.bus, events)
+        self._unfinished: dict[str, str] = {}  # what stands in the way, by project
+        self._unwritten: set[str] = set()  # what could not be written the last time
         self.metrics.gauges += [self.gauges, self.quotas.gauges, self.jobs.gauges]
 
     async def lead(self) -> None:
@@ -119,23 +121,45 @@ class Maintenance:
             for statement in OLD:
                 await control.execute(statement)
 
+    def _trim_log(self) -> None:
+        EmbeddedPostgres.trim_log(self.config.data_dir / "postgres" / "postgres.log")
+
+    def _now_and_then(self, what: str, work: Callable[[], object]) -> None:
+        """What cannot be written, as on a full disk, is told once and tried again."""
+        try:
+            work()
+            self._unwritten.discard(what)
+        except OSError as error:
+            if what not in self._unwritten:
+                self.events.emit(Failed(what, str(error)))
+            self._unwritten.add(what)
+
+    async def recover(self) -> None:
+        """Finishes what was interrupted. What stands in the way is told once."""
+        found = await self.projects.recover()
+        faults = {slug: fault for slug, fault in found.items() if fault is not None}
+        for slug, fault in faults.items():
+            if self._unfinished.get(slug) != fault:
+                self.events.emit(Noted(f"project {slug} is unfinished", fault))
+        self._unfinished = faults
+
     async def run(self) -> None:
         """Until cancelled."""
         file = MetricsFile(self.metrics, self.config.metrics_dir)
-        leading = asyncio.create_task(self.leader.run())
         self.bus.start()
-        upgrading = asyncio.create_task(self.upgrades.run())
-        always = [*(one.run() for one in self.processors), *(one.run() for one in self.logs)]
-        tasks = [leading, upgrading, *map(asyncio.create_task, always)]
+        always = [self.leader.run(), self.upgrades.run(), *(one.run() for one in self.processors),
+                  *(one.run() for one in self.logs)]  # fmt: skip
+        tasks = [asyncio.create_task(one) for one in always]
         try:
-            while not leading.done() and not upgrading.done():
-                await asyncio.sleep(METRICS_SECONDS)
-                EmbeddedPostgres.trim_log(self.config.data_dir / "postgres" / "postgres.log")
-                try:
-                    file.write()
-                except OSError as error:
-                    self.events.emit(Failed("writing the metrics", str(error)))
-            await (leading if leading.done() else upgrading)
+            ended: set[asyncio.Task[None]] = set()
+            while not ended:
+                ended, _ = await asyncio.wait(
+                    tasks, timeout=METRICS_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                self._now_and_then("moving the database server's log aside", self._trim_log)
+                self._now_and_then("writing the metrics", file.write)
+            for task in ended:  # none of them ends by itself
+                await task
         finally:
             for task in tasks:
                 task.cancel()

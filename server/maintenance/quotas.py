@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ichicore.errors import ApiError
+from server.base.apart import Apart
 from server.base.events import Events, Noted
 from server.base.limits import Limits
 from server.base.metrics import LIVE, Labels
 from server.base.usage import Usage
-from server.control.database import connect, fetch
+from server.control.database import Cluster, connect, fetch
 from server.control.lifecycle import Lifecycle, shown_state
 from server.control.projects import Projects, audit
 from server.control.records import Record
@@ -60,7 +61,8 @@ class Quotas:
         self._told: dict[tuple[str, str], int] = {}  # stages, by project id and quota
 
     async def measure(self) -> None:
-        """One pass over all projects."""
+        """One pass over all projects. What fails of one, or of one server, keeps no other from
+        being measured; it is raised at the end."""
         records = await self.projects.all()
         sessions: list[tuple[str, int]] = []
         async with self.projects.control() as control:
@@ -68,35 +70,43 @@ class Quotas:
             self.requests = [(r[0], r[1]) for r in await fetch(control, REQUESTS)]
             self._told = {(r[0], r[1]): r[2] for r in await fetch(control, NOTICES)}
         self._levels = {(id, counter): value for id, counter, value in rows}
+        apart = Apart()
         for cluster_id, cluster in self.projects.clusters.items():
-            here = [r for r in records if r.cluster_id == cluster_id]
-            async with await connect(cluster.admin_dsn) as admin:
-                names = [record.database for record in here]
-                rows = await fetch(admin, ACTIVITY, (names,))
-                active = {name: count for name, count, _ in rows}
-                connected = {name: sessions for name, _, sessions in rows if sessions}
-                sessions += [
-                    (r.slug, connected[r.database]) for r in here if r.database in connected
-                ]
-                fresh = [
-                    r for r in here
-                    if r.database in connected
-                    or active.get(r.database) != self._activity.get(r.database)
-                    or (r.id, "database_bytes") not in self._levels
-                ]  # fmt: skip
-                sizes = dict(await fetch(admin, SIZES, ([r.database for r in fresh],)))
-            for record in fresh:
-                if record.database in sizes:
-                    await self._set(record, "database_bytes", int(sizes[record.database]))
-            self._activity.update(active)
-        await self._documents([r for r in records if r.flavor != "postgres"])
+            with apart:
+                here = [r for r in records if r.cluster_id == cluster_id]
+                sessions += await self._databases(cluster, here)
+        present = {record.database for record in records}
+        self._activity = {name: n for name, n in self._activity.items() if name in present}
+        with apart:
+            await self._documents([r for r in records if r.flavor != "postgres"])
         use: dict[str, tuple[Record, dict[str, Quota]]] = {}
         for record in records:
             limits = self.projects.limits(record)
             use[record.id] = record, self.of(record, limits)
-            await self._act(record, use[record.id][1])
+            with apart:
+                await self._act(record, use[record.id][1])
         self.use = use
         self.sessions = sessions
+        apart.end()
+
+    async def _databases(self, cluster: Cluster, records: list[Record]) -> list[tuple[str, int]]:
+        """Measures those of a cluster; gives how many sessions each project has there."""
+        async with await connect(cluster.admin_dsn) as admin:
+            rows = await fetch(admin, ACTIVITY, ([record.database for record in records],))
+            active = {name: count for name, count, _ in rows}
+            connected = {name: sessions for name, _, sessions in rows if sessions}
+            fresh = [
+                r for r in records
+                if r.database in connected
+                or active.get(r.database) != self._activity.get(r.database)
+                or (r.id, "database_bytes") not in self._levels
+            ]  # fmt: skip
+            sizes = dict(await fetch(admin, SIZES, ([r.database for r in fresh],)))
+        for record in fresh:
+            if record.database in sizes:
+                await self._set(record, "database_bytes", int(sizes[record.database]))
+        self._activity.update(active)
+        return [(r.slug, connected[r.database]) for r in records if r.database in connected]
 
     def of(self, record: Record, limits: Limits) -> dict[str, Quota]:
         """What the project uses of its quotas."""

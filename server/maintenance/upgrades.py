@@ -70,13 +70,21 @@ class Upgrades:
         """One turn over all that are not up to date; whether some still are not."""
         found = await upgrades.outdated(self.projects)
         self._waiting = {slug: id for id, slug in found}
+        self._urgent = {slug: None for slug in self._urgent if slug in self._waiting}
+        self.faults = {slug: fault for slug, fault in self.faults.items() if slug in self._waiting}
         self._all, self._done, self._told = len(found), 0, time.monotonic()
         if not found:
-            self._urgent.clear()
             return False
         if len(found) > 1:
             self.events.emit(Noted("bringing projects up to date", f"{len(found)} of them"))
-        failed = sum(await asyncio.gather(*(self._some() for _ in range(AT_ONCE))))
+        # One that raises has the others end after what they are at, which is waited for.
+        several = [self._some() for _ in range(AT_ONCE)]
+        results = await asyncio.gather(*several, return_exceptions=True)
+        failed = 0
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            failed += result
         if len(found) > 1 or failed:
             text = f"{self._done} projects are up to date"
             self.events.emit(Noted(text, f"{failed} could not be brought there" if failed else ""))

@@ -200,8 +200,8 @@ def load(
     uri = _text(_from_file(text("db-uri") or "postgresql://"), "db-uri").strip()
     try:
         psycopg.conninfo.conninfo_to_dict(uri)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(f"db-uri cannot be used: {str(error).strip()}") from None
+    except psycopg.ProgrammingError:  # whose text may have the password
+        raise ConfigError("db-uri cannot be used: it is no connection string") from None
     return Config(
         rest=rest,
         uri=uri,

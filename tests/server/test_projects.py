@@ -219,10 +219,15 @@ def test_a_manager_of_an_existing_server_need_not_be_superuser(tmp_path_factory)
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("url", ["http://x", "postgresql://[", "nonsense", "host="])
-def test_an_unusable_database_url_is_named(url):
-    with pytest.raises(ControlError):
+@pytest.mark.parametrize("url", [
+    "http://x", "postgresql://[", "nonsense", "host=", "postgres:/me:secret@host/db",
+    "me:secret@host", "postgresql://me:secret%zz@host/db", "postgresql://me:secret@host:port/db",
+    "postgresql://me:secret@one:1,two:2/db",
+])  # fmt: skip
+def test_an_unusable_database_url_is_named_without_its_password(url):
+    with pytest.raises(ControlError) as caught:
         asyncio.run(prepare(external_cluster(url), "control password"))
+    assert "secret" not in str(caught.value)
 
 
 def test_roles_that_are_there_already_get_the_rights_they_need(pg_cluster):

@@ -1,20 +1,27 @@
 """Measuring, warning, sleeping; one leader at a time; tasks that fail alone."""
 
 import asyncio
+import os
+import signal
+import socket
 
+import msgspec
 import psycopg
 import pytest
 
-from server.base.events import Events, Failed, Noted
+from server.base.events import Events, Failed, Lost, Noted
 from server.base.metrics import Metrics
 from server.base.usage import Usage
-from server.control.database import connect
+from server.control.database import Cluster, connect, fetch
 from server.control.lifecycle import Lifecycle
+from server.control.projects import Projects
 from server.maintenance import growth, idle
 from server.maintenance import leader as leading
+from server.maintenance import main as maintenance
 from server.maintenance.leader import Leader
 from server.maintenance.quotas import Quotas, stage_of
 from server.maintenance.scheduler import Scheduler, Task
+from server.node.embedded_pg import LOG_LIMIT
 
 
 def run(coroutine):
@@ -201,6 +208,14 @@ def test_idle_projects_sleep_unless_they_are_used_or_connected(world, measured):
     run(life.change("measured", {"limits": {}}, "test"))
 
 
+HOLDER = """select pid from pg_locks where locktype = 'advisory' and granted
+  and database = (select oid from pg_database where datname = $1)"""
+
+
+def database_of(world):
+    return psycopg.conninfo.conninfo_to_dict(world.dsn)["dbname"]
+
+
 def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
     monkeypatch.setattr(leading, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(leading, "BEAT_SECONDS", 0.05)
@@ -226,11 +241,8 @@ def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
         await asyncio.sleep(0.3)  # for as many tries as fit
         assert (at_work, one.leads, two.leads) == (["one"], True, False)
         async with await connect(world.cluster.admin_dsn) as admin:  # its connection breaks
-            await admin.execute(
-                "select pg_terminate_backend(l.pid) from pg_locks l where locktype = 'advisory' "
-                "and granted and database = (select oid from pg_database where datname = $1)",
-                (psycopg.conninfo.conninfo_to_dict(world.dsn)["dbname"],),
-            )
+            ((process,),) = await fetch(admin, HOLDER, (database_of(world),))
+            await fetch(admin, "select pg_terminate_backend($1)", (process,))
         await until(lambda: len(began) == 2 and at_work)  # whoever is quicker
         last = at_work[0]
         tasks[last].cancel()
@@ -244,6 +256,112 @@ def test_one_leads_and_another_takes_over_when_it_is_gone(world, monkeypatch):
     run(story())
     assert at_work == []
     assert set(most) == {1}  # never both
+
+
+def test_who_leads_stops_when_the_database_falls_silent(world, monkeypatch):
+    for name, seconds in (("RETRY_SECONDS", 0.05), ("BEAT_SECONDS", 0.05), ("PATIENCE", 2.0)):
+        monkeypatch.setattr(leading, name, seconds)
+    at_work, told = [], Listening()
+
+    async def work():
+        at_work.append(True)
+        try:
+            await asyncio.sleep(600)
+        finally:
+            at_work.pop()
+
+    async def story():
+        task = asyncio.create_task(Leader(world.dsn, told, work).run())
+        await until(lambda: at_work)
+        async with await connect(world.cluster.admin_dsn) as admin:
+            ((process,),) = await fetch(admin, HOLDER, (database_of(world),))
+        os.kill(process, signal.SIGSTOP)
+        try:
+            await until(lambda: not at_work)
+        finally:
+            os.kill(process, signal.SIGCONT)
+        await until(lambda: at_work)  # the server has noticed that nobody is there
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(story())
+    assert [event.what for event in told.told if isinstance(event, Lost)] == [
+        "the control database"
+    ]
+
+
+def test_a_connection_notices_that_the_other_machine_is_gone(world):
+    async def options():
+        parts = psycopg.conninfo.conninfo_to_dict(world.cluster.admin_dsn)
+        dsn = psycopg.conninfo.make_conninfo(**{**parts, "host": "127.0.0.1"})
+        async with await connect(dsn) as admin:
+            with socket.socket(fileno=os.dup(admin.fileno())) as one:
+                return [one.getsockopt(socket.IPPROTO_TCP, option) for option in (
+                    socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+                    socket.TCP_USER_TIMEOUT,
+                )]  # fmt: skip
+
+    assert run(options()) == [30, 10, 3, 60_000]
+
+
+def test_what_cannot_be_written_ends_nothing_and_is_told_once(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(maintenance, "METRICS_SECONDS", 0.05)
+    told = Listening()
+    log = tmp_path / "postgres" / "postgres.log"
+    log.parent.mkdir()
+    log.write_bytes(bytes(LOG_LIMIT + 1))
+    log.with_name("postgres.log.1").mkdir()  # it cannot be moved there
+    config = msgspec.structs.replace(world.config, data_dir=tmp_path)
+
+    async def some():
+        made = maintenance.Maintenance(config, world.fresh(), told)
+        made.leader.work = asyncio.Event().wait
+        task = asyncio.create_task(made.run())
+        await until(lambda: any(isinstance(one, Failed) for one in told.told))
+        await asyncio.sleep(0.5)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(some())
+    failed = [one.doing for one in told.told if isinstance(one, Failed)]
+    assert failed == ["moving the database server's log aside"]
+
+
+def test_one_project_that_fails_keeps_no_other_from_its_quota(world, measured):
+    projects, life = world.fresh(), Lifecycle(world.fresh())
+    first = run(projects.create("aa-first"))  # comes before the other
+    away = Cluster(
+        id="away", kind="external", admin_dsn="host=127.0.0.1 port=1 user=nobody",
+        host="127.0.0.1", port=1,
+    )  # fmt: skip
+    elsewhere = Projects(world.dsn, {away.id: away, **projects.clusters}, world.config)
+    for one in (first, measured):
+        run(life.change(one.slug, {"limits": {"database_bytes": 1_000_000}}, "test"))
+    login = first.role("owner")
+    with psycopg.connect(world.cluster.admin_dsn) as admin:  # which cannot be changed then
+        admin.execute(f"alter role {login} rename to {login}_gone")
+
+    async def measure(projects):
+        usage = Usage(world.dsn)
+        quotas = Quotas(projects, usage, Events())
+        try:
+            await quotas.measure()
+        finally:
+            await usage.stop()
+            assert quotas.use.keys() >= {first.id, measured.id}
+
+    with pytest.raises(psycopg.OperationalError) as caught:
+        run(measure(elsewhere))
+    assert caught.value.__notes__ == ["1 more failed"]
+    assert run(projects.find("measured")).read_only
+    with psycopg.connect(world.cluster.admin_dsn) as admin:
+        admin.execute(f"alter role {login}_gone rename to {login}")
+    for one in (first, measured):
+        run(life.change(one.slug, {"limits": {}}, "test"))
+    run(measure(projects))
+    assert not run(projects.find("measured")).read_only
+    run(projects.delete(first.slug))
 
 
 def test_a_task_that_fails_does_not_keep_the_others_waiting():
