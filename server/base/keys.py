@@ -68,6 +68,12 @@ class Denied:
         before, end = self.users[uid]
         return end > now and float(claims.get("iat", 0)) < before
 
+    def over(self, now: float) -> bool:
+        """Whether nothing is refused any more."""
+        return not any(end > now for end in self.sessions.values()) and not any(
+            end > now for _, end in self.users.values()
+        )
+
     def _trim(self, now: float) -> None:
         if len(self.sessions) + len(self.users) < MAX_DENIED:
             return
@@ -225,6 +231,14 @@ def _end(claims: dict[str, Any]) -> float:
 def now() -> float:
     """Epoch seconds, the clock tokens are judged by."""
     return time.time()
+
+
+def forget(denied: dict[str, Denied], present: set[str]) -> None:
+    """Drops what is kept of projects that are gone. What is in force stays: one that was deleted
+    may be brought back before its tokens expire. present: ids of the others."""
+    for id in denied.keys() - present:
+        if denied[id].over(now()):
+            del denied[id]
 
 
 def revoke(denied: Denied, message: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from server.base.context import Directory
 from server.base.events import Events, Failed, Served
 from server.base.hosts import SLUG, HostRule, UnknownProject, malformed, unknown
 from server.base.http import JSON, Response, Service, error_response, json_response
-from server.base.keys import Denied, KeyRing, missing_key, revoke
+from server.base.keys import Denied, KeyRing, forget, missing_key, revoke
 from server.base.metrics import Metrics
 from server.base.project import NOBODY, Identity, Project
 from server.gateway import largefile, limits, reply, states
@@ -406,11 +406,13 @@ class Edge:
     # What others tell
 
     def _changed(self, project: Project | None, slug: str) -> None:
-        site = self._sites.pop(slug, None)
+        self._sites.pop(slug, None)
         self._by_host.clear()
-        if project is None and site is not None:
-            self.denied.pop(site.project.id, None)
-            self.traffics.pop(site.project.id, None)
+        if project is None:
+            present = {one.id for one in self.directory.all()}
+            forget(self.denied, present)
+            for id in self.traffics.keys() - present:
+                del self.traffics[id]
 
     def revoked(self, message: dict[str, Any]) -> None:
         """A message of the topic TOKEN_REVOKED."""

@@ -78,7 +78,7 @@ class ProjectPools:
         return pool
 
     def _changed(self, project: Project | None, slug: str) -> None:
-        id = self._slugs.get(slug) if project is None else project.id
+        id = self._slugs.pop(slug, None) if project is None else project.id
         for key in [key for key in self._pools if key[0] == id]:
             dsn, pool = self._pools[key]
             kept = (

@@ -21,7 +21,7 @@ from ichicore.live.wire import Peer, Wire
 from server.base.context import Directory
 from server.base.events import Events, Failed, Noted
 from server.base.hosts import HostRule, unknown
-from server.base.keys import Denied, revoke
+from server.base.keys import Denied, forget, revoke
 from server.base.metrics import LIVE
 from server.base.processor import FULL
 from server.base.project import Identity, Project
@@ -397,14 +397,14 @@ class Process:
                 for session in list(tenant.sessions):
                     session.close(reason, SHUTDOWN)
                 del self.tenants[tenant.project.id]
-                if project is None:
-                    self.denied.pop(tenant.project.id, None)
                 if self.nodes is not None:
                     self.nodes.unwant(tenant.project.id)
                 if self.feeds is not None:
                     self.feeds.unwanted(tenant)
                 if self.streams is not None:
                     self.streams.end(tenant.project.id)
+            if project is None:
+                forget(self.denied, {one.id for one in self.directory.all()})
             return
         known = self.tenants.get(project.id)
         if known is None:

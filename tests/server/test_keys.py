@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ichicore.errors import ApiError
-from server.base.keys import Denied, KeyRing, revoke
+from server.base.keys import Denied, KeyRing, forget, revoke
 from server.base.project import NOBODY, Project, SigningKey
 
 SECRET = "a secret of thirty-two bytes or more"
@@ -130,6 +130,16 @@ def test_revocation_reaches_cached_tokens(ring):
     assert refused(ring, second) == "invalid_token"
     later = f"Bearer {user(session_id='s3', iat=int(time.time()) + 2)}"
     assert who(ring, later)[0] == "authenticated"
+
+
+def test_what_is_over_is_forgotten_of_projects_that_are_gone():
+    denied = {name: Denied() for name in ("here", "gone", "over", "user")}
+    for name in ("here", "over"):
+        revoke(denied[name], {"session_id": "s", "exp": 1})
+    revoke(denied["gone"], {"session_id": "s", "exp": time.time() + 100})
+    revoke(denied["user"], {"user_id": "u", "before": 1, "exp": time.time() + 100})
+    forget(denied, {"here"})
+    assert denied.keys() == {"here", "gone", "user"}
 
 
 def test_the_list_of_revoked_is_bounded(monkeypatch):

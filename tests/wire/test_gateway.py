@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.control.lifecycle import Lifecycle
 from tests.wire.conftest import UID, Site, parse
 
 ROUTES = ("postgres", "mongo", "auth", "storage", "functions", "realtime")
@@ -278,6 +279,23 @@ def test_revoked_tokens_are_refused_at_once(echo, control):
     until(lambda: echo.call("GET", "/postgres/x", headers).status == 401)
     other = {"authorization": f"Bearer {control.user(session_id='stays')}"}
     assert echo.call("GET", "/postgres/x", other).status == 200
+
+
+def test_revoked_tokens_stay_so_in_a_project_that_was_deleted_and_brought_back(echo, control):
+    life = Lifecycle(control.projects)
+    headers = {"authorization": f"Bearer {control.user('shop', session_id='left')}"}
+
+    def status():
+        return echo.call("GET", "/postgres/x", headers, host="shop.localhost").status
+
+    assert status() == 200
+    revoke(control, "shop", "left")
+    until(lambda: status() == 401)
+    asyncio.run(life.step("shop", "delete", "test"))
+    until(lambda: status() == 404)
+    asyncio.run(life.step("shop", "undelete", "test"))
+    until(lambda: status() != 404)
+    assert status() == 401
 
 
 # --- origins ----------------------------------------------------------------------------------

@@ -339,6 +339,17 @@ def test_a_session_revoked_before_the_first_socket_is_refused(one):
     one.connect(token("u1", session_id="other"))
 
 
+def test_a_revoked_session_stays_so_when_its_project_is_brought_back(one):
+    one.connect(token("u1", session_id="other"))
+    one.call(lambda: one.process.revoked({"project": "p1", "session_id": "left"}))
+    one.call(lambda: one.process.revoked({"project": "p1", "session_id": "old", "exp": 1}))
+    found = one.directory.get("default")
+    one.call(lambda: one.directory.set("default", None))
+    one.call(lambda: one.directory.set("default", found))
+    assert refused(one, token("u1", session_id="left")) == 401
+    one.connect(token("u1", session_id="other"))
+
+
 def test_a_key_that_is_taken_away_ends_its_sockets(one):
     client, server = one.connect(token("u1")), one.connect(key("service_role"))
     changed = project(OTHER, RULES, kid="k2")
