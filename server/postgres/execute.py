@@ -14,7 +14,7 @@ from ichicore.pg.errors import PgError
 from ichicore.pg.executor import NONE, VALUES, Group, Result, Statement
 from ichicore.rest.ident import qualify, quote
 from ichicore.rest.sql import bind
-from server.postgres.planning import (
+from server.postgres.plan import (
     AFFECTED,
     BODY,
     BYTEA,

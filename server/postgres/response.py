@@ -11,7 +11,7 @@ from ichicore.errors import ApiError
 from server.base.http import Headers, Response
 from server.postgres.execute import Outcome
 from server.postgres.faults import HIGHEST_STATUS, LOWEST_STATUS, sendable
-from server.postgres.planning import EXPLAIN, Plan
+from server.postgres.plan import EXPLAIN, Plan
 from server.postgres.spool import Spool
 
 LEADING_DIGITS = re.compile(rb"\d+")

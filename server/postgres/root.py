@@ -16,7 +16,7 @@ from server.base.http import Response
 from server.postgres import openapi
 from server.postgres.execute import Caller, Runner
 from server.postgres.negotiate import Chosen, content_type
-from server.postgres.planning import BODY, Plan
+from server.postgres.plan import BODY, Plan
 from server.postgres.settings import RestSettings
 
 DOCUMENTS = 8  # kept; a document of a large schema takes megabytes

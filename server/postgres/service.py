@@ -18,7 +18,8 @@ from ichicore.rest.catalog import Catalog, Routine
 from server.base.http import Response
 from server.postgres import faults, payloads, ranges, root, short
 from server.postgres.execute import ROLE_SETTINGS, Opening, Preface, Runner, Setting, ending
-from server.postgres.planning import Payload, Plan, Planner, without_tx
+from server.postgres.plan import Payload, Plan
+from server.postgres.planning import Planner, without_tx
 from server.postgres.pool import Pool
 from server.postgres.response import respond
 from server.postgres.settings import RestSettings

@@ -8,7 +8,7 @@ from ichicore.pg.executor import Result
 from server.base.http import Headers, Response
 from server.postgres import faults, ranges
 from server.postgres.execute import Outcome, check, outcome_of
-from server.postgres.planning import AFFECTED, Plan
+from server.postgres.plan import AFFECTED, Plan
 from server.postgres.response import respond
 
 
