@@ -17,6 +17,8 @@ SECOND = 1_000_000_000  # nanoseconds
 LEAST = SECOND // 200  # from which a process has been busy between two looks
 # "postgres: ichi_x_owner ichi_x [local] idle", "postgres: autovacuum worker ichi_x"
 DATABASE = re.compile(rb"^postgres: .*?\b(ichi_[a-z0-9]{12})(?:_|\b)")
+READER = re.compile(rb"^postgres: walsender ")
+KEEPER = re.compile(rb"^postgres: (?:checkpointer|background writer)\b")
 LEADER = re.compile(rb"^postgres: parallel worker for PID (\d+)")
 
 
@@ -24,11 +26,15 @@ class Census:
     """pgdata: folder of the server. others: the databases of processes that are not PostgreSQL's,
     and which may have many threads. databases: by process, "" where it serves no project. busy: how
     many processes of a database took processor time before the last call of spent(). ran: their
-    nanoseconds until then, by process. beside: those that are not PostgreSQL's."""
+    nanoseconds until then, by process. beside: those that are not PostgreSQL's. readers: those of
+    the feeds, which have to read what all projects log. keepers: those that write to the files of
+    all databases what sessions have changed."""
 
     def __init__(self, pgdata: Path, others: Callable[[], dict[int, str]] = dict) -> None:
         self.others = others
         self.beside: dict[int, str] = {}
+        self.keepers: set[int] = set()
+        self.readers: set[int] = set()
         self.lock = pgdata / "postmaster.pid"
         self.server = 0
         self.databases: dict[int, str] = {}
@@ -43,12 +49,15 @@ class Census:
         for kept in (self.databases, self._untitled, self.ran):
             for gone in kept.keys() - found:
                 del kept[gone]
+        self.readers &= found
+        self.keepers &= found
         for process in found - self.databases.keys():
             self._name(process)
         return {one for one in found if self.databases.get(one) and one not in self.ran}
 
     def spent(self) -> dict[str, float]:
-        """Processor seconds by database since the last call."""
+        """Processor seconds by database since the last call, without those of readers: how much
+        they have to do is up to others."""
         found: dict[str, float] = {}
         self.busy = {}
         for process, database in self.databases.items():
@@ -56,6 +65,8 @@ class Census:
             if database and (run := count(process)) is not None:
                 more = run - self.ran.get(process, 0)
                 self.ran[process] = run
+                if process in self.readers:
+                    continue
                 found[database] = found.get(database, 0.0) + more / SECOND
                 self.busy[database] = self.busy.get(database, 0) + (more > LEAST)
         return found
@@ -88,6 +99,11 @@ class Census:
             self.databases[process] = self.databases[int(leader[1])]
         elif named is not None:
             self.databases[process] = named[1].decode()
+            if READER.match(title):
+                self.readers.add(process)
+        elif KEEPER.match(title):
+            self.databases[process] = ""
+            self.keepers.add(process)
         else:
             looks = self._untitled[process] = self._untitled.get(process, 0) + 1
             if looks > LOOKS:

@@ -10,9 +10,10 @@ it. At other times nobody interrupts anybody, which gets most requests done.
 A weight says how much time a process gets, not how soon another one does that wakes up: on a full
 processor it may have to wait for the next tick of the clock. So a heavy project's sessions that
 compute take long turns, which everybody may interrupt. Those that write get more than their share
-and come before them: who holds a lock of the log must get on. And the sessions of heavy projects
-with less than a full weight, and the functions of such, leave some processors to the others, as
-long as there are any.
+and come before them: who holds a lock of the log must get on. Who writes in bulk gets less, since
+each feed has to read what any project logs. And the sessions of heavy projects with less than a
+full weight, the functions of such, and what writes for all databases leave some processors to the
+others, as long as there are any.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ AGAIN = 20  # looks between which the weights of known processes may have change
 MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
 KEPT = 0.5  # of what a project has used before, in the sum of each look
 LEAST = 3  # weight of a process
-WRITER = 60  # the same of a session that writes
+WRITER = 60  # the same of a session that writes and else does little
 WRITER_APART = 200  # the same where it shares processors with nobody but its like
+BULK = 30  # the same of a session that writes much, which all feeds have to read
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
 STIR = 0.0001  # seconds of processor time between two looks that are a use
@@ -148,7 +150,8 @@ class Processors:
                 if self._computes(process):
                     weight = max(LEAST, weight // self._busy[name])
                 elif process in self.writers.writing:
-                    weight = max(self._writer, weight)
+                    bulk = process in self.writers.bulk
+                    weight = max(BULK if bulk else self._writer, weight)
             before = self._weights.get(process, processor.FULL)
             if before != weight:
                 # Raising may need rights that the node lacks; then the session keeps its weight.
@@ -220,6 +223,8 @@ class Processors:
                 if name in self.heavy and self._wanted.get(name, processor.FULL) < processor.FULL
                 and self._present.keys() - {name}
             }  # fmt: skip
+            if wanted:
+                wanted |= self.census.keepers  # they are busy with what heavy projects write
             full = any(self._wanted.get(one, processor.FULL) >= processor.FULL
                        for one in self._present)  # fmt: skip
             if full or len(self._present) > 1:  # else it is likely to be their own project

@@ -9,40 +9,63 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 
 KEPT = 3.0  # seconds after a write for which a session counts as one that writes
 MUCH = 30_000_000  # nanoseconds of processor time without a write of a session that computes
+BULK = 0.2  # of a processor: who writes and uses more of it writes in bulk
+FRESH = 0.3  # of the last look, in a session's use of the processor
 WRITES = b"syscw:"
 LOG = "/pg_wal/"
 
 
+@dataclass(slots=True)
+class Session:
+    """writes: system calls. ran: nanoseconds. wrote: when it last wrote to the log. before: what it
+    had run then. use: of a processor."""
+
+    writes: int
+    ran: int
+    before: int
+    wrote: float = float("-inf")
+    use: float = 1.0
+
+
 class Writers:
-    """writing and computing: processes; one of which it is not known yet is in neither."""
+    """writing and computing: processes; one of which it is not known yet is in neither. bulk: those
+    that write and compute much besides."""
 
     def __init__(self) -> None:
         self.writing: set[int] = set()
         self.computing: set[int] = set()
-        self._writes: dict[int, int] = {}
-        self._wrote: dict[int, float] = {}
-        self._ran: dict[int, int] = {}  # nanoseconds, until the last write
+        self.bulk: set[int] = set()
+        self._sessions: dict[int, Session] = {}
+        self._looked = 0.0
 
     def look(self, ran: dict[int, int], now: float) -> None:
         """ran: nanoseconds that each of the processes to look at has run."""
-        for kept in (self._writes, self._wrote, self._ran):
-            for gone in kept.keys() - ran.keys():
-                del kept[gone]
+        seconds, self._looked = now - self._looked, now
+        sessions = self._sessions
+        for gone in sessions.keys() - ran.keys():
+            del sessions[gone]
         for process, nanoseconds in ran.items():
             writes = _writes(process)
-            before = self._writes.get(process, writes)
-            self._writes[process] = writes
-            self._ran.setdefault(process, nanoseconds)
+            one = sessions.get(process)
+            if one is None:
+                sessions[process] = Session(writes, nanoseconds, nanoseconds)
+                continue
             # Others write to temporary files.
-            if writes != before and _has_log(process):
-                self._wrote[process], self._ran[process] = now, nanoseconds
-        self.writing = {one for one, at in self._wrote.items() if now - at < KEPT}
+            if writes != one.writes and _has_log(process):
+                one.wrote, one.before = now, nanoseconds
+            if seconds > 0:
+                used = (nanoseconds - one.ran) / seconds / 1e9
+                one.use = one.use * (1 - FRESH) + used * FRESH
+            one.writes, one.ran = writes, nanoseconds
+        self.writing = {process for process, one in sessions.items() if now - one.wrote < KEPT}
+        self.bulk = {process for process in self.writing if sessions[process].use > BULK}
         self.computing = {
-            one for one, nanoseconds in ran.items()
-            if one not in self.writing and nanoseconds - self._ran[one] > MUCH
+            process for process, one in sessions.items()
+            if process not in self.writing and one.ran - one.before > MUCH
         }  # fmt: skip
 
 

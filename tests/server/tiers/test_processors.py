@@ -17,7 +17,7 @@ from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.maintenance import census
 from server.maintenance.census import Census
-from server.maintenance.processors import WRITER, WRITER_APART, Processors
+from server.maintenance.processors import BULK, WRITER, WRITER_APART, Processors
 from server.maintenance.servers import DocumentServers
 
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
@@ -162,6 +162,9 @@ def test_the_computing_sessions_of_a_heavy_project_share_its_weight(pair, eyes, 
         assert [niceness(one) for one in (*light, full)] == [16, 16, writer, 0]
         last, second, first = os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_OTHER
         assert [policy(one) for one in (*light, full)] == [last, last, second, first]
+        processors.writers.bulk = {light[2].info.backend_pid}
+        look(processors, 2, 0.05)
+        assert niceness(light[2]) == processor.niceness(BULK)
         monkeypatch.setattr(processors.census, "spent", lambda: {name: 0.0})
         look(processors, 8, 0.05)
         assert processors.heavy == set()
@@ -194,12 +197,16 @@ def test_who_is_heavy_leaves_processors_to_others_that_are_there(pair, eyes, mon
         some = processor.most(every)
         assert seen({free: 0.25})[0] == every  # nobody else is there
         assert seen({free: 0.25, pro: 0.001}) == [some, some, every]
+        keepers = processors.census.keepers
+        assert len(keepers) == 2
+        assert {frozenset(os.sched_getaffinity(one)) for one in keepers} == {some}
         assert processors._queued[function.pid] == processor.SECOND
         assert seen({free: 0.0, pro: 0.25}, 8)[0] == every  # a full weight may use all
         assert processors.heavy == {pro}
         monkeypatch.setattr("server.maintenance.processors.CALM", 0.1)
         monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
         assert seen({free: 0.0, pro: 0.0}, 12) == [every, every, every]
+        assert {frozenset(os.sched_getaffinity(one)) for one in keepers} == {every}
         assert os.sched_getscheduler(function.pid) == os.SCHED_BATCH
 
 
@@ -240,6 +247,24 @@ NAME = "ichi_abcdefghjkmn"
 def test_titles_name_the_database(title, database):
     found = census.DATABASE.match(title.format(NAME).encode())
     assert (found and found[1].decode()) == database
+
+
+@pytest.mark.parametrize(
+    ("title", "reads", "keeps"),
+    [
+        ("postgres: walsender {0}_feed {0} [local] START_REPLICATION", True, False),
+        ("postgres: {0}_owner {0} 127.0.0.1(4) SELECT", False, False),
+        ("postgres: checkpointer ", False, True),
+        ("postgres: background writer ", False, True),
+    ],
+)
+def test_feeds_are_known_and_what_writes_for_all(tmp_path, monkeypatch, title, reads, keeps):
+    here, seen = os.getpid(), Census(tmp_path)
+    monkeypatch.setattr(Census, "_children", lambda self: {here})
+    monkeypatch.setattr(census.Path, "read_bytes", lambda path: title.format(NAME).encode())
+    seen.look()
+    assert (here in seen.readers, here in seen.keepers) == (reads, keeps)
+    assert (NAME in seen.spent()) == (not reads and not keeps)
 
 
 def test_children_are_found_with_and_without_the_kernels_list(monkeypatch):

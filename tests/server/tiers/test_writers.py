@@ -66,14 +66,29 @@ def test_a_session_that_writes_no_more_computes_some_time_later(eyes):
     assert (process in found.writing, process in found.computing) == (True, False)
 
 
+def test_who_writes_in_bulk_is_told_from_who_writes_a_row_at_a_time(monkeypatch):
+    writers = Writers()
+    monkeypatch.setattr("server.maintenance.writers._has_log", lambda process: True)
+    monkeypatch.setattr("server.maintenance.writers._writes", lambda process: next(count))
+    count = iter(range(1000))
+    for second in range(10):
+        ran = second * 1_000_000_000
+        writers.look({1: ran // 2, 2: ran // 10}, float(second))
+    assert writers.writing == {1, 2}
+    assert writers.bulk == {1}
+    for second in range(10, 20):
+        writers.look({1: 5_000_000_000 + second, 2: second * 400_000_000}, float(second))
+    assert writers.bulk == {2}
+
+
 def test_files_of_a_sort_are_no_writes(eyes):
     (session, *_), look = eyes
     session.execute("set work_mem = '64kB'")
     found = look(0.0)
-    before = found._writes[session.info.backend_pid]
+    before = found._sessions[session.info.backend_pid].writes
     session.execute(SORT)
     found = look(1.0)
-    assert found._writes[session.info.backend_pid] > before
+    assert found._sessions[session.info.backend_pid].writes > before
     assert (found.writing, found.computing) == (set(), {session.info.backend_pid})
 
 
@@ -83,4 +98,4 @@ def test_who_is_gone_or_cannot_be_looked_at_is_in_neither():
     writers.look({2**22 - 7: 10**9}, 1.0)
     assert (writers.writing, writers.computing) == (set(), {2**22 - 7})
     writers.look({}, 2.0)
-    assert (writers.writing, writers.computing, writers._writes) == (set(), set(), {})
+    assert (writers.writing, writers.computing, writers._sessions) == (set(), set(), {})
