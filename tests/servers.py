@@ -19,6 +19,7 @@ from server.node.embedded_pg import EmbeddedPostgres, EmbeddedPostgresError
 from tests.ports import free_port
 
 PROGRAMS = os.environ.get("ICHIBASE_TEST_POSTGRES", "")
+OUTSIDE = "local all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 
 class OtherPostgres(EmbeddedPostgres):
@@ -41,9 +42,13 @@ class OtherPostgres(EmbeddedPostgres):
             raise EmbeddedPostgresError(errors.decode(errors="replace")[-500:])
 
 
-def server(folder, port, **options):
-    """A server that is not started yet."""
-    return (OtherPostgres if PROGRAMS else EmbeddedPostgres)(folder, port, **options)
+def server(folder, port, *, outside=False, **options):
+    """A server that is not started yet. outside: one that somebody else runs, who takes every login
+    by TCP."""
+    made = (OtherPostgres if PROGRAMS else EmbeddedPostgres)(folder, port, **options)
+    if outside:
+        made.hba = OUTSIDE
+    return made
 
 
 @contextlib.contextmanager
@@ -58,10 +63,11 @@ def open_folder(prefix):
 
 
 @contextlib.contextmanager
-def running_server(**options):
+def running_server(*, outside=False, **options):
     """One in a folder of its own."""
     with open_folder("ichi-pg-") as folder:
-        cluster = server(folder, free_port(), options={"fsync": "off", **options})
+        options = {"fsync": "off", **options}
+        cluster = server(folder, free_port(), outside=outside, options=options)
         cluster.start()
         try:
             yield cluster

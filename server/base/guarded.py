@@ -26,6 +26,7 @@ SETTINGS = {
     "standard_conforming_strings": "on",
     "transform_null_equals": "off",
     "array_nulls": "on",
+    "quote_all_identifiers": "off",
     "exit_on_error": "off",
     "bytea_output": "hex",
     "extra_float_digits": "1",

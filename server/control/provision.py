@@ -75,12 +75,12 @@ async def provision(cluster: Cluster, record: Record, limits: Limits = PRO) -> N
         await ensure_logins(admin, record)
         # No comment names the project: every login of the cluster may read the list of databases.
         await ensure_database(admin, record.database, record.role("owner"))
+    await settle(cluster, record, limits)  # first: the administrator's own settings are among it
     await equip(cluster.dsn(record.database), record, record.database)
     if record.state == "creating":
         owner = sql.Identifier(record.role("owner"))
         async with await connect(cluster.dsn(record.database)) as database, database.transaction():
             await run(database, _template("open.sql").format(owner=owner))
-    await settle(cluster, record, limits)
 
 
 async def ensure_logins(admin: Connection, record: Record) -> None:
@@ -154,9 +154,13 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
                 sql.Identifier(record.database)
             ),
         )
-        for kind in ("owner", "authenticator", "system"):
-            role = sql.Identifier(record.role(kind))
-            for name, value in _role_settings(record, limits, kind).items():
+        roles: dict[str, sql.Composable] = {
+            kind: sql.Identifier(record.role(kind)) for kind in LOGINS
+        }
+        roles["admin"] = sql.SQL("current_user")
+        version = admin.info.server_version
+        for kind, role in roles.items():
+            for name, value in _role_settings(record, limits, kind, version).items():
                 with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
                     await run(
                         admin,
@@ -169,33 +173,36 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
             # Those who serve requests end the sessions of a project that sleeps themselves, between
             # two requests.
             kinds = ("owner",) if record.state in ("active", "sleeping") else LOGINS
-            roles = [record.role(kind) for kind in kinds]
+            logins = [record.role(kind) for kind in kinds]
             await fetch(
                 admin,
                 "select pg_terminate_backend(pid) from pg_stat_activity where usename = any($1)",
-                (roles,),
+                (logins,),
             )
 
 
-def _role_settings(record: Record, limits: Limits, kind: str) -> dict[str, str]:
-    """Defaults of a login's sessions. The settings of requests come with each request. Neither
-    errors nor RAISE of a project go into the server's log: they could fill the disk, and may show
-    values of its rows."""
-    quiet = {"log_min_messages": "fatal", "log_min_error_statement": "panic"}
+def _role_settings(record: Record, limits: Limits, kind: str, version: int) -> dict[str, str]:
+    """Defaults of a login's sessions, which come before those that the owner gives the database.
+    The settings of requests come with each request. kind: of LOGINS, or the administrator."""
+    settings: dict[str, str] = {}
+    if kind in ("system", "feed", "admin") and version >= 170000:
+        settings["transaction_timeout"] = "0"  # guarded() could not say it to older servers
+    if kind in ("feed", "admin"):
+        return settings
+    # Neither errors nor RAISE of a project go into the server's log: they could fill the disk, and
+    # may show values of its rows.
+    settings |= {"log_min_messages": "fatal", "log_min_error_statement": "panic"}
+    settings["temp_file_limit"] = f"{min(max(1, limits.temp_bytes // 1024), MOST_KB)}kB"
     if kind == "system":
-        return quiet
-    shared = {
-        **quiet,
-        "temp_file_limit": f"{min(max(1, limits.temp_bytes // 1024), MOST_KB)}kB",
-        "work_mem": f"{limits.work_memory // 1024}kB",
-        "max_parallel_workers_per_gather": str(min(limits.parallel_workers, 1024)),
-        "idle_in_transaction_session_timeout": f"{limits.idle_transaction_ms}ms",
-    }
+        return settings
+    settings["work_mem"] = f"{limits.work_memory // 1024}kB"
+    settings["max_parallel_workers_per_gather"] = str(min(limits.parallel_workers, 1024))
+    settings["idle_in_transaction_session_timeout"] = f"{limits.idle_transaction_ms}ms"
     if kind == "owner":
-        shared["lock_timeout"] = f"{limits.lock_ms}ms"
-        shared["statement_timeout"] = f"{limits.owner_statement_ms}ms"
-        shared["default_transaction_read_only"] = "on" if record.read_only else "off"
-    return shared
+        settings["lock_timeout"] = f"{limits.lock_ms}ms"
+        settings["statement_timeout"] = f"{limits.owner_statement_ms}ms"
+        settings["default_transaction_read_only"] = "on" if record.read_only else "off"
+    return settings
 
 
 def _template(name: str) -> sql.SQL:
@@ -268,13 +275,23 @@ NAMED = """select distinct d.datname from pg_shdepend s join pg_database d on d.
 
 async def _drop_login(cluster: Cluster, admin: Connection, role: str) -> None:
     """Drop a login, with the rights that others gave it: the owner of any database may grant
-    something to any role, which would keep it from being dropped."""
+    something in it, or of it, to any role, which would keep it from being dropped."""
     drop = sql.SQL("drop role if exists {}").format(sql.Identifier(role))
     try:
         await run(admin, drop)
     except psycopg.errors.DependentObjectsStillExist:
+        rights = sql.SQL("drop owned by {}").format(sql.Identifier(role))
+        await run(admin, rights)  # those of databases, wherever it is said
         for (name,) in await fetch(admin, NAMED, (role,)):
-            async with await connect(cluster.dsn(name)) as database:
-                await run(database, f"set lock_timeout = '{LOCK_TIMEOUT}'")
-                await run(database, sql.SQL("drop owned by {}").format(sql.Identifier(role)))
+            try:
+                await _run_in(cluster, name, rights)
+            except psycopg.errors.LockNotAvailable:
+                await end_sessions(cluster, name)
+                await _run_in(cluster, name, rights)
         await run(admin, drop)
+
+
+async def _run_in(cluster: Cluster, database: str, statement: sql.Composable) -> None:
+    async with await connect(cluster.dsn(database)) as connection:
+        await run(connection, f"set lock_timeout = '{LOCK_TIMEOUT}'")
+        await run(connection, statement)

@@ -37,12 +37,13 @@ LEAST_MEMORY, MOST_MEMORY = 256 << 20, 1 << 30  # bytes of one process of the se
 LEAST_LOG, MOST_LOG = 1024, 16_384  # MB of log that are kept for a change feed
 CLONE_NEWNS = 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
-HBA = """# Written at every start. Logins need their password, replication is the superuser's. The
-# logins of the change feeds, which read the log, come by the socket alone: it is this account's.
+HBA = """# Written at every start. Logins need their password, replication is the superuser's. Of a
+# project's logins the owner's alone comes by TCP. The others come by the socket, which is this
+# account's: the feed's reads the log, and code of a project can give the rest another password.
 local replication postgres scram-sha-256
 host  replication postgres 127.0.0.1/32 scram-sha-256
 local all all scram-sha-256
-host  all /^ichi_.*_feed$ 127.0.0.1/32 reject
+host  all /^ichi_.*_(authenticator|system|feed)$ 127.0.0.1/32 reject
 host  all all 127.0.0.1/32 scram-sha-256
 """
 
@@ -79,6 +80,8 @@ class EmbeddedPostgres:
     Every login needs its password; the superuser's is kept in the file `superuser` of data_dir.
     Start it from the main thread: the kernel ends the server when the thread that forked it ends.
     """
+
+    hba = HBA
 
     def __init__(self, data_dir: Path, port: int, *, options: dict[str, str] | None = None) -> None:
         self.data_dir = Path(data_dir).resolve()
@@ -125,7 +128,7 @@ class EmbeddedPostgres:
             _private_folder(self._mount, None)
         if not (self.pgdata / "PG_VERSION").exists():
             self._initdb(programs, account)
-        self._write_as(self.pgdata / "pg_hba.conf", HBA, account)
+        self._write_as(self.pgdata / "pg_hba.conf", self.hba, account)
         command = [str(self._seen(programs / "postgres")), "-D", str(self._seen(self.pgdata))]
         command += ["-p", str(self.port), "-k", str(self._seen(self.socket_dir))]
         for name, value in self._arguments().items():

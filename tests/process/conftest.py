@@ -23,5 +23,5 @@ def module_folder():
 def postgres():
     """A database server that nodes may call their own: they choose the password of the role that
     is common to all control databases on it."""
-    with running_server() as cluster:
+    with running_server(outside=True) as cluster:
         yield cluster

@@ -2,29 +2,21 @@
 object store."""
 
 import asyncio
-import shutil
-import tempfile
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from server.base.context import NodeConfig
 from server.control.database import external_cluster, prepare
-from server.node.embedded_pg import EmbeddedPostgres
-from tests.ports import free_port
 from tests.server.storage.s3server import S3Server
 from tests.server.tiers.conftest import World
 from tests.server.tiers.test_backup import Shop, databases, roles
+from tests.servers import running_server
 
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    folder = Path(tempfile.mkdtemp(prefix="ichi-outside-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder, free_port(), options={"fsync": "off"})
-    server.start()
-    try:
+    with running_server(outside=True) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             admin.execute(
                 "create role manager login createdb createrole bypassrls password 'manager'"
@@ -33,9 +25,6 @@ def outside(tmp_path_factory):
         dsn = asyncio.run(prepare(cluster, "control password"))
         config = NodeConfig(data_dir=tmp_path_factory.mktemp("outside"), control_dsn=dsn)
         yield World(cluster, dsn, config)
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 def test_a_manager_that_is_no_superuser_backs_up_verifies_and_restores(outside):

@@ -116,6 +116,11 @@ def test_settings_show_nothing_of_the_machine(world, pair):
         "set role postgres", "reset session authorization; set session authorization postgres",
         "create event trigger t on ddl_command_end execute function nothing()",
         "alter database postgres set work_mem = '1GB'", "select pg_reload_conf()",
+        "begin; prepare transaction 'x'", "select pg_replication_origin_create('x')",
+        "alter role anon login", "alter role service_role createrole", "set event_triggers = off",
+        "grant service_role to anon", "select pg_replication_slot_advance('s', '0/1')",
+        "lock table pg_authid", "select * from pg_stat_get_wal_senders()",
+        "create text search dictionary d (template = pg_catalog.simple, stopwords = '../passwd')",
     ],
 )  # fmt: skip
 def test_no_login_raises_itself_above_its_limits(pair, login, statement):
