@@ -8,17 +8,20 @@ maintenance. Workers are told by the row's trigger.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
+import psycopg
 
 from ichicore.errors import ApiError
 from server.base import limits
 from server.base.apart import Apart
 from server.base.limits import LimitsError
 from server.control import owners, records
-from server.control.database import Connection, fetch
-from server.control.projects import SLUG, Projects, audit, unknown
+from server.control.database import fetch
+from server.control.projects import SLUG, Projects, audit, away, unknown
+from server.control.projects import owe as owe
 from server.control.records import Record
 
 KEEP_DAYS = 7.0  # a deleted project can be brought back for so long
@@ -32,6 +35,13 @@ STEPS = {
     "delete": (("active", "sleeping", "suspended"), "deleting"),
     "undelete": (("deleting",), "active"),
 }
+# Projects that are suspended ($2) or resumed with their owner. Those that were suspended before are
+# told from them by the reason.
+WITH_OWNER = """select id, slug from projects where owner_id = $1 and case when $2
+  then state in ('active', 'sleeping') else state = 'suspended' and reason = 'owner' end
+  order by id for update"""
+HELD = "select suspended from owners where name = $1 for share"
+TRIES, PAUSE = 20, 0.1  # seconds between them
 
 
 class Lifecycle:
@@ -53,21 +63,21 @@ class Lifecycle:
             async with control.transaction():
                 found = await fetch(
                     control,
-                    """select p.id, p.state, p.tier, p.limits, o.name, o.suspended from projects p
+                    """select p.id, p.state, p.tier, p.limits, o.name from projects p
                     join owners o on o.id = p.owner_id where p.slug = $1
                     and p.state not in ('creating', 'removing') for update of p""",
                     (slug,),
                 )
                 if not found:
                     raise unknown(slug)
-                project_id, state, tier, own, owner, suspended = found[0]
+                project_id, state, tier, own, owner = found[0]
                 if state != after:
                     if state not in before:
                         raise wrong_state(slug, state, action)
                     if action == "undelete":
                         granted = limits.of(self.projects.config.tiers, tier, own)
                         await owners.reserve(control, owner, tier, granted.projects)
-                    elif action == "resume" and suspended:
+                    elif action == "resume" and (await fetch(control, HELD, (owner,)))[0][0]:
                         raise ApiError(409, "owner_suspended", f'The owner "{owner}" is suspended.')
                     await control.execute(
                         """update projects set state = $2, reason = $3, state_at = now(),
@@ -142,34 +152,50 @@ class Lifecycle:
         return await self.projects.find(slug)
 
     async def owner_suspended(self, name: str, on: bool, actor: str) -> None:
-        """Suspend an owner with all projects, or resume those that were suspended with it."""
+        """Suspend an owner with all projects, or resume those that were suspended with it. One
+        transaction; repeating one that is done changes nothing."""
+        for attempt in range(TRIES):
+            try:
+                await self._owner_suspended(name, on, actor)
+                return
+            except psycopg.errors.LockNotAvailable:  # a project has come meanwhile
+                if attempt + 1 == TRIES:
+                    raise away() from None
+                await asyncio.sleep(PAUSE)
+
+    async def _owner_suspended(self, name: str, on: bool, actor: str) -> None:
         async with self.projects.control() as control:
-            rows = await fetch(
-                control,
-                "update owners set suspended = $2, changed_at = now() where name = $1 returning id",
-                (name, on),
-            )
-            if not rows:
-                raise owners.unknown(name)
-            await audit(control, actor, f"owner.{'suspend' if on else 'resume'}", None,
-                        {"owner": name})  # fmt: skip
-            # Those that were suspended with their owner are told from those that were so before.
-            slugs = await fetch(
-                control,
-                """select slug from projects where owner_id = $1 and case when $2
-                then state in ('active', 'sleeping')
-                else state = 'suspended' and reason = 'owner' end""",
-                (rows[0][0], on),
-            )
-        apart = Apart()
-        for (slug,) in slugs:
-            with apart:
-                try:
-                    await self.step(slug, "suspend" if on else "resume", actor, reason="owner")
-                except ApiError as error:
-                    if error.code not in CHANGED:
-                        raise
-        apart.end()
+            async with control.transaction():
+                rows = await fetch(control, "select id from owners where name = $1", (name,))
+                if not rows:
+                    raise owners.unknown(name)
+                owner_id = rows[0][0]
+                # Projects before their owner, as in every change of a project; then those that were
+                # made until the owner's row was locked.
+                await fetch(control, WITH_OWNER, (owner_id, on))
+                changed = await fetch(
+                    control,
+                    "update owners set suspended = $2, changed_at = now() where id = $1 "
+                    "and suspended <> $2 returning 1",
+                    (owner_id, on),
+                )
+                action = "suspend" if on else "resume"
+                if changed:
+                    await audit(control, actor, f"owner.{action}", None, {"owner": name})
+                found = await fetch(control, f"{WITH_OWNER} nowait", (owner_id, on))
+                for project_id, slug in found:
+                    await control.execute(
+                        "update projects set state = $2, reason = $3, state_at = now() "
+                        "where id = $1",
+                        (project_id, STEPS[action][1], "owner" if on else None),
+                    )
+                    await audit(control, actor, f"project.{action}", slug, {"reason": "owner"})
+                    await owe(control, project_id)
+            apart = Apart()
+            for project_id, _ in found:
+                with apart:
+                    await self.projects.settle(control, project_id)
+            apart.end()
 
     async def purge(self) -> list[str]:
         """Remove the deleted projects whose time is over; their names."""
@@ -190,15 +216,6 @@ class Lifecycle:
                     removed.append(slug)
         apart.end()
         return removed
-
-
-async def owe(control: Connection, project_id: str) -> None:
-    """Put down that the cluster has to follow a change."""
-    await control.execute(
-        """insert into duties (project_id) values ($1)
-        on conflict (project_id) do update set since = now()""",
-        (project_id,),
-    )
 
 
 def wrong_state(slug: str, state: str, action: str) -> ApiError:

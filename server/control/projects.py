@@ -138,8 +138,8 @@ class Projects:
                 ) from None
             try:
                 await self._complete(control, project_id)
-            except Exception:
-                await self._give_up(project_id)
+            except Exception as error:
+                await self._give_up(project_id, actor, error)
                 raise
         return await self.find(slug)
 
@@ -216,12 +216,22 @@ class Projects:
         owners.check_flavor("both", record.tier, self.limits(record).flavors)
         kept = new_address(record.id, secrets.new_password())
         async with self.control() as control, locked(control, record.id):
-            await self.documents.provision(kept)
+            # Noted before it is made: a removal then takes it along, whatever happens here.
+            rows = await fetch(
+                control,
+                """update projects set mongo_url = coalesce(mongo_url, $2) where id = $1
+                and flavor = 'postgres' and state in ('active', 'sleeping', 'suspended')
+                returning mongo_url""",
+                (record.id, kept),
+            )
+            if not rows:
+                raise ApiError(409, "conflict", "The project has just been changed.")
+            await self.documents.provision(rows[0][0])
             async with control.transaction():
                 done = await control.execute(
-                    """update projects set flavor = 'both', mongo_url = $2
-                    where id = $1 and flavor = 'postgres'""",
-                    (record.id, kept),
+                    """update projects set flavor = 'both' where id = $1 and flavor = 'postgres'
+                    and state in ('active', 'sleeping', 'suspended')""",
+                    (record.id,),
                 )
                 if done.rowcount == 0:
                     raise ApiError(409, "conflict", "The project has just been changed.")
@@ -312,13 +322,19 @@ class Projects:
                 (project_id, marks[0][0]),
             )
 
-    async def _give_up(self, project_id: str) -> None:
+    async def _give_up(self, project_id: str, actor: str, error: Exception) -> None:
         """Take back a creation that failed. Where that fails too, the next start does it."""
         with contextlib.suppress(Exception):
             async with self.control() as control:
-                await control.execute(
-                    "update projects set state = 'removing' where id = $1", (project_id,)
-                )
+                async with control.transaction():
+                    rows = await fetch(
+                        control,
+                        "update projects set state = 'removing' where id = $1 returning slug",
+                        (project_id,),
+                    )
+                    detail = {"error": (str(error).strip() or type(error).__name__)[:500]}
+                    for (slug,) in rows:
+                        await audit(control, actor, "project.create_failed", slug, detail)
                 await self._complete(control, project_id)
 
     async def _complete(self, control: Connection, project_id: str) -> None:
@@ -336,10 +352,7 @@ class Projects:
                 await self.documents.provision(record.mongo_url)
             for hook in self.on_create:
                 await hook(project)
-            await control.execute(
-                "update projects set state = 'active', provisioned = $2 where id = $1",
-                (project_id, provision.VERSION),
-            )
+            await self._made(control, record)
         elif record.state == "removing":
             for hook in self.on_delete:
                 await hook(project)
@@ -347,6 +360,22 @@ class Projects:
                 await self.documents.remove(record.mongo_url)
             await provision.remove(cluster, record)
             await control.execute("delete from projects where id = $1", (project_id,))
+
+    async def _made(self, control: Connection, record: Record) -> None:
+        """It is served from now on, unless its owner was suspended meanwhile."""
+        async with control.transaction():
+            held = "select suspended from owners where name = $1 for share"
+            suspended = (await fetch(control, held, (record.owner,)))[0][0]
+            state, reason = ("suspended", "owner") if suspended else ("active", None)
+            await control.execute(
+                "update projects set state = $2, reason = $3, provisioned = $4 where id = $1",
+                (record.id, state, reason, provision.VERSION),
+            )
+            if suspended:
+                await audit(control, "node", "project.suspend", record.slug, {"reason": "owner"})
+                await owe(control, record.id)
+        if suspended:
+            await self.settle(control, record.id)
 
 
 async def migrate(project: Project) -> None:
@@ -393,6 +422,15 @@ async def audit(
     await control.execute(
         "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
         (actor, action, project, text),
+    )
+
+
+async def owe(control: Connection, project_id: str) -> None:
+    """Put down that the cluster has to follow a change."""
+    await control.execute(
+        """insert into duties (project_id) values ($1)
+        on conflict (project_id) do update set since = now()""",
+        (project_id,),
     )
 
 

@@ -134,8 +134,8 @@ class Tenancy:
         if email is not None and not (email.isprintable() and len(email) <= 320):
             raise ApiError(400, "invalid_body", "email is not an address.")
         async with self.projects.control() as control:
-            owner = await owners.put(control, name, given)
-        if suspended is not None and suspended != owner.suspended:
+            await owners.put(control, name, given)
+        if suspended is not None:
             await self.api.lifecycle.owner_suspended(name, suspended, "admin")
         return await self.owner(request)
 

@@ -1,9 +1,6 @@
 """Creation and deletion of projects: interrupted at every step, and raced."""
 
 import asyncio
-import shutil
-import tempfile
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,9 +12,8 @@ from server.control import projects as module
 from server.control import provision, records
 from server.control.database import ControlError, external_cluster, prepare, scram
 from server.control.projects import Projects
-from server.node.embedded_pg import EmbeddedPostgres
 from tests.clusters import cluster_of
-from tests.ports import free_port
+from tests.servers import running_server
 
 
 class Killed(BaseException):
@@ -82,7 +78,8 @@ def break_at(monkeypatch, step, count):
 @pytest.mark.parametrize(
     ("step", "count"),
     [("ensure_shared_roles", 1), ("ensure_login", 1), ("ensure_login", 3), ("ensure_database", 1),
-     ("run", 4), ("run", 5), ("run", 6), ("run", 8)],
+     ("run", 4), ("run", 8), ("run", 20), ("equip", 1), ("run", 35), ("run", 36), ("run", 37),
+     ("run", 38), ("run", 39)],
 )  # fmt: skip
 def test_a_creation_killed_at_any_step_is_completed_at_the_next_start(
     world, monkeypatch, step, count
@@ -90,11 +87,10 @@ def test_a_creation_killed_at_any_step_is_completed_at_the_next_start(
     slug = f"half-{step.replace('_', '-')}-{count}"
     with monkeypatch.context() as patch:
         break_at(patch, step, count)
-        try:
+        with pytest.raises(Killed):
             asyncio.run(fresh(world).create(slug))
-        except Killed:
-            with pytest.raises(ApiError, match="no project"):
-                asyncio.run(fresh(world).find(slug))
+        with pytest.raises(ApiError, match="no project"):
+            asyncio.run(fresh(world).find(slug))
     assert set(asyncio.run(fresh(world).recover()).values()) <= {None}
     record = asyncio.run(fresh(world).find(slug))
     with psycopg.connect(records.to_project(record, world[2]).owner_dsn) as owner:
@@ -126,8 +122,15 @@ def test_a_creation_that_fails_is_taken_back(world, monkeypatch):
     projects = fresh(world)
     projects.on_create.append(refuse)
     with pytest.raises(ApiError, match="disk is full"):
-        asyncio.run(projects.create("unlucky"))
+        asyncio.run(projects.create("unlucky", actor="somebody"))
     assert leftovers(world) == set()
+    with psycopg.connect(world[1]) as control:
+        noted = control.execute(
+            "select actor, action, detail ->> 'error' from audit where project = 'unlucky' "
+            "order by id"
+        ).fetchall()
+    assert noted == [("somebody", "project.create", None),
+                     ("somebody", "project.create_failed", "The disk is full.")]  # fmt: skip
     assert asyncio.run(fresh(world).ensure("unlucky", "postgres")) is True
     asyncio.run(fresh(world).delete("unlucky"))
 
@@ -187,11 +190,7 @@ def test_a_login_without_the_rights_is_told_which(pg_cluster):
 
 
 def test_a_manager_of_an_existing_server_need_not_be_superuser(tmp_path_factory):
-    folder = Path(tempfile.mkdtemp(prefix="ichi-managed-"))
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder, free_port(), options={"fsync": "off"})
-    server.start()
-    try:
+    with running_server(outside=True) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as admin:
             admin.execute(
                 "create role manager login createdb createrole bypassrls password 'manager'"
@@ -214,9 +213,6 @@ def test_a_manager_of_an_existing_server_need_not_be_superuser(tmp_path_factory)
         with psycopg.connect(server.dsn()) as admin:
             left = "select count(*) from pg_roles where rolname like 'ichi\\_%'"
             assert admin.execute(left).fetchone() == (0,)
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("url", [

@@ -179,21 +179,46 @@ def test_one_that_is_worked_on_keeps_no_other_waiting(world, project, second, mo
 
 def test_what_others_grant_to_its_logins_does_not_keep_a_project(world, life, project):
     other = run(life.projects.create("granting", tier="free", owner="somebody"))
-    with psycopg.connect(owner_dsn(world, "granting"), autocommit=True) as owner:
+    login = f"{project.database}_owner"
+    with (
+        contextlib.closing(psycopg.connect(owner_dsn(world, "granting"), autocommit=True)) as owner,
+        contextlib.closing(psycopg.connect(owner_dsn(world, "granting"))) as busy,
+    ):
         owner.execute(
-            f"create table bait (id int); grant select on bait to {project.database}_owner; "
-            f"create policy p on bait to {project.database}_owner, anon using (true)"
+            f"create table bait (id int); grant select on bait to {login}; "
+            f"create policy p on bait to {login}, anon using (true)"
         )
+        owner.execute(f"grant temporary on database {other.database} to {login}")
+        busy.execute(f"revoke select on bait from {login}")  # and does not say whether for good
+        try:
+            run(life.projects.delete(project.slug))
+            with psycopg.connect(world.cluster.admin_dsn) as admin:
+                left = admin.execute(
+                    "select count(*) from pg_roles where rolname like %s",
+                    (f"{project.database}%",),
+                ).fetchone()
+            assert left == (0,)
+            with psycopg.connect(owner_dsn(world, "granting")) as again:
+                kept = again.execute("select roles from pg_policies where tablename = 'bait'")
+                assert kept.fetchall() == [(["anon"],)]
+        finally:
+            run(life.projects.delete(other.slug))
+
+
+def test_a_grant_of_a_database_does_not_keep_a_project(world, life, project):
+    other = run(life.projects.create("giving", tier="free", owner="somebody"))
     try:
+        with psycopg.connect(owner_dsn(world, "giving"), autocommit=True) as owner:
+            for kind in ("owner", "authenticator", "system", "feed"):
+                owner.execute(
+                    f"grant all on database {other.database} to {project.database}_{kind}"
+                )
         run(life.projects.delete(project.slug))
         with psycopg.connect(world.cluster.admin_dsn) as admin:
             left = admin.execute(
                 "select count(*) from pg_roles where rolname like %s", (f"{project.database}%",)
             ).fetchone()
         assert left == (0,)
-        with psycopg.connect(owner_dsn(world, "granting")) as owner:
-            kept = owner.execute("select roles from pg_policies where tablename = 'bait'")
-            assert kept.fetchall() == [(["anon"],)]
     finally:
         run(life.projects.delete(other.slug))
 
@@ -349,23 +374,27 @@ def shown(dsn, *names):
 
 
 SHOWN = ("temp_file_limit", "work_mem", "idle_in_transaction_session_timeout",
-         "statement_timeout", "default_transaction_read_only")  # fmt: skip
+         "statement_timeout", "lock_timeout", "max_parallel_workers_per_gather",
+         "default_transaction_read_only")  # fmt: skip
+FREE = ("256MB", "4MB", "10s", "1min", "4s", "0", "off")
 
 
 def test_a_tier_changes_in_place_and_loses_nothing(world, life, project):
     dsn = owner_dsn(world, project.slug)
     with psycopg.connect(dsn, autocommit=True) as owner:
         owner.execute("create table kept (id int); insert into kept values (1)")
-    assert shown(dsn, *SHOWN) == ("256MB", "4MB", "10s", "1min", "off")
+    assert shown(dsn, *SHOWN) == FREE
     record = run(life.change(project.slug, {"tier": "pro"}, "test"))
     assert (record.tier, record.anon_key) == ("pro", project.anon_key)
-    assert shown(dsn, *SHOWN) == ("5GB", "16MB", "1min", "1h", "off")
+    assert shown(dsn, *SHOWN) == ("5GB", "16MB", "1min", "1h", "30s", "2", "off")
     granted = records.to_project(record, world.config).limits
     assert granted == limits.DEFAULT_TIERS["pro"]
-    run(life.change(project.slug, {"limits": {"work_memory": 8 << 20}}, "test"))
-    assert shown(dsn, "work_mem") == ("8MB",)
+    own = {"work_memory": 8 << 20, "lock_ms": 250, "parallel_workers": 1, "temp_bytes": 1 << 20,
+           "owner_statement_ms": 2_500, "idle_transaction_ms": 1_500}  # fmt: skip
+    run(life.change(project.slug, {"limits": own}, "test"))
+    assert shown(dsn, *SHOWN) == ("1MB", "8MB", "1500ms", "2500ms", "250ms", "1", "off")
     run(life.change(project.slug, {"tier": "free", "limits": {}}, "test"))
-    assert shown(dsn, *SHOWN) == ("256MB", "4MB", "10s", "1min", "off")
+    assert shown(dsn, *SHOWN) == FREE
     with psycopg.connect(dsn) as owner:
         assert owner.execute("select id from kept").fetchall() == [(1,)]
 
@@ -456,6 +485,8 @@ def test_an_owners_suspension_covers_its_projects_and_only_what_it_suspended(wor
         run(world.fresh().create("own-c", owner="carl"))
     with pytest.raises(ApiError, match="suspended"):
         run(life.step("own-b", "resume", "test"))
+    run(life.owner_suspended("carl", True, "test"))  # done already
+    assert [actions(world, slug).count("project.suspend") for slug in ("own-a", "own-b")] == [1, 1]
     run(life.owner_suspended("carl", False, "test"))
     states = {r.slug: r.state for r in run(world.fresh().all()) if r.slug.startswith("own-")}
     assert states == {"own-a": "suspended", "own-b": "active"}
@@ -469,3 +500,91 @@ def test_an_owners_suspension_covers_its_projects_and_only_what_it_suspended(wor
     for slug in ("own-a", "own-b"):
         run(world.fresh().delete(slug))
     run(remove())
+
+
+OWNER_STEPS = [
+    (module, "audit", 1), (module, "audit", 2), (module, "owe", 1), (module, "owe", 2),
+    (provision, "settle", 1), (provision, "settle", 2), (provision, "run", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_an_owners_suspension_killed_at_any_step_rolls_back_or_is_completed(
+    world, life, monkeypatch, on
+):
+    slugs = ("kin-a", "kin-b")
+    made = {slug: run(world.fresh().create(slug, owner="kin")) for slug in slugs}
+    try:
+        if not on:
+            run(life.owner_suspended("kin", True, "test"))
+
+        def seen():
+            async def find():
+                async with world.fresh().control() as control:
+                    return (await owners.find(control, "kin")).suspended
+
+            return run(find()), [facts(world, slug)[0] for slug in slugs]
+
+        before, after = (True, ["suspended"] * 2), (False, ["active"] * 2)
+        if on:
+            before, after = after, before
+        dsns = [records.to_project(record, world.config).owner_dsn for record in made.values()]
+        noted = [actions(world, slug) for slug in slugs]
+        for where, step, count in OWNER_STEPS:
+            real, calls = getattr(where, step), iter(range(1, 1000))
+
+            async def breaking(*arguments, real=real, calls=calls, count=count, **options):
+                if next(calls) == count:
+                    raise Killed
+                return await real(*arguments, **options)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(where, step, breaking)
+                with pytest.raises(Killed):
+                    run(life.owner_suspended("kin", on, "test"))
+            if where is module:  # none of it
+                assert (seen(), duties(world)) == (before, 0)
+                assert [actions(world, slug) for slug in slugs] == noted
+                continue
+            assert seen() == after  # all of it
+            assert duties(world) >= 1
+            run(world.fresh().recover())
+            assert (duties(world), [opens(dsn) for dsn in dsns]) == (0, [not on] * 2)
+            again = f"project.{'suspend' if on else 'resume'}"
+            assert [actions(world, slug)[-1] for slug in slugs] == [again] * 2
+            run(life.owner_suspended("kin", not on, "test"))  # once more
+            noted = [actions(world, slug) for slug in slugs]
+    finally:
+        run(life.owner_suspended("kin", False, "test"))
+        for slug in slugs:
+            run(world.fresh().delete(slug))
+
+
+def test_a_project_made_while_its_owner_is_suspended_is_suspended_too(world, life, monkeypatch):
+    """At every moment between its row and its first request."""
+
+    async def late(slug):
+        projects = world.fresh()
+        projects.on_create.append(lambda _: life.owner_suspended("late", True, "test"))
+        return await projects.create(slug, owner="late")
+
+    async def race(slug):
+        make = world.fresh().create(slug, owner="late")
+        suspend = life.owner_suspended("late", True, "test")
+        return await asyncio.gather(make, suspend, return_exceptions=True)
+
+    run(world.fresh().create("late", owner="late"))
+    assert run(late("late-x")).state == "suspended"
+    assert not opens(owner_dsn(world, "late-x"))
+    assert actions(world, "late-x") == ["project.create", "project.suspend"]
+    for n in range(3):
+        run(life.owner_suspended("late", False, "test"))
+        made, suspended = run(race(f"late-{n}"))
+        assert suspended is None
+        assert not isinstance(made, Exception) or made.code == "owner_suspended"
+        found = {r.slug: r.state for r in run(world.fresh().all()) if r.slug.startswith("late")}
+        assert set(found.values()) == {"suspended"}, found
+    run(life.owner_suspended("late", False, "test"))
+    assert opens(owner_dsn(world, "late-x"))
+    for slug in found:
+        run(world.fresh().delete(slug))
