@@ -25,7 +25,7 @@ from server.base.usage import Usage
 from server.control.database import Cluster
 from server.control.lifecycle import Lifecycle
 from server.control.projects import Projects
-from server.maintenance import idle
+from server.maintenance import idle, vacuums
 from server.maintenance.census import Census
 from server.maintenance.leader import Leader
 from server.maintenance.logfiles import LogFiles
@@ -71,6 +71,7 @@ class Maintenance:
             Task("sizes", tick, self.quotas.measure),
             Task("sleep", tick, lambda: idle.put_to_sleep(projects, events)),
             Task("sessions", min(tick, 10.0), lambda: idle.end_what_holds_up(projects, events)),
+            Task("vacuums", min(tick, 10.0), lambda: vacuums.give_turns(projects, events)),
             Task("backups", tick, self.jobs.plan),
             Task("deleted projects", 10 * tick, Lifecycle(projects).purge),
             Task("old rows", HOUR, self.prune),
