@@ -18,6 +18,7 @@ from server.gateway.edge import Edge
 from server.gateway.request import EdgeRequest
 from server.gateway.site import Site
 from server.gateway.watch import Watch
+from server.postgres.settings import BUSY
 
 MAX_LANES = 4096
 
@@ -30,6 +31,7 @@ class ShortWay:
     """
 
     minimal = False  # errors without details and hints
+    busy = 504  # status of a request for which no connection came free
 
     def __init__(self, way: Express, faults: Any, engine: Any, handle: Any) -> None:
         self.way = way
@@ -112,7 +114,7 @@ class ShortWay:
                 error, authenticated=not self.anonymous(role), minimal=self.minimal
             )
         elif isinstance(error, self.faults.POOL_ERRORS):
-            response = self.faults.pool_error(error, minimal=self.minimal)
+            response = self.faults.pool_error(error, minimal=self.minimal, busy=self.busy)
         else:
             return self.fault(error, request, protocol)
         return reply.send(protocol, response, request)
@@ -142,6 +144,8 @@ class ShortWay:
 
 class ExpressWay(ShortWay):
     """The lanes of one worker of a node. `rest_of` gives a project's mounted engine, or None."""
+
+    busy = BUSY
 
     def __init__(self, edge: Edge, rest_of: Any, faults: Any, engine: Any) -> None:
         super().__init__(Express(f"{edge._prefix}x"), faults, engine, edge.handle)

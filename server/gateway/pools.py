@@ -66,7 +66,7 @@ class ProjectPools:
             self._retire(found[1])
         pool = Pool(
             dsn,
-            max_size=max(1, min(project.limits.connections, self.limit)),
+            max_size=self._most(project),
             acquire_timeout=ACQUIRE,
             statement_timeout=None if kind == "system" else self.timeout(project) / 1000 + 1.0,
             idle_timeout=IDLE,
@@ -77,6 +77,10 @@ class ProjectPools:
         self._slugs[project.slug] = project.id
         return pool
 
+    def _most(self, project: Project) -> int:
+        """Connections that a pool of the project may have."""
+        return max(1, min(project.limits.connections, self.limit))
+
     def _changed(self, project: Project | None, slug: str) -> None:
         id = self._slugs.pop(slug, None) if project is None else project.id
         for key in [key for key in self._pools if key[0] == id]:
@@ -84,6 +88,7 @@ class ProjectPools:
             kept = (
                 project is not None and project.state == "active"
                 and key[1] == "system" and dsn == project.system_dsn
+                and pool.max_size == self._most(project)
             )  # fmt: skip
             if not kept:  # the settings of data connections may have changed
                 del self._pools[key]

@@ -190,11 +190,12 @@ def database_error(error: PgError, *, authenticated: bool, minimal: bool = False
     )
 
 
-def pool_error(error: Exception, *, minimal: bool = False) -> Response:
-    """The answer when the database could not be asked, or did not answer in time."""
+def pool_error(error: Exception, *, minimal: bool = False, busy: int = 504) -> Response:
+    """The answer when the database could not be asked, or did not answer in time. busy: the status
+    where no connection came free."""
     if isinstance(error, PoolTimeout):
         return _answer(
-            504,
+            busy,
             "PGRST003",
             "Timed out acquiring connection from connection pool.",
             None,

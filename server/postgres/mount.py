@@ -27,7 +27,7 @@ from server.postgres import faults, introspect
 from server.postgres.execute import search_path
 from server.postgres.pool import Pool
 from server.postgres.service import RestEngine, RestRequest
-from server.postgres.settings import RestSettings
+from server.postgres.settings import BUSY, RestSettings
 
 CHANNEL = "pgrst"
 POLL_SECONDS = 1.0
@@ -87,6 +87,7 @@ def rest_settings(project: Project, node_timeout_ms: int) -> RestSettings:
             "concatenate_order": True,
             "profile_on_rpc_head": True,
             "writes": not project.read_only,
+            "busy_status": BUSY,
         },
         RestSettings,
     )
@@ -193,7 +194,7 @@ class ProjectRest:
             except PgError as error:
                 return faults.database_error(error, authenticated=True, minimal=False)
             except faults.POOL_ERRORS as error:
-                return faults.pool_error(error, minimal=False)
+                return faults.pool_error(error, busy=BUSY)
         identity = request.identity
         method = request.method
         path = request.path

@@ -222,6 +222,10 @@ class Pool:
         """Drops what was learned of statements and types: after the schema has changed."""
         self._shared.forget()
 
+    @property
+    def max_size(self) -> int:
+        return self._max_size
+
     def stats(self) -> dict[str, int]:
         """Counts since the start (groups, queued, cancelled, retried, opened) and the present
         state (connections, busy, in_flight, waiting, opening, prepared)."""

@@ -200,7 +200,7 @@ class RestEngine:
                 error, authenticated=not request.is_anonymous, minimal=minimal
             )
         except faults.POOL_ERRORS as error:
-            return faults.pool_error(error, minimal=minimal)
+            return faults.pool_error(error, minimal=minimal, busy=self.settings.busy_status)
 
     async def _answer(self, request: RestRequest, started: float) -> Response:
         generation = self.generation

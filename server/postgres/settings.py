@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 TxEnd = Literal["commit", "commit-allow-override", "rollback", "rollback-allow-override"]
+BUSY = 503  # RestSettings.busy_status of a node's projects
 OpenApiMode = Literal["follow-privileges", "ignore-privileges", "disabled"]
 
 
@@ -18,6 +19,7 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
     preset: session settings that every connection of the pool has from its start, as (name, value);
     a transaction need not set them again.
     writes: functions may write; otherwise each call is a read-only transaction.
+    busy_status: of the answer to a request for which no connection came free.
     base_path: prefix under which clients see the engine ("/postgres" or ""), for Location.
     """
 
@@ -46,5 +48,6 @@ class RestSettings(msgspec.Struct, frozen=True, kw_only=True):
     concatenate_order: bool = False
     profile_on_rpc_head: bool = False
     writes: bool = True
+    busy_status: int = 504
     base_path: str = ""
     preset: tuple[tuple[str, str], ...] = ()

@@ -193,6 +193,8 @@ def test_an_idle_project_sleeps_and_its_next_request_wakes_it(node, project, pot
 
 
 def test_requests_are_answered_while_their_project_sleeps_wakes_and_changes(node, project, pot):
+    limits(node, requests_per_second=0)  # a quick machine asks for more than the tier's
+    time.sleep(0.5)
     until = time.monotonic() + 5
     answers = Counter()
 
@@ -204,12 +206,13 @@ def test_requests_are_answered_while_their_project_sleeps_wakes_and_changes(node
     with ThreadPoolExecutor(4) as many:
         asking = [many.submit(ask, number) for number in range(4)]
         while time.monotonic() < until:
-            limits(node, connections=5)
+            limits(node, connections=5, requests_per_second=0)
             step(node, "sleep")
             time.sleep(0.05)
-            limits(node)
+            limits(node, requests_per_second=0)
         for one in asking:
             one.result()
+    limits(node)
     assert set(answers) == {(200, b'[{"id":1,"filler":null}]')}, answers
 
 
@@ -387,6 +390,19 @@ def test_sockets_are_told_when_their_project_sleeps_and_wake_it(node, project):
     assert wait_until(lambda: answered(403))
     step(node, "resume")
     assert wait_until(lambda: answered(101))
+
+
+def test_a_silent_socket_keeps_its_project_awake(node, project):
+    limits(node, sleep_days=0.00008)  # 7 seconds; use is written down every 3
+    status, peer = open_socket(node, project)
+    assert status == 101
+    until = time.monotonic() + 14
+    while time.monotonic() < until:
+        assert state(node) == "active"
+        time.sleep(0.2)
+    peer.close()
+    assert wait_until(lambda: state(node) == "sleeping")
+    limits(node)
 
 
 def documents(node, project, operation, body):

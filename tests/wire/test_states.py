@@ -48,6 +48,8 @@ def slug(control):
         )
         owner.execute("create function reads() returns bigint language sql as "
                       "'select count(*) from notes'")  # fmt: skip
+        owner.execute("create function waits(s float8) returns int language sql as "
+                      "'select 1 from pg_sleep(s)'")  # fmt: skip
     yield "stated"
     run(control.projects.delete("stated"))
 
@@ -213,6 +215,41 @@ def test_connections_queue(site, control, life, slug):
         thread.join()
     assert set(answers) == {200}
     limit(life)
+
+
+def test_who_finds_no_connection_free_is_told_so(site, control, life, slug):
+    run(control.projects.put_settings(slug, "postgres", {"statement_timeout_ms": 30_000}))
+    limit(life, connections=1, statement_ms=30_000)
+    time.sleep(0.5 * slowness())
+    waits = "/postgres/rpc/waits"
+    with ThreadPoolExecutor(12) as many:  # one of each worker, and who waits for them
+        busy = [many.submit(call, site, control, "POST", waits, {"s": 13}) for _ in range(12)]
+        answers = [one.result() for one in busy]
+    assert {answer.status for answer in answers} == {200, 503}
+    refused = next(answer for answer in answers if answer.status == 503)
+    assert refused.json["code"] == "PGRST003"
+    assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
+    limit(life)
+    run(control.projects.put_settings(slug, "postgres", {}))
+
+
+def test_the_tier_bounds_the_time_of_a_statement(site, control, life, slug):
+    waits = "/postgres/rpc/waits"
+    assert call(site, control, "POST", waits, {"s": 1}).status == 200
+
+    def code(seconds):
+        return (call(site, control, "POST", waits, {"s": seconds}).json or {}).get("code")
+
+    limit(life, statement_ms=300)
+    everywhere(lambda: call(site, control, "POST", waits, {"s": 0.6}).status != 200)
+    assert code(20) == "57014"
+    # More than the tier grants is not to be had by the project's own settings.
+    run(control.projects.put_settings(slug, "postgres", {"statement_timeout_ms": 20_000}))
+    time.sleep(0.5 * slowness())
+    assert code(1.5) == "57014"
+    limit(life)
+    everywhere(lambda: call(site, control, "POST", waits, {"s": 0.6}).status == 200)
+    run(control.projects.put_settings(slug, "postgres", {}))
 
 
 def test_requests_are_counted(site, control, life, slug):

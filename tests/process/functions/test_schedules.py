@@ -82,3 +82,28 @@ def test_schedules_are_held_to_the_limits_of_the_tier(clock, project):
     assert clock.admin("PATCH", "", {"limits": limits})[0] == 200
     assert refusal(clock, "* * * * *") == (400, "invalid_schedule")
     assert refusal(clock, "*/5 * * * *")[0] == 201
+
+
+def test_a_schedule_wakes_its_project(clock):
+    limits = {"schedules": 2, "schedule_seconds": 1}
+    assert clock.admin("PATCH", "", {"limits": limits})[0] == 200
+    clock.deploy("tick", TICK, schedule="every 1 s")
+    clock.logged('"schedule":"every 1 s"')
+    assert clock.admin("POST", "/sleep", {})[0] == 200
+
+    def woken():
+        entries = clock.admin("GET", "/audit")[1]
+        return [one["action"] for one in entries if one["action"].startswith("project.")][:2]
+
+    assert wait_until(lambda: woken() == ["project.wake", "project.sleep"])
+    clock.deploy("tick", TICK)
+
+
+def test_the_tier_bounds_how_many_functions_there_are(clock):
+    assert clock.admin("PATCH", "", {"limits": {"functions": 1}})[0] == 200
+    other = {"files": {"index.ts": TICK}}
+    status, told = clock.admin("PUT", "/functions/other", other)
+    assert (status, told["code"]) == (409, "quota_exceeded")
+    assert clock.admin("PUT", "/functions/tick", other)[0] == 201  # it is there already
+    assert clock.admin("PATCH", "", {"limits": {"functions": 2}})[0] == 200
+    assert clock.admin("PUT", "/functions/other", other)[0] == 201
