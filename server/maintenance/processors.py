@@ -43,6 +43,7 @@ LEAST = 3  # weight of a process
 WRITER = 60  # the same of a session that writes and else does little
 WRITER_APART = 200  # the same where it shares processors with nobody but its like
 BULK = 30  # the same of a session that writes much, which all feeds have to read
+READER = 40  # the same of a feed's session, whose work others make
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
 STIR = 0.0001  # seconds of processor time between two looks that are a use
@@ -152,6 +153,8 @@ class Processors:
                 elif process in self.writers.writing:
                     bulk = process in self.writers.bulk
                     weight = max(BULK if bulk else self._writer, weight)
+            elif process in self.census.readers:
+                weight = max(READER, weight)
             before = self._weights.get(process, processor.FULL)
             if before != weight:
                 # Raising may need rights that the node lacks; then the session keeps its weight.

@@ -17,7 +17,7 @@ from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.maintenance import census
 from server.maintenance.census import Census
-from server.maintenance.processors import BULK, WRITER, WRITER_APART, Processors
+from server.maintenance.processors import BULK, READER, WRITER, WRITER_APART, Processors
 from server.maintenance.servers import DocumentServers
 
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
@@ -169,6 +169,9 @@ def test_the_computing_sessions_of_a_heavy_project_share_its_weight(pair, eyes, 
         look(processors, 8, 0.05)
         assert processors.heavy == set()
         assert niceness(light[0]) == 10
+        processors.census.readers.add(light[0].info.backend_pid)
+        look(processors)
+        assert niceness(light[0]) == processor.niceness(READER)
 
 
 @pytest.mark.skipif(len(processor.processors()) < 2, reason="needs two processors")
