@@ -13,7 +13,6 @@ from server.postgres.mount import rest_settings, statement_timeout
 from server.postgres.pool import ConnectionBudget, Pool
 
 IDLE = 60.0  # seconds after which an unused connection is closed
-SWEEP = 30.0  # seconds between looks at pools without connections
 ACQUIRE = 10.0  # seconds a request waits for a connection
 
 
@@ -27,8 +26,9 @@ def with_settings(dsn: str, settings: tuple[tuple[str, str], ...]) -> str:
 
 
 class ProjectPools:
-    """Pools made on first use. A pool that has closed all its connections is forgotten; one whose
-    login has changed is given up and made anew: requests that have it finish with it."""
+    """Pools made on first use and kept as long as their project, also without connections: about 4
+    KB each. One whose login has changed is given up and made anew: requests that have it finish
+    with it."""
 
     def __init__(self, limit: int, directory: Directory, statement_timeout_ms: int) -> None:
         self.limit = limit
