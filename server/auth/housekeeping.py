@@ -57,6 +57,8 @@ class Keeper:
         while True:
             await asyncio.sleep(EVERY * random.uniform(0.8, 1.2))  # noqa: S311
             for tenant in list(self.room.tenants.values()):
+                if not self.room.serving(tenant):
+                    continue
                 try:
                     await sweep(tenant)
                 except Exception:

@@ -85,11 +85,23 @@ class Room:
                 self._ready.add(project.id)
         self._locks.pop(project.id, None)
 
+    def changed(self, project: Project | None, slug: str) -> None:
+        """What does not serve keeps no memory, and nobody connects to it."""
+        if project is None:
+            self.forget(slug)
+        elif project.state != "active":
+            self.tenants.pop(slug, None)
+
     def forget(self, slug: str) -> None:
-        """The project was changed or deleted."""
+        """The project was deleted."""
         known = self.tenants.pop(slug, None)
         if known is not None:
             self._ready.discard(known.project.id)
+
+    def serving(self, tenant: Tenant) -> bool:
+        """Whether its project is awake."""
+        project = self.context.directory.get(tenant.project.slug)
+        return project is not None and project.state == "active"
 
     def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Runs `work` after the answer, so that its duration tells nothing. ApiError 429 when

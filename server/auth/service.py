@@ -214,9 +214,7 @@ def _jwks(project: Project) -> Response:
 async def create(context: WorkerContext) -> AuthService:
     """The service of one worker."""
     room = Room(context, Passwords(socket_path(context.config.data_dir)))
-    context.directory.on_change(
-        lambda project, slug: room.forget(slug) if project is None else None
-    )
+    context.directory.on_change(room.changed)
     keeper = housekeeping.Keeper(room)
     context.on_start.append(keeper.start)
     context.on_stop.append(keeper.stop)

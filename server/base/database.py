@@ -91,6 +91,8 @@ def refusal(error: Exception, referred: str) -> ApiError | None:
             return ApiError(409, "conflict", f"Rows of the app still refer to {referred}.")
         if state.startswith(("22", "54")):
             return ApiError(400, "bad_request", "A value cannot be stored.")
+        if state == "53100":
+            return ApiError(507, "insufficient_storage", "The disk of the database server is full.")
         if state in ("40001", "40P01", "55P03") or state.startswith(("53", "57")):
             return ApiError(
                 503, "unavailable", "The project's database takes no more work at this moment.",

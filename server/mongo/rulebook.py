@@ -84,7 +84,7 @@ class Rulebook:
         return found
 
     def _changed(self, project: Project | None, slug: str) -> None:
-        if project is None:
+        if project is None or project.state != "active":
             self._books.pop(slug, None)
         elif slug in self._books:
             self._books[slug] = Book.of(project)

@@ -114,11 +114,22 @@ class Room:
 
     def _changed(self, project: Project | None, slug: str) -> None:
         known = self.tenants.get(slug)
-        if known is None or (project is not None and project.id == known.project.id):
+        if known is None:
+            return
+        if project is not None and project.id == known.project.id:
+            # What does not serve keeps no memory, and nobody connects to it.
+            if project.state != "active" and not known.uploads:
+                self.count(known)
+                del self.tenants[slug]
             return
         del self.tenants[slug]
         self._ready.discard(known.project.id)
         self.catalog.forget_project(known.project.id)
+
+    def serving(self, tenant: Tenant) -> bool:
+        """Whether its project is awake."""
+        project = self.context.directory.get(tenant.project.slug)
+        return project is not None and project.state == "active"
 
     async def find(self, tenant: Tenant, bucket: str, path: str) -> Entry | None:
         """The object at a path, as all workers knew it at most a second ago."""

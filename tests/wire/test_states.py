@@ -12,6 +12,7 @@ import pytest
 from server.control import records
 from server.control.lifecycle import Lifecycle
 from server.gateway.states import HOLD_SECONDS
+from server.storage.sweep import EVERY
 from tests.timing import slowness
 from tests.wire.conftest import Site
 from tests.wire.test_gateway import until
@@ -139,6 +140,26 @@ def test_hundreds_of_requests_wake_a_sleeping_project_once(site, control, life, 
     assert set(answers) <= {200, 429}
     assert answers.count(200) > 100
     assert wakings(control) == before + 1
+
+
+def test_a_sleeping_project_is_left_alone(site, control, life, slug):
+    """Nobody cleans up in it: what has run out is removed once it is awake."""
+    key = control.records[slug].service_key
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+    wanted = {"bucket": "b", "path": "p", "content_type": "text/plain", "content_length": 3}
+    body = json.dumps(wanted).encode()
+    for _ in range(15):  # both workers know the project's files and users
+        minted = site.call("POST", "/storage/get-put-url", headers, body, host="stated.localhost")
+        assert minted.status == 200, minted.body
+        assert call(site, control, "POST", "/auth/login", {}).status == 400
+    run(life.step(slug, "sleep", "test"))
+    until(lambda: connections(control) == 0)
+    until_when = time.monotonic() + 2 * EVERY
+    while time.monotonic() < until_when:
+        assert connections(control) == 0
+        time.sleep(0.1)
+    assert run(control.projects.find(slug)).state == "sleeping"
+    assert call(site, control, "GET", "/postgres/notes?id=eq.1").status == 200
 
 
 def test_a_bad_key_does_not_wake(site, control, life, slug):

@@ -38,6 +38,10 @@ def refusal(project, schedule):
     return status, told.get("code")
 
 
+def actions(project):
+    return [entry["action"] for entry in project.admin("GET", "/audit")[1]]
+
+
 def test_a_function_runs_when_it_is_due_with_the_service_key(clock):
     told = clock.deploy("tick", TICK, schedule="every 1 s")
     assert told["schedule"] == ["every 1 s"]
@@ -55,6 +59,11 @@ def test_a_function_runs_when_it_is_due_with_the_service_key(clock):
     assert wait_until(
         lambda: clock.admin("GET", "/functions")[1]["functions"][0]["last_status"] == 200
     )
+
+    # It wakes its project.
+    clock.node.cli("projects", "sleep", "clock")
+    assert wait_until(lambda: "project.wake" in actions(clock))
+    assert wait_until(lambda: clock.admin("GET", "")[1]["state"] == "active")
 
     # Nobody from outside can pretend to be the clock.
     spoofed = {"x-ichibase-schedule": "every 1 s", "x-ichibase-internal": "guess"}

@@ -17,6 +17,22 @@ from tests.server.auth.harness import PASSWORD, Worker, run
 ANN = "ann@example.com"
 
 
+def test_a_project_that_sleeps_costs_no_memory(pg_database: str) -> None:
+    async def work(worker: Worker) -> None:
+        await worker.sign_up()
+        room = worker.service.room
+        (tenant,) = room.tenants.values()
+        project = tenant.project
+        room.changed(project, project.slug)
+        assert room.tenants
+        room.changed(msgspec.structs.replace(project, state="sleeping"), project.slug)
+        assert not room.tenants
+        assert project.id in room._ready  # its schema is as it was
+        assert (await worker.sign_in())["access_token"]
+
+    run(pg_database, work)
+
+
 def test_what_has_run_out_is_swept_up_and_nothing_else(pg_database: str) -> None:
     async def work(worker: Worker) -> None:
         await worker.sign_up()

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import time
 
+import msgspec
 import pytest
 
 from ichicore.errors import ApiError
@@ -322,3 +323,20 @@ def test_uploads_to_one_path_at_once_end_as_one_of_them(files):
     after = files.used()
     assert after["bytes"] - before["bytes"] == len(body)
     assert after["objects"] - before["objects"] == 1
+
+
+def test_a_project_that_sleeps_costs_no_memory(files):
+    async def work(room, tenant):
+        project = tenant.project
+        asleep = msgspec.structs.replace(project, state="sleeping")
+        room._changed(project, project.slug)
+        assert room.tenants == {project.slug: tenant}
+        tenant.uploads = 1  # it goes on for a moment
+        room._changed(asleep, project.slug)
+        assert room.tenants == {project.slug: tenant}
+        tenant.uploads = 0
+        room._changed(asleep, project.slug)
+        assert room.tenants == {}
+        assert (await room.tenant(project)).dirty
+
+    run(files, work)
