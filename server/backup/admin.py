@@ -18,7 +18,8 @@ MOST = 1_000  # rows of one answer
 
 
 class Backup(msgspec.Struct):
-    """state: running, done or failed. bytes: in the store. keep_until: None for ever."""
+    """state: running, done or failed. bytes: in the store. code, error: of a failure, for programs
+    and for people. keep_until: None for ever."""
 
     id: str
     project: str
@@ -26,6 +27,7 @@ class Backup(msgspec.Struct):
     state: str
     encrypted: bool
     bytes: int
+    code: str | None
     error: str | None
     started_at: str
     finished_at: str | None
@@ -35,7 +37,7 @@ class Backup(msgspec.Struct):
 
 class Job(msgspec.Struct):
     """state: queued, running, done or failed. step: what it is doing; done of total bytes, total
-    0 when it is not known."""
+    0 when it is not known. code, error: of a failure, for programs and for people."""
 
     id: int
     kind: str
@@ -45,6 +47,7 @@ class Job(msgspec.Struct):
     done: int
     total: int
     result: dict[str, Any] | None
+    code: str | None
     error: str | None
     created_at: str
     finished_at: str | None
@@ -58,9 +61,9 @@ class Restore(msgspec.Struct, forbid_unknown_fields=True):
     keep_sessions: bool = False
 
 
-SELECT = """select id, project, kind, state, encrypted, bytes, error, started_at::text,
+SELECT = """select id, project, kind, state, encrypted, bytes, code, error, started_at::text,
   finished_at::text, verified_at::text, keep_until::text from backups"""
-JOB = """select id, kind, project, state, step, done, total, result, error, created_at::text,
+JOB = """select id, kind, project, state, step, done, total, result, code, error, created_at::text,
   finished_at::text from jobs"""
 
 

@@ -13,6 +13,7 @@ left.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import os
@@ -28,7 +29,7 @@ from server.backup import content, documents, files, functions, tools
 from server.backup.content import Table
 from server.backup.documents import Collection
 from server.backup.seal import derive, new_salt, seal, unseal, whole_chunks
-from server.backup.store import Store
+from server.backup.store import Store, StoreError
 from server.control import records
 from server.control.database import connect, fetch, run
 from server.control.projects import Projects
@@ -49,6 +50,10 @@ Progress = files.Progress  # bytes; 0 when the total is not known
 
 class BackupError(RuntimeError):
     """A backup cannot be made or used; the text says why."""
+
+    def __init__(self, text: str, code: str = "backup_damaged") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class File(msgspec.Struct, frozen=True):
@@ -161,15 +166,16 @@ async def create(
     backup_id: str,
     progress: Progress,
 ) -> Manifest:
-    """Makes the backup; what an error leaves in the store is removed. BackupError, StoreError,
-    ToolError or psycopg.Error."""
+    """Makes the backup; what an error leaves in the store is removed, where the store lets it.
+    BackupError, StoreError, ToolError, DocumentsError or psycopg.Error."""
     salt = new_salt() if passphrase else None
     key = derive(passphrase, salt) if passphrase and salt else None
     writer = Writer(store, record.id, backup_id, key)
     try:
         return await _create(projects, record, store, writer, salt, progress)
     except BaseException:
-        await store.remove(writer.where)
+        with contextlib.suppress(StoreError):  # then it goes with its row of the listing
+            await store.remove(writer.where)
         raise
 
 
@@ -267,19 +273,25 @@ class Reader:
         except (msgspec.MsgspecError, ValueError):
             raise damaged from None
         if manifest.format > FORMAT:
-            raise BackupError(f"{self.backup_id} was made by a newer version of this program")
+            raise BackupError(
+                f"{self.backup_id} was made by a newer version of this program", "backup_too_new"
+            )
         if not manifest.files.keys() <= NAMES:  # they become names of files here
             raise damaged
         if manifest.backup != self.backup_id:
             raise BackupError(f"the manifest of {self.backup_id} belongs to {manifest.backup}")
         if manifest.salt is not None:
             if self.passphrase is None:
-                raise BackupError(f"{self.backup_id} is encrypted: set backup_key_file to its key")
+                raise BackupError(
+                    f"{self.backup_id} is encrypted: set backup_key_file to its key",
+                    "backup_key_missing",
+                )
             self.key = derive(self.passphrase, salt)
             if not hmac.compare_digest(mac(manifest, self.key), manifest.mac or ""):
                 raise BackupError(
                     f"the manifest of {self.backup_id} has been changed, or the key in "
-                    "backup_key_file is another one"
+                    "backup_key_file is another one",
+                    "backup_key_mismatch",
                 )
         self.manifest = manifest
         return manifest

@@ -73,6 +73,9 @@ def show(options: argparse.Namespace) -> int:
               f"{options.project or 'PROJECT'}")  # fmt: skip
         return 0
     print_table(["backup", "kind", "state", "size", "encrypted", "verified", "kept until"], rows)
+    for backup in found:
+        if backup["state"] == "failed":
+            note(f"{backup['id']} failed: {backup['error']}")
     return 0
 
 
@@ -131,6 +134,8 @@ def verify(options: argparse.Namespace) -> int:
     else:
         print(f"good: {result['rows']} rows of {result['tables']} tables and "
               f"{result['documents']} documents")  # fmt: skip
+        for warning in result["warnings"]:
+            print(f"  not restored: {warning}")
     return 0
 
 
@@ -149,6 +154,8 @@ def scan(options: argparse.Namespace) -> int:
         print_json(result)
     else:
         print("\n".join(result["found"]) or "no backups were found that are not known")
+        for one in result["unusable"]:
+            note(f"{one['backup']} cannot be used: {one['error']}")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 The stream is a row of records: a length (4 bytes, little-endian), a kind byte and a BSON document.
 Kind C opens a collection ({"name", "options", "indexes"}); kind D is one of its documents as the
-server gave it. The end is a record of kind E without a document, so that a cut shows.
+server gave it; kind V is a view ({"name", "options"}). The end is a record of kind E without a
+document, so that a cut shows.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -33,6 +35,10 @@ class Collection(msgspec.Struct, frozen=True):
 class DocumentsError(RuntimeError):
     """A stream of documents that is damaged, or a server that does not take them."""
 
+    def __init__(self, text: str, code: str = "backup_damaged") -> None:
+        super().__init__(text)
+        self.code = code
+
 
 def record(kind: bytes, body: bytes = b"") -> bytes:
     return len(body).to_bytes(4, "little") + kind + body
@@ -51,23 +57,21 @@ async def read(url: str, found: dict[str, Collection]) -> AsyncIterator[bytes]:
 async def _records(url: str, found: dict[str, Collection]) -> AsyncIterator[bytes]:
     import bson
     from bson.raw_bson import RawBSONDocument
-    from pymongo import AsyncMongoClient
 
-    client: AsyncMongoClient[RawBSONDocument] = AsyncMongoClient(
-        url, document_class=RawBSONDocument, appname="ichibase backup",
-        serverSelectionTimeoutMS=30_000,
-    )  # fmt: skip
-    async with client:
-        database = client.get_default_database()
-        for name in sorted(await database.list_collection_names()):
+    async with _opened(url, RawBSONDocument) as database:
+        listed = [_plain(one) async for one in await database.list_collections()]
+        for one in sorted(listed, key=itemgetter("name")):
+            name = one["name"]
             if name.startswith(("system.", PARTIAL)):
                 continue
+            if one.get("type") == "view":
+                continue
             collection = database[name]
-            indexes = [
-                bson.decode(index.raw) if isinstance(index, RawBSONDocument) else dict(index)
-                async for index in await collection.list_indexes()
-            ]
-            opening = {"name": name, "indexes": [i for i in indexes if i.get("name") != "_id_"]}
+            indexes = [_plain(index) async for index in await collection.list_indexes()]
+            opening = {
+                "name": name, "options": {},
+                "indexes": [i for i in indexes if i.get("name") != "_id_"],
+            }  # fmt: skip
             yield record(b"C", bson.encode(opening))
             count, checksum = 0, 0
             async for document in collection.find({}, batch_size=BATCH):
@@ -77,6 +81,13 @@ async def _records(url: str, found: dict[str, Collection]) -> AsyncIterator[byte
                 yield record(b"D", raw)
             found[name] = Collection(count, str(checksum))
     yield record(b"E")
+
+
+def _plain(document: Any) -> dict[str, Any]:
+    """Whatever the driver makes of the answer to a command."""
+    import bson
+
+    return bson.decode(document.raw) if hasattr(document, "raw") else dict(document)
 
 
 async def parse(source: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -105,19 +116,21 @@ async def clear(url: str) -> None:
 
 
 @asynccontextmanager
-async def _opened(url: str) -> AsyncIterator[Any]:
-    """The database of the address. DocumentsError for what the server does not do."""
+async def _opened(url: str, kind: type[Any] = dict) -> AsyncIterator[Any]:
+    """The database of the address, whose documents come as `kind`. DocumentsError for what the
+    server does not do."""
     from pymongo import AsyncMongoClient
     from pymongo.errors import PyMongoError
 
     client: AsyncMongoClient[Any] = AsyncMongoClient(
-        url, appname="ichibase backup", serverSelectionTimeoutMS=30_000
+        url, document_class=kind, appname="ichibase backup", serverSelectionTimeoutMS=30_000
     )
     try:
         async with client:
             yield client.get_default_database()
     except PyMongoError as error:
-        raise DocumentsError(f"the document server: {str(error)[:500]}") from None
+        text = f"the document server: {str(error)[:500]}"
+        raise DocumentsError(text, "documents_failed") from None
 
 
 async def _clear(database: Any) -> None:
@@ -126,14 +139,17 @@ async def _clear(database: Any) -> None:
             await database.drop_collection(name)
 
 
-async def load(url: str, source: AsyncIterator[bytes], expected: dict[str, Collection]) -> None:
-    """Makes the collections of the stream beside those in use, for replace(). DocumentsError when
-    they are not as expected."""
+async def load(
+    url: str, source: AsyncIterator[bytes], expected: dict[str, Collection]
+) -> list[dict[str, Any]]:
+    """Makes the collections of the stream beside those in use, for replace(), and gives its views.
+    DocumentsError when they are not as expected."""
     import bson
     from bson.raw_bson import RawBSONDocument
     from pymongo import WriteConcern
 
     found: dict[str, Collection] = {}
+    views = []
     async with _opened(url) as database:
         await _clear(database)
         collection: Any = None
@@ -158,28 +174,36 @@ async def load(url: str, source: AsyncIterator[bytes], expected: dict[str, Colle
             if collection is not None:
                 await flush()
                 found[name] = Collection(count, str(checksum))
-            if kind == b"C":
+            collection = None
+            if kind == b"V":
+                views.append(bson.decode(body))
+            elif kind == b"C":
                 opening = bson.decode(body)
                 name, count, checksum = opening["name"], 0, 0
                 partial = f"{PARTIAL}{len(found)}"
                 collection = database.get_collection(
                     partial, write_concern=WriteConcern(w=1, j=True)
                 )
-                await database.create_collection(partial)
+                await database.command({"create": partial, **opening.get("options", {})})
                 await _index(database, partial, opening["indexes"])
     same(expected, found)
+    return views
 
 
-async def replace(url: str, names: Iterable[str]) -> None:
+async def replace(url: str, names: Iterable[str], views: list[dict[str, Any]]) -> None:
     """Puts the collections that load() has made in the places of those in use, and drops those that
-    have no such name. names: sorted, as in the stream."""
+    have no such name; makes the views anew."""
     kept = sorted(names)
     async with _opened(url) as database:
+        for one in await (await database.list_collections(filter={"type": "view"})).to_list():
+            await database.drop_collection(one["name"])
         for number, name in enumerate(kept):
             await database[f"{PARTIAL}{number}"].rename(name, dropTarget=True)
         for name in await database.list_collection_names():
             if name not in kept and not name.startswith("system."):
                 await database.drop_collection(name)
+        for view in views:
+            await database.command({"create": view["name"], **view["options"]})
 
 
 def same(expected: dict[str, Collection], found: dict[str, Collection]) -> int:
@@ -210,6 +234,7 @@ async def sums(source: AsyncIterator[bytes]) -> dict[str, Collection]:
             continue
         if name:
             found[name] = Collection(count, str(checksum))
+        name = ""
         if kind == b"C":
             name, count, checksum = bson.decode(body)["name"], 0, 0
     return found

@@ -8,12 +8,21 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from server.backup.store import FULL, one_line
 from server.base.context import NodeConfig
 from server.control.database import Connection, fetch
-from server.storage.stores import Store, open_store
+from server.storage.stores import Store, StoreError, open_store
 
 NAMED = 5  # files that a warning names
 Progress = Callable[[str, int, int], Awaitable[None]]  # step, done, total
+
+
+class FilesError(RuntimeError):
+    """The file store does not give or take files; the text says why."""
+
+    def __init__(self, text: str, code: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -51,27 +60,40 @@ async def settle(
     config: NodeConfig, source: str, target: str, wanted: list[Stored], progress: Progress
 ) -> list[str]:
     """Sees that the project `target` has the blobs of its objects, copying those of the project
-    `source` when it is another. Gives what is missing, in words."""
+    `source` when it is another. Gives what is missing, in words. FilesError."""
     if not wanted:
         return []
-    store = open_store(config)
     try:
-        present = {entry.version async for entry in store.entries(target)}
-        missing = []
-        total, done = sum(one.size for one in wanted), 0
-        for one in wanted:
-            if one.version not in present and not (
-                source != target and await _copy(store, source, target, one)
-            ):
-                missing.append(f"{one.bucket}/{one.path}")
-            done += one.size
-            await progress("files", done, total)
-    finally:
-        store.close()
+        store = open_store(config)
+        try:
+            missing = await _missing(store, source, target, wanted, progress)
+        finally:
+            store.close()
+    except (StoreError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in FULL
+        code = "insufficient_storage" if full else "storage_unavailable"
+        text = f"the files cannot be looked at or copied: {one_line(error)}"
+        raise FilesError(text, code) from None
     if not missing:
         return []
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return [f"files that are no longer in the store: {', '.join(missing[:NAMED])}{more}"]
+
+
+async def _missing(
+    store: Store, source: str, target: str, wanted: list[Stored], progress: Progress
+) -> list[str]:
+    present = {entry.version async for entry in store.entries(target)}
+    missing = []
+    total, done = sum(one.size for one in wanted), 0
+    for one in wanted:
+        if one.version not in present and not (
+            source != target and await _copy(store, source, target, one)
+        ):
+            missing.append(f"{one.bucket}/{one.path}")
+        done += one.size
+        await progress("files", done, total)
+    return missing
 
 
 async def _copy(store: Store, source: str, target: str, one: Stored) -> bool:

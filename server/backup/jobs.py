@@ -19,8 +19,9 @@ from ichicore.errors import ApiError
 from server.backup import archive, documents, restore
 from server.backup.archive import MANIFEST, PROJECT, BackupError, Kept, Reader
 from server.backup.documents import DocumentsError
+from server.backup.files import FilesError
 from server.backup.seal import SealError
-from server.backup.store import Store, StoreError, open_store
+from server.backup.store import FULL, Store, StoreError, open_store
 from server.backup.tools import ToolError
 from server.base.events import Events, Failed, Noted
 from server.base.metrics import Labels, Metrics
@@ -35,7 +36,11 @@ WAIT_SECONDS = 30.0  # between looks for jobs that nobody told of
 RETRY_SECONDS = 2.0  # between looks while the control database is away
 RETRIES = 3  # of a nightly backup that fails, before its next turn
 RETRY_HOURS = 1
-KNOWN = (BackupError, StoreError, ToolError, SealError, DocumentsError, ApiError, psycopg.Error)
+LEAST_KEY = 16  # characters
+KNOWN = (
+    BackupError, StoreError, FilesError, ToolError, SealError, DocumentsError, ApiError,
+    psycopg.Error,
+)  # fmt: skip
 
 TAKE = """update jobs set state = 'running', started_at = now()
   where id = (select id from jobs where state = 'queued' order by id limit 1)
@@ -81,14 +86,21 @@ class Jobs:
 
     @property
     def passphrase(self) -> str | None:
-        """Read each time, so that a changed file counts at once."""
+        """Read each time, so that a changed file counts at once. BackupError for one that is gone
+        or was emptied: nothing is written without a key where one is set."""
         path = self.config.backup_key_file
         if path is None:
             return None
+        code = "backup_key_unusable"
         try:
-            return path.read_text().strip()
+            text = path.read_text().strip()
         except OSError as error:
-            raise BackupError(f"cannot read backup_key_file: {error.strerror}") from None
+            raise BackupError(f"cannot read backup_key_file: {error.strerror}", code) from None
+        except UnicodeDecodeError:
+            raise BackupError("backup_key_file is not text", code) from None
+        if len(text) < LEAST_KEY:
+            raise BackupError(f"backup_key_file has fewer than {LEAST_KEY} characters", code)
+        return text
 
     def wake(self) -> None:
         """There may be a job."""
@@ -116,8 +128,17 @@ class Jobs:
                 if self._due(record, hours, now, done, failures, failed):
                     await enqueue(control, "backup", record.slug, {"kind": "nightly"}, "node")
             self.ages = {r.slug: self.ages[r.slug] for r in records if r.slug in self.ages}
-            for backup_id, project_id in await fetch(control, EXPIRED):
-                await self.store.remove(archive.folder(project_id, backup_id))
+            expired = await fetch(control, EXPIRED)
+            failures = 0
+            for backup_id, project_id in expired:
+                try:
+                    await self.store.remove(archive.folder(project_id, backup_id))
+                except StoreError as error:  # it is tried again with the next look
+                    failures += 1
+                    if failures >= RETRIES:
+                        raise
+                    self.events.emit(Noted("a backup whose time is over stays", str(error)))
+                    continue
                 await control.execute("delete from backups where id = $1", (backup_id,))
 
     @staticmethod
@@ -154,6 +175,7 @@ class Jobs:
             except KNOWN as error:  # the control database is away
                 self.events.emit(Noted("jobs wait", str(error).strip()[:300]))
                 pause = RETRY_SECONDS
+                recovered = False  # a job's end may not have been written down
             try:
                 async with asyncio.timeout(pause):
                     await self._event.wait()
@@ -165,14 +187,17 @@ class Jobs:
         async with self.projects.control() as control:
             jobs = await fetch(
                 control,
-                "update jobs set state = 'failed', error = 'interrupted', finished_at = now() "
-                "where state = 'running' returning kind, coalesce(args ->> 'into', project)",
+                "update jobs set state = 'failed', error = 'interrupted', code = 'interrupted', "
+                "finished_at = now() where state = 'running' "
+                "returning kind, coalesce(args ->> 'into', project), (select b.project_id "
+                "from backups b where b.id = args ->> 'backup' "
+                f"and b.manifest -> 'files' ? '{archive.DOCUMENTS}')",
             )
             rows = await fetch(
                 control,
-                "update backups set state = 'failed', error = 'interrupted', finished_at = now(), "
-                "keep_until = now() + interval '3 days' where state = 'running' "
-                "returning id, project_id",
+                "update backups set state = 'failed', error = 'interrupted', code = 'interrupted', "
+                "finished_at = now(), keep_until = now() + interval '3 days' "
+                "where state = 'running' returning id, project_id",
             )
         for cluster in self.projects.clusters.values():
             await restore.clear(cluster)
@@ -181,9 +206,12 @@ class Jobs:
                 await self.store.remove(archive.folder(project_id, backup_id))
             except StoreError as error:
                 self.events.emit(Noted("an interrupted backup was not removed", str(error)))
-        for kind, project in jobs:
+        for kind, project, project_id in jobs:
             if kind == "restore" and project is not None:
                 await self._clear_documents(project)
+            elif kind == "verify" and project_id is not None:
+                with contextlib.suppress(ApiError):  # else the next verification does
+                    await restore.clear_documents(self.projects, project_id)
 
     async def _clear_documents(self, project: str) -> None:
         """What does not go now goes with the next restore."""
@@ -201,31 +229,31 @@ class Jobs:
         if not rows:
             return False
         job_id, kind, project, args, actor = rows[0]
-        result, error = None, None
+        result, fault = None, None
         try:
             handler = getattr(self, f"_{kind}")
             result = await handler(job_id, project, args, actor)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             with contextlib.suppress(psycopg.Error, ApiError):  # else the next leader says so
-                await self._finish(job_id, None, "interrupted")
+                await self._finish(job_id, None, failure(error))
             raise
-        except KNOWN as failure:
-            error = str(failure).strip() or type(failure).__name__
-        except Exception as failure:
-            self.events.emit(Failed(f"job {job_id} ({kind})", traceback.format_exc()))
-            error = f"internal: {type(failure).__name__}"
-        await self._finish(job_id, result, error)
-        if error is not None:
-            self.events.emit(Noted(f"{kind} of {project or args} failed", error[:500]))
+        except Exception as error:
+            fault = failure(error)
+            if fault[0] == "internal":
+                self.events.emit(Failed(f"job {job_id} ({kind})", traceback.format_exc()))
+        await self._finish(job_id, result, fault)
+        if fault is not None:
+            self.events.emit(Noted(f"{kind} of {project or args} failed", ": ".join(fault)[:500]))
         return True
 
-    async def _finish(self, job_id: int, result: Any, error: str | None) -> None:
+    async def _finish(self, job_id: int, result: Any, fault: tuple[str, str] | None) -> None:
         text = None if result is None else msgspec.json.encode(result).decode()
+        code, error = fault or (None, None)
         async with self.projects.control() as control:
             await control.execute(
-                """update jobs set state = $2, result = $3::jsonb, error = $4, finished_at = now()
-                where id = $1""",
-                (job_id, "failed" if error else "done", text, error),
+                """update jobs set state = $2, result = $3::jsonb, error = $4, code = $5,
+                finished_at = now() where id = $1""",
+                (job_id, "failed" if fault else "done", text, error, code),
             )
 
     def _progress(self, job_id: int) -> archive.Progress:
@@ -248,27 +276,29 @@ class Jobs:
     async def _backup(self, job_id: int, project: str, args: dict[str, Any], actor: str) -> Any:
         record = await self.projects.find(project, deleted=True)
         kind = args.get("kind", "manual")
-        passphrase, store = self.passphrase, self.store
         backup_id = archive.new_id(record.slug)
+        sealed = self.config.backup_key_file is not None
         days = self.projects.limits(record).backup_keep_days
         async with self.projects.control() as control:
             await control.execute(
                 """insert into backups (id, project_id, project, kind, state, encrypted, keep_until)
                 values ($1, $2, $3, $4, 'running', $5,
                   case when $4 = 'nightly' then now() + $6 * interval '1 day' end)""",
-                (backup_id, record.id, record.slug, kind, passphrase is not None, days),
+                (backup_id, record.id, record.slug, kind, sealed, days),
             )
         try:
             manifest = await archive.create(
-                self.projects, record, store, passphrase, backup_id, self._progress(job_id)
-            )
+                self.projects, record, self.store, self.passphrase, backup_id,
+                self._progress(job_id),
+            )  # fmt: skip
         except BaseException as error:
             self.metrics.count("ichibase_backups_total", (("outcome", "failed"),))
+            code, text = failure(error)
             async with self.projects.control() as control:
                 await control.execute(
-                    """update backups set state = 'failed', error = $2, finished_at = now(),
-                    keep_until = now() + interval '3 days' where id = $1""",
-                    (backup_id, str(error).strip()[:2000] or type(error).__name__),
+                    """update backups set state = 'failed', error = $2, code = $3,
+                    finished_at = now(), keep_until = now() + interval '3 days' where id = $1""",
+                    (backup_id, text[:2000], code),
                 )
             raise
         size = sum(file.bytes for file in manifest.files.values())
@@ -291,7 +321,7 @@ class Jobs:
                 (backup_id,),
             )  # fmt: skip
         if not rows:
-            raise BackupError(f"there is no backup {backup_id}")
+            raise BackupError(f"there is no backup {backup_id}", "backup_not_found")
         reader = Reader(self.store, rows[0][0], backup_id, self.passphrase)
         await reader.open()
         return reader
@@ -315,7 +345,8 @@ class Jobs:
             if record.id != reader.manifest.project_id:
                 raise BackupError(
                     f'"{into}" is another project than the one of the backup; say the name of a '
-                    "project that does not exist yet"
+                    "project that does not exist yet",
+                    "wrong_project",
                 )
         except ApiError as error:
             if error.code != "project_not_found":
@@ -375,15 +406,16 @@ class Jobs:
                 "and state <> 'running'", (args["backup"],),
             )  # fmt: skip
             if not rows:
-                raise BackupError(f"there is no backup {args['backup']}")
+                raise BackupError(f"there is no backup {args['backup']}", "backup_not_found")
             await self.store.remove(archive.folder(rows[0][0], args["backup"]))
             await control.execute("delete from backups where id = $1", (args["backup"],))
             await audit(control, actor, "backup.delete", rows[0][1], {"backup": args["backup"]})
         return {"backup": args["backup"]}
 
     async def _scan(self, job_id: int, project: str, args: dict[str, Any], actor: str) -> Any:
-        """Learns of backups in the store that this control database does not know."""
-        found = []
+        """Learns of backups in the store that this control database does not know. unusable: those
+        that are damaged or need another key, with the reason."""
+        found, unusable = [], []
         for name in await self.store.names(""):
             parts = name.split("/")
             if len(parts) != 3 or parts[2] != MANIFEST:
@@ -391,8 +423,9 @@ class Jobs:
             reader = Reader(self.store, parts[0], parts[1], self.passphrase)
             try:
                 manifest = await reader.open()
-            except BackupError as error:
+            except (BackupError, StoreError) as error:
                 self.events.emit(Noted("a backup in the store cannot be used", str(error)))
+                unusable.append({"backup": parts[1], "code": error.code, "error": str(error)})
                 continue
             size = sum(file.bytes for file in manifest.files.values())
             async with self.projects.control() as control:
@@ -408,12 +441,26 @@ class Jobs:
                      manifest.created_at),
                 )  # fmt: skip
             found += [row[0] for row in rows]
-        return {"found": found}
+        return {"found": found, "unusable": unusable}
 
     def gauges(self) -> Iterable[tuple[str, Labels, float]]:
         now = time.time()
         for slug, begun in self.ages.items():
             yield "ichibase_backup_age_seconds", (("project", slug),), round(now - begun)
+
+
+def failure(error: BaseException) -> tuple[str, str]:
+    """Code and text of what ended a job. The code is "internal" for what must not happen."""
+    if isinstance(error, asyncio.CancelledError):
+        return "interrupted", "interrupted"
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, psycopg.Error):
+        return "database_failed", text
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "insufficient_storage", f"the node's disk is full: {error.strerror}"
+    if isinstance(error, KNOWN):
+        return str(error.code), text  # type: ignore[union-attr]
+    return "internal", f"internal: {type(error).__name__}"
 
 
 async def enqueue(

@@ -35,6 +35,7 @@ from server.backup.documents import DocumentsError
 from server.backup.files import Stored
 from server.backup.listing import Entry
 from server.backup.rights import Rights, extensions
+from server.backup.store import FULL
 from server.base.migrations import MigrationError
 from server.control import provision, records, secrets
 from server.control.database import (
@@ -50,8 +51,11 @@ from server.control.lifecycle import owe
 from server.control.projects import Projects, locked, migrate
 from server.control.provision import BEFORE, NEW
 from server.control.records import Record
+from server.mongo.address import of_project
+from server.mongo.provision import new_address
 
-SCRATCH = "ichi_scratch_"
+SCRATCH_ID = "scratch_"
+SCRATCH = f"ichi_{SCRATCH_ID}"
 SWAP_TRIES = 50
 IGNORED = "errors ignored on restore"
 
@@ -93,21 +97,22 @@ async def unpacked(reader: Reader, data_dir: Path, progress: Progress) -> AsyncI
     """A folder with the plain files of a backup, all of them checked; removed afterwards."""
     folder = data_dir / "tmp" / f"restore-{reader.backup_id}"
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
     try:
         total = sum(file.bytes for file in reader.manifest.files.values())
         done = 0
-        for name in reader.manifest.files:
-            path = folder / name
-            try:
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+            for name in reader.manifest.files:
+                path = folder / name
                 with path.open("wb") as file:
                     path.chmod(0o600)
                     async for piece in reader.get(name):
                         file.write(piece)
                         done += len(piece)
                         await progress("reading", done, total)
-            except OSError as error:
-                raise BackupError(f"cannot unpack the backup: {error.strerror}") from None
+        except OSError as error:
+            code = "insufficient_storage" if error.errno in FULL else "internal"
+            raise BackupError(f"cannot unpack the backup: {error.strerror}", code) from None
         yield folder
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -158,7 +163,7 @@ async def load(target: Target, file: Path, before: Content, progress: Progress) 
             await tool.run()
         except tools.ToolError as error:
             if strict or IGNORED not in str(error):
-                raise BackupError(f"restoring {name} failed: {error}") from None
+                raise BackupError(f"restoring {name} failed: {error}", "database_failed") from None
             warnings.extend(_errors(str(error)))
 
     rights = Rights(target.cluster, file, before.database, target.record.database, warnings)
@@ -247,6 +252,7 @@ async def into_project(
     ended since the backup."""
     cluster = projects.cluster(record)
     target = Target(cluster, record, record.database + NEW)
+    await _check_login(cluster, record)
     async with unpacked(reader, projects.config.data_dir, progress) as folder:
         before = msgspec.json.decode((folder / CONTENT).read_bytes(), type=Content)
         url = records.to_project(record, projects.config).mongo_url
@@ -260,7 +266,8 @@ async def into_project(
             outcome.warnings = warnings
             if url is not None:
                 await progress("documents", 0, 0)
-                await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
+                loaded = _pieces(folder / DOCUMENTS)
+                views = await documents.load(url, loaded, before.collections)
             async with projects.control() as control, locked(control, record.id):
                 kept = None
                 if keep_sessions:
@@ -274,7 +281,7 @@ async def into_project(
                 await swap(cluster, record)
                 swapped = True
                 if url is not None:
-                    await documents.replace(url, before.collections)
+                    await documents.replace(url, before.collections, views)
                     outcome.documents = sum(one.documents for one in before.collections.values())
                 await told(control, record)
                 await _recount(control, cluster, record)
@@ -293,9 +300,15 @@ async def into_project(
         if (folder / STORAGE).exists():
             stored = msgspec.json.decode((folder / STORAGE).read_bytes(), type=list[Stored])
             outcome.files = len(stored)
-            outcome.warnings += await files.settle(
-                projects.config, reader.manifest.project_id, record.id, stored, progress
-            )
+            try:
+                outcome.warnings += await files.settle(
+                    projects.config, reader.manifest.project_id, record.id, stored, progress
+                )
+            except files.FilesError as error:
+                if made:
+                    raise
+                # The rest is in its place, and so are the files, for all that is known.
+                outcome.warnings.append(str(error))
         if made and (folder / FUNCTIONS).exists():
             await progress("functions", 0, 0)
             ids = (reader.manifest.project_id, record.id)
@@ -305,6 +318,18 @@ async def into_project(
                 )
             outcome.warnings += missing
     return outcome
+
+
+async def _check_login(cluster: Cluster, record: Record) -> None:
+    """BackupError while nothing can be made by the owner's login."""
+    open_ = "select rolcanlogin from pg_roles where rolname = $1"
+    async with await connect(cluster.admin_dsn) as admin:
+        if await fetch(admin, open_, (record.role("owner"),)) == [(False,)]:
+            raise BackupError(
+                f'the owner\'s login of "{record.slug}" is closed: the project is suspended, or '
+                "has just been cut off. Restore into a new project, or once it is open again",
+                "owner_login_closed",
+            )
 
 
 async def told(control: Connection, record: Record) -> None:
@@ -411,7 +436,8 @@ def scratch(cluster: Cluster, flavor: str, tier: str) -> Record:
 
 
 async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outcome:
-    """Restores a backup into a scratch database, compares it and drops it. BackupError."""
+    """Restores a backup into a scratch database, compares it and drops it; looks for the files that
+    it refers to. BackupError."""
     cluster = next(iter(projects.clusters.values()))
     record = scratch(cluster, reader.manifest.flavor, reader.manifest.tier)
     target = Target(cluster, record, record.database)
@@ -429,9 +455,46 @@ async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outc
             await provision.remove(cluster, record)
         if (folder / DOCUMENTS).exists():
             await progress("documents", 0, 0)
-            found = await documents.sums(_pieces(folder / DOCUMENTS))
-            outcome.documents = documents.same(before.collections, found)
+            outcome.documents = await _verify_documents(projects, reader, folder, before)
+        if (folder / STORAGE).exists():
+            stored = msgspec.json.decode((folder / STORAGE).read_bytes(), type=list[Stored])
+            outcome.files = len(stored)
+            id = reader.manifest.project_id
+            try:
+                outcome.warnings += await files.settle(projects.config, id, id, stored, progress)
+            except files.FilesError as error:
+                outcome.warnings.append(str(error))
     return outcome
+
+
+async def _verify_documents(
+    projects: Projects, reader: Reader, folder: Path, before: Content
+) -> int:
+    """Their number, once they have been restored into a scratch database and read out of it again.
+    A node without a document server only reads the backup."""
+    server = projects.documents
+    kept = new_address(SCRATCH_ID + reader.manifest.project_id, secrets.new_password())
+    url = of_project(kept, projects.config.mongo_address)
+    if server is None or url is None:
+        found = await documents.sums(_pieces(folder / DOCUMENTS))
+        return documents.same(before.collections, found)
+    await server.remove(kept)  # what an interrupted one has left
+    try:
+        await server.provision(kept)
+        views = await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
+        await documents.replace(url, before.collections, views)
+        found = {}
+        async for _ in documents.read(url, found):
+            pass
+        return documents.same(before.collections, found)
+    finally:
+        await server.remove(kept)
+
+
+async def clear_documents(projects: Projects, project_id: str) -> None:
+    """Removes the scratch database of a verification that was interrupted. ApiError."""
+    if projects.documents is not None:
+        await projects.documents.remove(new_address(SCRATCH_ID + project_id, ""))
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

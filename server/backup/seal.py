@@ -25,6 +25,8 @@ SALT = 16
 class SealError(ValueError):
     """What was sealed has been changed, is cut off, or belongs to another key."""
 
+    code = "backup_damaged"
+
 
 def derive(passphrase: str, salt: bytes) -> bytes:
     """The key of one backup: scrypt, 32 MB and some 60 ms."""

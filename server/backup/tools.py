@@ -23,6 +23,8 @@ SAID = 4_000  # bytes kept of what a tool says
 class ToolError(RuntimeError):
     """A tool failed; the text is what it said."""
 
+    code = "database_failed"
+
 
 def program(name: str, options: Mapping[str, Any]) -> str:
     """Path of a tool that fits the server which is reached with these options: the embedded ones
@@ -76,6 +78,9 @@ class Tool:
         finally:
             if process.returncode is None:
                 process.kill()
+                # Its end is noticed only once what it wrote has been read.
+                while await process.stdout.read(READ):
+                    pass
                 await process.wait()
             listening.cancel()
             process._transport.close()  # type: ignore[attr-defined]  # with what was not read

@@ -9,6 +9,7 @@ from server.base.limits import Limits
 from server.control.database import Cluster, connect, fetch
 from server.control.lifecycle import CHANGED, Lifecycle
 from server.control.projects import Projects, audit
+from server.control.provision import NEW
 from server.control.records import Record
 
 DAY = 86_400.0
@@ -29,6 +30,7 @@ HELD_UP = """select pid, usename::text, state,
     extract(epoch from now() - state_change)::float8,
     extract(epoch from now() - query_start)::float8
   from pg_stat_activity where usename like 'ichi\\_%' and backend_type = 'client backend'
+    and right(datname, length($2)) <> $2  -- a restore takes as long as it takes
     and state <> 'idle' and least(state_change, query_start) < now() - $1 * interval '1 second'"""
 
 
@@ -102,7 +104,7 @@ async def _end(
 ) -> int:
     ended = 0
     async with await connect(cluster.admin_dsn) as admin:
-        for pid, login, state, idle, running in await fetch(admin, HELD_UP, (OLDEST,)):
+        for pid, login, state, idle, running in await fetch(admin, HELD_UP, (OLDEST, NEW)):
             if login not in records:
                 continue
             record, limits = records[login]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ from obstore.exceptions import BaseError
 from obstore.store import from_url
 
 from server.storage.disk import FileSink
-from server.storage.stores import THREADS, Entry, StoreError, blob_name
+from server.storage.stores import SAYS_FULL, THREADS, Entry, StoreError, blob_name
 
 WHOLE = 8 << 20  # bytes up to which a blob is sent in one request
 PART = 8 << 20  # bytes of one part of a larger one; 10,000 parts make 80 GB
@@ -185,7 +186,7 @@ class RemoteStore:
         """A file's bytes into the store, one part at a time. The name is used for the first time,
         so there is nothing to overwrite."""
         part = min(LARGEST_PART, max(PART, -(-size // MOST_PARTS)))
-        with _translated():
+        with _translated(writing=True):
             if size == 0:
                 await obstore.put_async(self.store, name, b"")
                 return
@@ -201,13 +202,16 @@ class RemoteStore:
 
 
 @contextlib.contextmanager
-def _translated() -> Any:
-    """FileNotFoundError stays; everything else that goes wrong becomes a StoreError."""
+def _translated(*, writing: bool = False) -> Any:
+    """FileNotFoundError stays; everything else that goes wrong becomes a StoreError. writing: but
+    for a store that is full, an OSError as for a disk."""
     try:
         yield
     except (FileNotFoundError, StoreError):
         raise
     except (BaseError, OSError) as error:
+        if writing and SAYS_FULL.search(str(error)):
+            raise OSError(errno.ENOSPC, "the object store is full") from None
         raise StoreError(str(error)[:500]) from None
 
 

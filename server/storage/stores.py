@@ -3,6 +3,7 @@ again; names are `<project id>/<two digits>/<version>`, versions are 32 hexadeci
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,10 @@ from ichicore.errors import ApiError
 from server.base.context import NodeConfig
 
 THREADS = 4  # that write to disk, of one worker
+# How object stores say that they are full; the status alone tells with some.
+SAYS_FULL = re.compile(
+    r"status code: 507|<Code>(XMinioStorageFull|QuotaExceeded|InsufficientStorage)"
+)
 
 
 class Entry(NamedTuple):

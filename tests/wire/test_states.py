@@ -146,7 +146,7 @@ def test_a_sleeping_project_is_left_alone(site, control, life, slug):
     """Nobody cleans up in it: what has run out is removed once it is awake."""
     key = control.records[slug].service_key
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    wanted = {"bucket": "b", "path": "p", "content_type": "text/plain", "content_length": 3}
+    wanted = {"bucket": "bucket", "path": "p", "content_type": "text/plain", "content_length": 3}
     body = json.dumps(wanted).encode()
     for _ in range(15):  # both workers know the project's files and users
         minted = site.call("POST", "/storage/get-put-url", headers, body, host="stated.localhost")

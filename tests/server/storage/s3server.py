@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +27,10 @@ PORTS = ("master", "master_grpc", "volume", "volume_grpc", "filer", "filer_grpc"
 
 
 class S3Server(OwnServer):
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ichi-s3-"))
+    """folder: where it keeps everything, for instance a small file system."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="ichi-s3-"))
         weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
         config = self.folder / "identities.json"
         config.write_text(json.dumps({"identities": [{
@@ -67,6 +72,26 @@ class S3Server(OwnServer):
             region="us-east-1", client_options={"allow_http": True},
             retry_config={"max_retries": 0},
         )  # fmt: skip
+
+    def unfinished(self) -> list[str]:
+        """Uploads in parts that were neither completed nor given up: nothing else shows them."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        host, empty = self.url.removeprefix("http://"), hashlib.sha256(b"").hexdigest()
+        named = f"host:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n"
+        signed = "host;x-amz-content-sha256;x-amz-date"
+        asked = f"GET\n/{BUCKET}\nuploads=\n{named}\n{signed}\n{empty}"
+        scope = f"{stamp[:8]}/us-east-1/s3/aws4_request"
+        digest = hashlib.sha256(asked.encode()).hexdigest()
+        key = f"AWS4{SECRET}".encode()
+        for part in (*scope.split("/"), f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        request = urllib.request.Request(f"{self.url}/{BUCKET}?uploads=", headers={
+            "x-amz-date": stamp, "x-amz-content-sha256": empty, "authorization":
+            f"AWS4-HMAC-SHA256 Credential={ACCESS}/{scope}, SignedHeaders={signed}, "
+            f"Signature={key.hex()}",
+        })  # fmt: skip
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return re.findall("<Key>(.*?)</Key>", answer.read().decode())
 
     def environment(self, prefix: str = "ichibase") -> dict[str, str]:
         """What a node needs to keep its files here."""

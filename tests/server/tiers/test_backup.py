@@ -1,197 +1,30 @@
-"""Backups of real projects: made, verified, restored, damaged, interrupted."""
+"""Backups of real projects: made, verified, restored, damaged."""
 
-import asyncio
 import json
-import os
 import random
-import subprocess
 from functools import cache
 
 import msgspec
 import psycopg
 import pytest
 
-from server.backup import archive, restore
+from ichicore.errors import ApiError
+from server.backup import archive
 from server.backup.archive import BackupError, Reader
-from server.backup.jobs import Jobs, enqueue, turn
+from server.backup.jobs import Jobs, turn
 from server.backup.seal import SealError
 from server.backup.store import StoreError, open_store
 from server.base.events import Events
 from server.base.metrics import Metrics
 from server.control import records
 from server.control.projects import Projects
+from tests.ports import free_port
+from tests.server.tiers.shop import USER, Shop, databases, roles, run
 
-SCHEMA = """
-create extension citext;
-create schema "Odd schema";
-create type mood as enum ('sad', 'ok');
-create function public.positive(n int) returns bool language sql immutable as 'select n > 0';
-create domain amount as int check (public.positive(value));
-create table notes (
-  id bigint generated always as identity primary key, owner uuid default auth.uid(),
-  title citext not null, feeling mood, price amount, tags text[], doc jsonb, at timestamptz,
-  raw bytea, ratio float8, twice int generated always as (price * 2) stored);
-alter table notes enable row level security;
-create policy "own rows" on notes to authenticated using (owner = (select auth.uid()));
-create policy "the owner's" on notes to current_user using (title <> 'a;
---
--- PostgreSQL database dump complete
---
-');
-create index on notes (lower(title::text)) where price > 3;
-create table "Odd schema"."odd ""table" ("odd column" text unique, "ichibase row" int);
-create table parts (id int, day date) partition by range (day);
-create table parts_2026 partition of parts for values from ('2026-01-01') to ('2027-01-01');
-create table members (user_id uuid references auth.users, note bigint references notes);
-create view titles as select id, title from notes;
-create materialized view counted as select count(*) as n from notes;
-create function welcome() returns trigger language plpgsql security definer as
-  $$begin insert into public.members (user_id) values (new.id); return new; end$$;
-grant select on titles to anon;
-revoke all on members from anon;
-alter default privileges in schema public revoke all on tables from authenticated;
-alter default privileges in schema public revoke all on sequences from anon, service_role;
-comment on table notes is 'with ''quotes''
-and a second line';
-insert into notes (title, feeling, price, tags, doc, at, raw, ratio)
-  select 'Note ' || n, 'ok', n, array['a', 'b"c'], '{"n": 1.50}', '2026-01-01 00:00+02', '\\xff00',
-    0.1 * n from generate_series(1, 500) n;
-insert into "Odd schema"."odd ""table" values ('x', 1), (null, 2);
-insert into parts values (1, '2026-02-03');
-refresh materialized view counted;
-select lo_from_bytea(4711, 'large');
-"""
 OPEN = (  # who has new sequences, functions and tables of schema public
     {"authenticated"}, {"anon", "authenticated", "service_role"},
     {"anon", "service_role"},
 )  # fmt: skip
-USER = "11111111-1111-4111-8111-111111111111"
-
-
-def run(coroutine):
-    return asyncio.run(coroutine)
-
-
-class Shop:
-    """A project with something of everything in it, and what a test asks of it."""
-
-    def __init__(self, world, slug, **config):
-        self.world = world
-        self.slug = slug
-        self.config = msgspec.structs.replace(world.config, **config)
-        projects = self.projects()
-        run(projects.create(slug))
-        self.record = run(projects.find(slug))
-        with self.session("owner") as session:
-            session.execute(SCHEMA)
-            session.execute("grant execute on function public.welcome() to public")
-        with self.session("system") as session:
-            session.execute(
-                "create trigger welcome after insert on auth.users "
-                "for each row execute function public.welcome()"
-            )
-            session.execute("insert into auth.users (id, email) values (%s, 'a@b.c')", (USER,))
-
-    def projects(self):
-        return Projects(self.world.dsn, {self.world.cluster.id: self.world.cluster}, self.config)
-
-    def jobs(self):
-        return Jobs(self.projects(), Events(), Metrics())
-
-    def session(self, kind="owner", slug=None):
-        record = run(self.projects().find(slug or self.slug))
-        password = getattr(record, f"{kind}_password")
-        return psycopg.connect(record.dsn(kind, password), autocommit=True)
-
-    def job(self, what, project=None, **args):
-        """Runs a job; the row's state, result and error."""
-        jobs = self.jobs()
-
-        async def do():
-            async with jobs.projects.control() as control:
-                number = await enqueue(control, what, project or self.slug, args, "test")
-            assert await jobs.once()
-            async with jobs.projects.control() as control:
-                cursor = await control.execute(
-                    "select state, result, error from jobs where id = $1", (number,)
-                )
-                return await cursor.fetchone()
-
-        return run(do())
-
-    def backup(self):
-        state, result, error = self.job("backup", kind="manual")
-        assert state == "done", error
-        return result["backup"]
-
-    def folder(self, backup):
-        return self.config.data_dir / "backups" / archive.folder(self.record.id, backup)
-
-    def facts(self, slug=None):
-        """What a user of the database would notice."""
-        with self.session("owner", slug) as owner:
-            one = owner.execute(
-                "select count(*), sum(price), max(twice), max(ratio), min(doc::text), max(raw) "
-                "from notes"
-            ).fetchone()
-            members = owner.execute("select user_id::text from members").fetchall()
-            odd = owner.execute('select * from "Odd schema"."odd ""table" order by 2').fetchall()
-            large = owner.execute("select lo_get(4711)").fetchone()
-            policies = owner.execute(
-                "select policyname, replace(roles::text, current_user, 'owner'), qual "
-                "from pg_policies where tablename in ('notes', 'objects') order by 1"
-            ).fetchall()
-            rights = owner.execute(
-                "select has_table_privilege('anon', 'titles', 'select'), "
-                "has_table_privilege('anon', 'members', 'select'), "
-                "has_table_privilege('anon', 'notes', 'insert'), (select array_agg("
-                "replace(defaclacl::text, current_user, 'o') order by defaclobjtype) "
-                "from pg_default_acl)"
-            ).fetchone()
-            comment = owner.execute("select obj_description('notes'::regclass)").fetchone()
-            seen = owner.execute("select n from counted").fetchone()
-            owners = owner.execute(
-                "select count(*) from pg_class where relnamespace = 'public'::regnamespace "
-                "and relowner <> current_user::regrole"
-            ).fetchone()
-        return one, members, odd, large, policies, rights, comment, seen, owners
-
-
-@pytest.fixture(scope="module")
-def shop(world, tmp_path_factory):
-    made = Shop(world, "shop", data_dir=tmp_path_factory.mktemp("plain"))
-    yield made
-    run(made.projects().delete("shop"))
-
-
-@pytest.fixture(scope="module")
-def sealed(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sealed")
-    key = folder / "key"
-    key.write_text("a passphrase that nobody guesses\n")
-    made = Shop(world, "sealed", data_dir=folder, backup_key_file=key)
-    yield made
-    run(made.projects().delete("sealed"))
-
-
-@pytest.fixture(scope="module")
-def backup(shop):
-    return shop.backup()
-
-
-@pytest.fixture(scope="module")
-def sealed_backup(sealed):
-    return sealed.backup()
-
-
-def databases(shop):
-    with psycopg.connect(shop.world.cluster.admin_dsn) as admin:
-        return {r[0] for r in admin.execute("select datname from pg_database")}
-
-
-def roles(shop):
-    with psycopg.connect(shop.world.cluster.admin_dsn) as admin:
-        return {r[0] for r in admin.execute("select rolname from pg_roles")}
 
 
 def test_a_backup_is_private_files_with_their_sums(shop, backup):
@@ -445,68 +278,6 @@ def test_a_restore_brings_no_ended_session_and_no_used_code_back(shop, keep, int
             system.execute("truncate auth.sessions, auth.codes")
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing handles it."""
-
-
-@pytest.mark.parametrize(
-    ("step", "swapped"),
-    [("build", False), ("load", False), ("check", False), ("swap", False), ("told", True)],
-)
-def test_a_restore_killed_at_any_step_leaves_one_whole_database(
-    shop, backup, monkeypatch, step, swapped
-):
-    with shop.session() as owner:
-        owner.execute("create table marker (id int)")
-
-    async def breaking(*arguments, **options):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(restore, step, breaking)
-        patch.setattr(restore, "_drop", breaking)  # nor does it clean up
-        with pytest.raises(Killed):
-            shop.job("restore", backup=backup)
-    jobs = shop.jobs()
-    run(jobs.recover())
-    with shop.session() as owner:
-        there = owner.execute("select to_regclass('marker') is not null").fetchone()[0]
-        assert there is not swapped
-        owner.execute("drop table if exists marker")
-    assert not [name for name in databases(shop) if name.endswith(("_new", "_before"))]
-
-
-def test_a_swap_that_was_cut_short_lets_connections_in_again(shop):
-    with psycopg.connect(shop.world.cluster.admin_dsn, autocommit=True) as admin:
-        admin.execute(f'alter database "{shop.record.database}" allow_connections false')
-    run(restore.clear(shop.world.cluster))
-    shop.session().close()
-
-
-def test_a_killed_backup_leaves_nothing_and_says_so(shop, monkeypatch):
-    before = set((shop.config.data_dir / "backups").rglob("*.dump*"))
-
-    async def breaking(*arguments, **options):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(archive.content, "tables", breaking)
-        patch.setattr("server.backup.store.Folder.remove", breaking)
-        with pytest.raises(Killed):
-            shop.job("backup", kind="manual")
-    with psycopg.connect(shop.world.dsn) as control:  # a process that is killed does not say so
-        control.execute("update backups set state = 'running', error = null where error = 'Killed'")
-    run(shop.jobs().recover())
-    with psycopg.connect(shop.world.dsn) as control:
-        rows = control.execute(
-            "select state, error from backups where project = 'shop' and state <> 'done'"
-        ).fetchall()
-        running = control.execute("select count(*) from jobs where state = 'running'").fetchone()
-    assert rows[-1:] == [("failed", "interrupted")]
-    assert running == (0,)
-    assert set((shop.config.data_dir / "backups").rglob("*.dump*")) == before
-
-
 def test_turns_are_spread_and_keep_their_hour():
     now = 1_800_000_000.0
     turns = [turn(f"project{i}", 24, now) for i in range(1000)]
@@ -557,47 +328,6 @@ def test_the_nightly_backup_is_made_once_a_turn_and_removed_in_time(world, tmp_p
     sql("update jobs set state = 'failed' where state = 'queued'")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 300 kB; needs the right to mount."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_fails_the_backup_with_its_reason(shop, small_disk):
-    good = shop.config
-    with shop.session() as owner:
-        owner.execute("create table big as select gen_random_uuid() as a, gen_random_uuid() as b "
-                      "from generate_series(1, 20000)")  # fmt: skip
-    shop.config = msgspec.structs.replace(good, backup_url=str(small_disk))
-    state, _, error = shop.job("backup", kind="manual")
-    assert state == "failed"
-    assert "No space left on device" in error
-    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
-    with shop.session() as owner:
-        owner.execute("drop table big")
-    assert shop.job("verify", backup=shop.backup())[0] == "done"  # there is room again
-    shop.config = good
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_fails_the_restore_and_changes_nothing(shop, backup, small_disk):
-    good, facts = shop.config, shop.facts()
-    shop.config = msgspec.structs.replace(
-        good, data_dir=small_disk, backup_url=str(good.data_dir / "backups")
-    )
-    (small_disk / "filler").write_bytes(b"x" * 290_000)
-    state, _, error = shop.job("restore", backup=backup)
-    shop.config = good
-    assert state == "failed"
-    assert "No space left on device" in error
-    assert shop.facts() == facts
-
-
 def test_backups_of_a_lost_node_are_found_in_the_store(shop, backup):
     with psycopg.connect(shop.world.dsn, autocommit=True) as control:
         control.execute("delete from backups where id = %s", (backup,))
@@ -633,7 +363,7 @@ def test_an_owner_cannot_run_code_as_the_administrator_by_a_restore(shop):
         owner.execute("drop table trap, spied; drop function spy")
 
 
-def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path):
+def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path, monkeypatch):
     made = Shop(world, "filed", data_dir=tmp_path)
     versions = [f"{n:032x}" for n in range(1, 4)]
     folder = tmp_path / "storage" / made.record.id / "00"
@@ -660,9 +390,31 @@ def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path
     (folder / versions[1]).unlink()
     state, result, error = made.job("restore", backup=backup, into="filed-two")
     assert (state, error) == ("done", None)
-    assert result["warnings"] == ["files that are no longer in the store: public/f1"]
+    lost = ["files that are no longer in the store: public/f1"]
+    assert result["warnings"] == lost
+    assert made.job("verify", backup=backup)[1]["warnings"] == lost
     copy = run(made.projects().find("filed-two"))
     there = sorted(p.name for p in (tmp_path / "storage" / copy.id / "00").iterdir())
     assert there == [versions[0], versions[2]]
+
+    # A store of files that is away keeps no tables from being restored, but makes no new project.
+    for name, value in (("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}"),
+                        ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
+                        ("AWS_REGION", "x")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    made.config = msgspec.structs.replace(made.config, storage_url="s3://nowhere/files")
+    with made.session() as owner:
+        owner.execute("create table later (id int)")
+    for job in ("verify", "restore"):
+        state, result, error = made.job(job, backup=backup)
+        assert (state, error) == ("done", None)
+        (said,) = result["warnings"]
+        assert said.startswith("the files cannot be looked at or copied")
+    with made.session() as owner:
+        assert owner.execute("select to_regclass('later')").fetchone() == (None,)
+    state, _, error = made.job("restore", backup=backup, into="filed-three")
+    assert (state, error.startswith("the files cannot be")) == ("failed", True)
+    with pytest.raises(ApiError):
+        run(made.projects().find("filed-three"))
     for slug in ("filed", "filed-two"):
         run(made.projects().delete(slug))

@@ -10,7 +10,7 @@ from server.base.context import NodeConfig
 from server.control.database import external_cluster, prepare
 from tests.server.storage.s3server import S3Server
 from tests.server.tiers.conftest import World
-from tests.server.tiers.test_backup import Shop, databases, roles
+from tests.server.tiers.shop import Shop, databases, roles
 from tests.servers import running_server
 
 
