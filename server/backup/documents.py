@@ -1,9 +1,9 @@
 """A project's documents as one stream of BSON, and back.
 
 The stream is a row of records: a length (4 bytes, little-endian), a kind byte and a BSON document.
-Kind C opens a collection ({"name", "options", "indexes"}); kind D is one of its documents as the
-server gave it; kind V is a view ({"name", "options"}). The end is a record of kind E without a
-document, so that a cut shows.
+Kind C opens a collection ({"name", "options", "indexes"}, of which "options" is empty); kind D is
+one of its documents as the server gave it; kind V, which is read but not written yet, is a view
+({"name", "options"}). The end is a record of kind E without a document, so that a cut shows.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from ichicore.mongo.parts import Caps, Command, Part
 from ichicore.rules.extended import is_hex_id
 from tests.oracle.mongo_reply import id_text
 from tests.oracle.mongo_stages import Reader
-from tests.oracle.mongo_values import bad
+from tests.oracle.mongo_values import BITS, bad
+
+DIGITS = 20  # of a whole number of 64 bits, with its sign
 
 
 def parse(operation: str, body: bytes, caps: Caps) -> Command:
@@ -47,8 +49,16 @@ def _decode(body: bytes) -> Any:
     def constant(name: str) -> NoReturn:
         bad(f"{name} is not JSON")
 
+    def whole(text: str) -> int:
+        number = int(text) if len(text) <= DIGITS else BITS
+        if not -BITS <= number < BITS:
+            bad("a number beyond 64 bits; use $numberDecimal")
+        return number
+
     try:
-        return json.loads(body.decode(), object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(
+            body.decode(), object_pairs_hook=pairs, parse_constant=constant, parse_int=whole
+        )
     except ApiError:
         raise
     except RecursionError:

@@ -149,12 +149,15 @@ class Files(RunningNode):
         listener = json.loads((self.data_dir / "run" / "node.json").read_text())
         with psycopg.connect(listener["config"]["control_dsn"]) as control:
             row = control.execute(
-                "select p.database, p.system_password, c.host, c.port from projects p"
+                "select p.database, p.system_password, c.socket_dir, c.port from projects p"
                 " join clusters c on c.id = p.cluster_id where p.slug = 'default'"
             ).fetchone()
         assert row is not None
-        database, password, host, port = row
-        return f"postgresql://{database}_system:{password}@{host}:{port}/{database}"
+        database, password, socket_dir, port = row  # these logins come by the socket alone
+        return (
+            f"host={socket_dir} port={port} dbname={database} user={database}_system "
+            f"password={password}"
+        )
 
     def used(self) -> dict[str, int]:
         """The quota's counters."""
