@@ -1,8 +1,9 @@
 """The evaluator and a real server match the same documents, for random filters and documents.
 
-The server here is the embedded one. It differs from MongoDB's documented way in two corners, which
-these filters avoid: positions in paths compared with null ("a.0" of an empty array), and $elemMatch
-over arrays within arrays; there the evaluator keeps to MongoDB.
+The server here is the embedded one. It differs from MongoDB's documented way in three corners,
+which these filters avoid: positions in paths compared with null ("a.0" of an empty array),
+$elemMatch over arrays within arrays, and $all of an empty array, which it finds nowhere; there the
+evaluator keeps to MongoDB.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pymongo
 import pytest
 from bson.decimal128 import Decimal128
 from bson.objectid import ObjectId
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from pymongo.errors import PyMongoError
 
 from ichicore.rules import Context, compile_match
@@ -86,12 +87,23 @@ def collection() -> Iterator[Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _all_of_empty(value: Any) -> bool:
+    """Whether a filter has an $all with an empty array as one of its values."""
+    if isinstance(value, dict):
+        wanted = value.get("$all")
+        if isinstance(wanted, list) and [] in wanted:
+            return True
+        return any(map(_all_of_empty, value.values()))
+    return isinstance(value, list) and any(map(_all_of_empty, value))
+
+
 @settings(max_examples=400, deadline=None)
 @given(expressions(True, WORDS), IDENTITIES)
 def test_the_same_documents_match(collection, expression, identity):
     bound = compile_match(expression).bind(identity)
     if bound is None:
         return
+    assume(not _all_of_empty(bound.filter))
     here = [document["_id"] for document in DOCUMENTS if bound.test(document)]
     there = [found["_id"] for found in collection.find(bound.filter, {"_id": 1})]
     assert set(map(repr, here)) == set(map(repr, there)), bound.filter

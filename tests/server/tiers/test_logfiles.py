@@ -69,7 +69,8 @@ def test_the_next_files_are_there_and_the_server_takes_them(log):
         session.execute("drop table long")
     name, _ = current(log)
     assert (log.folder / name).stat().st_ino == made[name]
-    assert look(log)[0] >= 3
+    look(log)  # some may be there: the server uses old ones again
+    assert len(ready(log)[0]) == AHEAD // size
 
 
 def test_more_are_made_bit_by_bit_where_the_disk_has_room(log, monkeypatch):

@@ -23,24 +23,24 @@ def run(coroutine):
 @pytest.fixture
 def tables(world):
     """A paid project of tables."""
-    record = world.make("tables", "postgres")
+    record = world.make("adding", "postgres")
     yield record
     try:
-        run(world.projects.delete("tables"))
+        run(world.projects.delete("adding"))
     except ApiError as error:
         assert error.code == "project_not_found"
 
 
 def test_a_paid_project_gets_documents_and_keeps_its_keys(world, tables):
-    made = run(world.projects.add_documents("tables"))
+    made = run(world.projects.add_documents("adding"))
     assert (made.flavor, made.anon_key) == ("both", tables.anon_key)
-    world.records["tables"] = made
-    world.until(lambda: world.call("count", "x", slug="tables", service=True).status == 200)
-    world.service("insertOne", "x", {"doc": {"_id": 1}}, slug="tables")
+    world.records["adding"] = made
+    world.until(lambda: world.call("count", "x", slug="adding", service=True).status == 200)
+    world.service("insertOne", "x", {"doc": {"_id": 1}}, slug="adding")
     with pytest.raises(ApiError) as caught:
-        run(world.projects.add_documents("tables"))
+        run(world.projects.add_documents("adding"))
     assert (caught.value.status, caught.value.code) == (409, "conflict")
-    assert world.service("count", "x", slug="tables")["count"] == 1
+    assert world.service("count", "x", slug="adding")["count"] == 1
 
 
 def test_a_free_project_keeps_its_one_flavor(world):
@@ -74,14 +74,14 @@ def test_killed_while_documents_are_added_it_is_done_again_or_removed(
     with monkeypatch.context() as patch:
         patch.setattr(world.documents if step == "provision" else module, step, breaking)
         with pytest.raises(Killed):
-            run(world.projects.add_documents("tables"))
-    assert run(world.projects.find("tables")).flavor == "postgres"
+            run(world.projects.add_documents("adding"))
+    assert run(world.projects.find("adding")).flavor == "postgres"
     assert folder.there(database) == (step == "audit")
     if after == "removed":
-        run(world.projects.delete("tables"))
+        run(world.projects.delete("adding"))
         assert not folder.there(database)
         return
-    world.records["tables"] = run(world.projects.add_documents("tables"))
-    world.until(lambda: world.call("count", "x", slug="tables", service=True).status == 200)
-    with world.database("tables").client as client:  # the login that the row names
+    world.records["adding"] = run(world.projects.add_documents("adding"))
+    world.until(lambda: world.call("count", "x", slug="adding", service=True).status == 200)
+    with world.database("adding").client as client:  # the login that the row names
         assert client.get_default_database().list_collection_names() == []
