@@ -5,6 +5,7 @@ ICHIBASE_DEBUG=1 builds with bounds checks, assertions and annotation, into a bu
 own, because Cython does not notice that a directive has changed.
 """
 
+import copy
 import multiprocessing
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("ICHIBASE_DEBUG") == "1"
@@ -47,7 +49,18 @@ def extensions() -> list[Extension]:
     return found
 
 
+class Build(build_ext):
+    """Modules that are built at the same time may have a C source in common: each gets objects of
+    its own, or one might be linked with an object that another is writing."""
+
+    def build_extension(self, ext: Extension) -> None:
+        own = copy.copy(self)
+        own.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(own, ext)
+
+
 setup(
+    cmdclass={"build_ext": Build},
     options={"build_ext": {"parallel": CORES}},
     ext_modules=cythonize(
         extensions(),
