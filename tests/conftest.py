@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from server.node.embedded_pg import EmbeddedPostgres
+from tests.server.storage.s3server import S3Server
+from tests.server.storage.troubled import Troubled
 from tests.servers import running_server
 
 # How long an example takes says as much about the machine as about the code.
@@ -36,3 +38,19 @@ def pg_database(pg_cluster: EmbeddedPostgres) -> Iterator[str]:
     yield pg_cluster.dsn(name)
     with psycopg.connect(pg_cluster.dsn(), autocommit=True) as admin:
         admin.execute(f'drop database "{name}" with (force)')
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """A real object store."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def troubled(s3: S3Server) -> Iterator[Troubled]:
+    """Stands in front of it, and does what it is told to."""
+    between = Troubled(s3.url)
+    yield between
+    between.stop()

@@ -57,7 +57,7 @@ class Keeper:
         while True:
             await asyncio.sleep(EVERY * random.uniform(0.8, 1.2))  # noqa: S311
             for tenant in list(self.room.tenants.values()):
-                if not self.room.serving(tenant):
+                if not self.room.context.serving(tenant.project):
                     continue
                 try:
                     await sweep(tenant)

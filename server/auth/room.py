@@ -98,11 +98,6 @@ class Room:
         if known is not None:
             self._ready.discard(known.project.id)
 
-    def serving(self, tenant: Tenant) -> bool:
-        """Whether its project is awake."""
-        project = self.context.directory.get(tenant.project.slug)
-        return project is not None and project.state == "active"
-
     def later(self, work: Coroutine[Any, Any, None], what: str) -> None:
         """Runs `work` after the answer, so that its duration tells nothing. ApiError 429 when
         too much is under way."""

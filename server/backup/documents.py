@@ -1,9 +1,8 @@
 """A project's documents as one stream of BSON, and back.
 
 The stream is a row of records: a length (4 bytes, little-endian), a kind byte and a BSON document.
-Kind C opens a collection ({"name", "options", "indexes"}, of which "options" is empty); kind D is
-one of its documents as the server gave it; kind V, which is read but not written yet, is a view
-({"name", "options"}). The end is a record of kind E without a document, so that a cut shows.
+Kind C opens a collection ({"name", "indexes"}); kind D is one of its documents as the server gave
+it. The end is a record of kind E without a document, so that a cut shows.
 """
 
 from __future__ import annotations
@@ -68,10 +67,7 @@ async def _records(url: str, found: dict[str, Collection]) -> AsyncIterator[byte
                 continue
             collection = database[name]
             indexes = [_plain(index) async for index in await collection.list_indexes()]
-            opening = {
-                "name": name, "options": {},
-                "indexes": [i for i in indexes if i.get("name") != "_id_"],
-            }  # fmt: skip
+            opening = {"name": name, "indexes": [i for i in indexes if i.get("name") != "_id_"]}
             yield record(b"C", bson.encode(opening))
             count, checksum = 0, 0
             async for document in collection.find({}, batch_size=BATCH):
@@ -139,17 +135,14 @@ async def _clear(database: Any) -> None:
             await database.drop_collection(name)
 
 
-async def load(
-    url: str, source: AsyncIterator[bytes], expected: dict[str, Collection]
-) -> list[dict[str, Any]]:
-    """Makes the collections of the stream beside those in use, for replace(), and gives its views.
-    DocumentsError when they are not as expected."""
+async def load(url: str, source: AsyncIterator[bytes], expected: dict[str, Collection]) -> None:
+    """Makes the collections of the stream beside those in use, for replace(). DocumentsError when
+    they are not as expected."""
     import bson
     from bson.raw_bson import RawBSONDocument
     from pymongo import WriteConcern
 
     found: dict[str, Collection] = {}
-    views = []
     async with _opened(url) as database:
         await _clear(database)
         collection: Any = None
@@ -174,25 +167,21 @@ async def load(
             if collection is not None:
                 await flush()
                 found[name] = Collection(count, str(checksum))
-            collection = None
-            if kind == b"V":
-                views.append(bson.decode(body))
-            elif kind == b"C":
+            if kind == b"C":
                 opening = bson.decode(body)
                 name, count, checksum = opening["name"], 0, 0
                 partial = f"{PARTIAL}{len(found)}"
                 collection = database.get_collection(
                     partial, write_concern=WriteConcern(w=1, j=True)
                 )
-                await database.command({"create": partial, **opening.get("options", {})})
+                await database.create_collection(partial)
                 await _index(database, partial, opening["indexes"])
     same(expected, found)
-    return views
 
 
-async def replace(url: str, names: Iterable[str], views: list[dict[str, Any]]) -> None:
+async def replace(url: str, names: Iterable[str]) -> None:
     """Puts the collections that load() has made in the places of those in use, and drops those that
-    have no such name; makes the views anew."""
+    have no such name, and all views."""
     kept = sorted(names)
     async with _opened(url) as database:
         for one in await (await database.list_collections(filter={"type": "view"})).to_list():
@@ -202,8 +191,6 @@ async def replace(url: str, names: Iterable[str], views: list[dict[str, Any]]) -
         for name in await database.list_collection_names():
             if name not in kept and not name.startswith("system."):
                 await database.drop_collection(name)
-        for view in views:
-            await database.command({"create": view["name"], **view["options"]})
 
 
 def same(expected: dict[str, Collection], found: dict[str, Collection]) -> int:
@@ -234,7 +221,6 @@ async def sums(source: AsyncIterator[bytes]) -> dict[str, Collection]:
             continue
         if name:
             found[name] = Collection(count, str(checksum))
-        name = ""
         if kind == b"C":
             name, count, checksum = bson.decode(body)["name"], 0, 0
     return found

@@ -266,8 +266,7 @@ async def into_project(
             outcome.warnings = warnings
             if url is not None:
                 await progress("documents", 0, 0)
-                loaded = _pieces(folder / DOCUMENTS)
-                views = await documents.load(url, loaded, before.collections)
+                await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
             async with projects.control() as control, locked(control, record.id):
                 kept = None
                 if keep_sessions:
@@ -281,7 +280,7 @@ async def into_project(
                 await swap(cluster, record)
                 swapped = True
                 if url is not None:
-                    await documents.replace(url, before.collections, views)
+                    await documents.replace(url, before.collections)
                     outcome.documents = sum(one.documents for one in before.collections.values())
                 await told(control, record)
                 await _recount(control, cluster, record)
@@ -481,8 +480,8 @@ async def _verify_documents(
     await server.remove(kept)  # what an interrupted one has left
     try:
         await server.provision(kept)
-        views = await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
-        await documents.replace(url, before.collections, views)
+        await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
+        await documents.replace(url, before.collections)
         found = {}
         async for _ in documents.read(url, found):
             pass

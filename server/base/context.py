@@ -160,3 +160,8 @@ class WorkerContext:
         self.functions: Functions | None = None  # made by server.base.functions.of
         self.on_start: list[Callable[[], Awaitable[None]]] = []
         self.on_stop: list[Callable[[], Awaitable[None]]] = [self.changes.stop]
+
+    def serving(self, project: Project) -> bool:
+        """Whether it is still there and awake."""
+        present = self.directory.get(project.slug)
+        return present is not None and present.state == "active"

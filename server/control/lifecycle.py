@@ -40,7 +40,6 @@ STEPS = {
 WITH_OWNER = """select id, slug from projects where owner_id = $1 and case when $2
   then state in ('active', 'sleeping') else state = 'suspended' and reason = 'owner' end
   order by id for update"""
-HELD = "select suspended from owners where name = $1 for share"
 TRIES, PAUSE = 20, 0.1  # seconds between them
 
 
@@ -77,7 +76,7 @@ class Lifecycle:
                     if action == "undelete":
                         granted = limits.of(self.projects.config.tiers, tier, own)
                         await owners.reserve(control, owner, tier, granted.projects)
-                    elif action == "resume" and (await fetch(control, HELD, (owner,)))[0][0]:
+                    elif action == "resume" and await owners.suspended(control, owner):
                         raise ApiError(409, "owner_suspended", f'The owner "{owner}" is suspended.')
                     await control.execute(
                         """update projects set state = $2, reason = $3, state_at = now(),

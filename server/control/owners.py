@@ -55,6 +55,12 @@ def unknown(name: str) -> ApiError:
     return ApiError(404, "owner_not_found", f'There is no owner "{name}".')
 
 
+async def suspended(control: Connection, name: str) -> bool:
+    """Whether an owner that is there is; it stays so until the end of the transaction."""
+    query = "select suspended from owners where name = $1 for share"
+    return bool((await fetch(control, query, (name,)))[0][0])
+
+
 async def everyone(control: Connection) -> list[Owner]:
     return [Owner(*row) for row in await fetch(control, f"{SELECT} order by o.name")]
 

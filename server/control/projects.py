@@ -364,8 +364,7 @@ class Projects:
     async def _made(self, control: Connection, record: Record) -> None:
         """It is served from now on, unless its owner was suspended meanwhile."""
         async with control.transaction():
-            held = "select suspended from owners where name = $1 for share"
-            suspended = (await fetch(control, held, (record.owner,)))[0][0]
+            suspended = await owners.suspended(control, record.owner)
             state, reason = ("suspended", "owner") if suspended else ("active", None)
             await control.execute(
                 "update projects set state = $2, reason = $3, provisioned = $4 where id = $1",

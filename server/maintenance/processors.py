@@ -117,8 +117,8 @@ class Processors:
             self._left = AGAIN
             await self._ask()
         now = time.monotonic()
-        seconds = now - self._looked
-        self._count(now)
+        seconds, self._looked = now - self._looked, now
+        self._count(seconds, now)
         self.writers.look(self._heavy_sessions(), now)
         self._weigh()
         self._see_functions(seconds)
@@ -161,9 +161,8 @@ class Processors:
                 if self._change(processor.share, process, weight, tell=weight < before):
                     self._weights[process] = weight
 
-    def _count(self, now: float) -> None:
-        """Sees who is heavy."""
-        seconds, self._looked = now - self._looked, now
+    def _count(self, seconds: float, now: float) -> None:
+        """Sees who is heavy. seconds: since the last look."""
         spent = self.census.spent()
         nice, self._nice = self._nice, nice_seconds()
         if seconds > 10 * PAUSE:  # the first look, or this process has been stopped meanwhile

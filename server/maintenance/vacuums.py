@@ -13,8 +13,9 @@ from collections import Counter
 import msgspec
 import psycopg
 
+from server.base.apart import Apart
 from server.base.events import Events, Noted
-from server.control.database import Connection, connect, fetch
+from server.control.database import Cluster, Connection, connect, fetch
 from server.control.projects import Projects, audit
 
 COMPUTING = 30.0  # seconds of one table's columns
@@ -58,21 +59,29 @@ def in_the_way(workers: list[Worker], most: int) -> list[Worker]:
 
 async def give_turns(projects: Projects, events: Events) -> int:
     """Looks at all clusters; gives how many workers were ended."""
-    ended = 0
+    ended, apart = 0, Apart()
     names = {record.database: record.slug for record in await projects.all(deleted=True)}
     for cluster in projects.clusters.values():
-        async with await connect(cluster.admin_dsn) as admin:
-            most = (await fetch(admin, MOST))[0][0]
-            workers = [Worker(*row) for row in await fetch(admin, WORKERS)]
-            for one in in_the_way(workers, most):
-                slug = names.get(one.database)
-                if slug is None or not await _end(admin, one.pid):
-                    continue
-                ended += 1
-                detail = {"reason": "vacuum", "sessions": 1}
-                async with projects.control() as control:
-                    await audit(control, "maintenance", "project.sessions_ended", slug, detail)
-                events.emit(Noted(f"ended a vacuum of project {slug}"))
+        with apart:
+            ended += await _look(projects, events, cluster, names)
+    apart.end()
+    return ended
+
+
+async def _look(projects: Projects, events: Events, cluster: Cluster, names: dict[str, str]) -> int:
+    ended = 0
+    async with await connect(cluster.admin_dsn) as admin:
+        most = (await fetch(admin, MOST))[0][0]
+        workers = [Worker(*row) for row in await fetch(admin, WORKERS)]
+        for one in in_the_way(workers, most):
+            slug = names.get(one.database)
+            if slug is None or not await _end(admin, one.pid):
+                continue
+            ended += 1
+            detail = {"reason": "vacuum", "sessions": 1}
+            async with projects.control() as control:
+                await audit(control, "maintenance", "project.sessions_ended", slug, detail)
+            events.emit(Noted(f"ended a vacuum of project {slug}"))
     return ended
 
 

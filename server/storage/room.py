@@ -126,11 +126,6 @@ class Room:
         self._ready.discard(known.project.id)
         self.catalog.forget_project(known.project.id)
 
-    def serving(self, tenant: Tenant) -> bool:
-        """Whether its project is awake."""
-        project = self.context.directory.get(tenant.project.slug)
-        return project is not None and project.state == "active"
-
     async def find(self, tenant: Tenant, bucket: str, path: str) -> Entry | None:
         """The object at a path, as all workers knew it at most a second ago."""
         return await self.catalog.find(tenant.project.id, bucket, path, tenant.database.rows)

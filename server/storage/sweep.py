@@ -64,7 +64,7 @@ class Keeper:
         while True:
             await asyncio.sleep(EVERY)
             for tenant in list(self.room.tenants.values()):
-                if not tenant.dirty or not self.room.serving(tenant):
+                if not tenant.dirty or not self.room.context.serving(tenant.project):
                     continue
                 try:
                     tenant.dirty = False

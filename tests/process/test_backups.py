@@ -14,24 +14,9 @@ import pytest
 
 from server.backup.store import PIECE
 from tests.process.running import RunningNode, wait_until
-from tests.server.storage.s3server import S3Server
-from tests.server.storage.troubled import HANG, Troubled
+from tests.server.storage.troubled import HANG
 
 KEY = "a passphrase that nobody guesses\n"
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server = S3Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def troubled(s3):
-    between = Troubled(s3.url)
-    yield between
-    between.stop()
 
 
 def node_in(folder, s3, troubled, key):

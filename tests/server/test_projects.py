@@ -13,11 +13,8 @@ from server.control import provision, records
 from server.control.database import ControlError, external_cluster, prepare, scram
 from server.control.projects import Projects
 from tests.clusters import cluster_of
+from tests.killing import Killed, break_at
 from tests.servers import running_server
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing handles it."""
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +60,6 @@ def others(world):
 STEPS = ("ensure_shared_roles", "ensure_login", "ensure_database", "run")
 
 
-def break_at(monkeypatch, step, count):
-    """The `count`th call of a step of the provisioning does not come back."""
-    real, calls = getattr(provision, step), iter(range(1, 1000))
-
-    async def breaking(*arguments, **options):
-        if next(calls) == count:
-            raise Killed
-        return await real(*arguments, **options)
-
-    monkeypatch.setattr(provision, step, breaking)
-
-
 @pytest.mark.parametrize(
     ("step", "count"),
     [("ensure_shared_roles", 1), ("ensure_login", 1), ("ensure_login", 3), ("ensure_database", 1),
@@ -86,7 +71,7 @@ def test_a_creation_killed_at_any_step_is_completed_at_the_next_start(
 ):
     slug = f"half-{step.replace('_', '-')}-{count}"
     with monkeypatch.context() as patch:
-        break_at(patch, step, count)
+        break_at(patch, provision, step, count)
         with pytest.raises(Killed):
             asyncio.run(fresh(world).create(slug))
         with pytest.raises(ApiError, match="no project"):
@@ -104,7 +89,7 @@ def test_a_deletion_killed_at_any_step_is_completed_at_the_next_start(world, mon
     slug = f"gone-{count}"
     asyncio.run(fresh(world).create(slug))
     with monkeypatch.context() as patch:
-        break_at(patch, "run", count)
+        break_at(patch, provision, "run", count)
         with pytest.raises(Killed):
             asyncio.run(fresh(world).delete(slug))
     with pytest.raises(ApiError, match="no project"):

@@ -58,6 +58,20 @@ def run(coroutine):
     return asyncio.run(coroutine)
 
 
+def done(jobs, what, project, **args):
+    """Runs a job; the row's state, result and error."""
+
+    async def do():
+        async with jobs.projects.control() as control:
+            number = await enqueue(control, what, project, args, "test")
+        assert await jobs.once()
+        async with jobs.projects.control() as control:
+            query = "select state, result, error from jobs where id = $1"
+            return await (await control.execute(query, (number,))).fetchone()
+
+    return run(do())
+
+
 class Shop:
     """A project with something of everything in it, and what a test asks of it."""
 
@@ -90,20 +104,7 @@ class Shop:
         return psycopg.connect(record.dsn(kind, password), autocommit=True)
 
     def job(self, what, project=None, **args):
-        """Runs a job; the row's state, result and error."""
-        jobs = self.jobs()
-
-        async def do():
-            async with jobs.projects.control() as control:
-                number = await enqueue(control, what, project or self.slug, args, "test")
-            assert await jobs.once()
-            async with jobs.projects.control() as control:
-                cursor = await control.execute(
-                    "select state, result, error from jobs where id = $1", (number,)
-                )
-                return await cursor.fetchone()
-
-        return run(do())
+        return done(self.jobs(), what, project or self.slug, **args)
 
     def backup(self):
         state, result, error = self.job("backup", kind="manual")

@@ -16,6 +16,7 @@ from server.base.events import Events
 from server.control import provision
 from server.control.lifecycle import Lifecycle
 from server.maintenance import idle
+from tests.killing import Killed
 from tests.server.tiers.shop import databases, run
 
 
@@ -67,10 +68,6 @@ def test_a_restore_into_a_project_whose_owner_is_shut_out_says_so(shop, backup):
     assert run(shop.projects().find("shop")).state == "sleeping"
     run(life.step("shop", "wake", "test"))
     assert shop.facts() == facts
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing handles it."""
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 
 from server.base.context import NodeConfig
 from server.control.database import external_cluster, prepare
-from tests.server.storage.s3server import S3Server
 from tests.server.tiers.conftest import World
 from tests.server.tiers.shop import Shop, databases, roles
 from tests.servers import running_server
@@ -43,13 +42,6 @@ def test_a_manager_that_is_no_superuser_backs_up_verifies_and_restores(outside):
     state, result, error = shop.job("restore", backup=backup, into="guest-two")
     assert (state, error, result["warnings"]) == ("done", None, [])
     assert shop.facts("guest-two")[0] == facts[0]
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server = S3Server()
-    yield server
-    server.stop()
 
 
 def test_backups_are_kept_in_an_object_store(outside, s3, monkeypatch):

@@ -11,25 +11,10 @@ from server.backup.jobs import Jobs
 from server.backup.store import ObjectStore, StoreError
 from server.base.events import Events, Noted
 from server.base.metrics import Metrics
-from tests.server.storage.s3server import S3Server
-from tests.server.storage.troubled import CUT, Troubled
+from tests.server.storage.troubled import CUT
 from tests.server.tiers.shop import Shop, run
 
 SMALL = 64 << 10
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server = S3Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def troubled(s3):
-    between = Troubled(s3.url)
-    yield between
-    between.stop()
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,7 @@ from server.base import limits
 from server.control import lifecycle as module
 from server.control import owners, projects, provision, records, upgrades
 from server.control.lifecycle import Lifecycle
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing handles it."""
+from tests.killing import Killed, break_at
 
 
 def run(coroutine):
@@ -257,15 +254,8 @@ def test_a_change_killed_at_any_step_rolls_back_or_is_completed(
     steps = [(module, "audit", 1), (module, "owe", 1), (provision, "settle", 1),
              (provision, "connect", 1), *((provision, "run", n) for n in (2, 4, 9))]  # fmt: skip
     for where, step, count in steps:
-        real, calls = getattr(where, step), iter(range(1, 1000))
-
-        async def breaking(*arguments, real=real, calls=calls, count=count, **options):
-            if next(calls) == count:
-                raise Killed
-            return await real(*arguments, **options)
-
         with monkeypatch.context() as patch:
-            patch.setattr(where, step, breaking)
+            break_at(patch, where, step, count)
             with pytest.raises(Killed):
                 run(make(life, project, name))
         if where is module:  # the transaction had not ended: as if never asked
@@ -531,15 +521,8 @@ def test_an_owners_suspension_killed_at_any_step_rolls_back_or_is_completed(
         dsns = [records.to_project(record, world.config).owner_dsn for record in made.values()]
         noted = [actions(world, slug) for slug in slugs]
         for where, step, count in OWNER_STEPS:
-            real, calls = getattr(where, step), iter(range(1, 1000))
-
-            async def breaking(*arguments, real=real, calls=calls, count=count, **options):
-                if next(calls) == count:
-                    raise Killed
-                return await real(*arguments, **options)
-
             with monkeypatch.context() as patch:
-                patch.setattr(where, step, breaking)
+                break_at(patch, where, step, count)
                 with pytest.raises(Killed):
                     run(life.owner_suspended("kin", on, "test"))
             if where is module:  # none of it

@@ -92,13 +92,12 @@ def test_who_is_alone_is_not_interrupted(pair, eyes, monkeypatch):
     processors, _ = eyes
     monkeypatch.setattr("server.maintenance.processors.nice_seconds", lambda: 0.0)
     processors.heavy = {"ichi_a"}
-    processors._looked = 10.0
     monkeypatch.setattr(processors.census, "databases", {1: "ichi_a", 2: ""})
     monkeypatch.setattr(processors.census, "spent", lambda: {"ichi_a": 0.2})
-    processors._count(10.25)
+    processors._count(0.25, 10.25)
     assert (processors.heavy, processors.crowded) == ({"ichi_a"}, False)
     monkeypatch.setattr(processors.census, "databases", {1: "ichi_a", 2: "ichi_b"})
-    processors._count(10.5)
+    processors._count(0.25, 10.5)
     assert processors.crowded
 
 

@@ -6,12 +6,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from server.backup.jobs import Jobs, enqueue
+from server.backup.jobs import Jobs
 from server.base.events import Events
 from server.base.metrics import Metrics
 from server.control import provision, records
 from server.control.database import connect
 from server.control.projects import migrate
+from tests.server.tiers.shop import done
 from tests.servers import PROGRAMS
 
 pytestmark = pytest.mark.skipif(bool(PROGRAMS), reason="about the embedded server")
@@ -105,17 +106,7 @@ def test_no_login_has_more_temporary_files_than_the_tier(taken, kind):
 
 
 def job(world, what, project, **args):
-    jobs = Jobs(world.fresh(), Events(), Metrics())
-
-    async def do():
-        async with jobs.projects.control() as control:
-            number = await enqueue(control, what, project, args, "test")
-        assert await jobs.once()
-        async with jobs.projects.control() as control:
-            query = "select state, result, error from jobs where id = $1"
-            return await (await control.execute(query, (number,))).fetchone()
-
-    return run(do())
+    return done(Jobs(world.fresh(), Events(), Metrics()), what, project, **args)
 
 
 def test_an_owners_limit_of_transactions_ends_nobody_elses(world, taken):

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from server.backup import content
-from server.backup.jobs import Jobs, enqueue
+from server.backup.jobs import Jobs
 from server.base.events import Events
 from server.base.metrics import Metrics
 from server.base.usage import Usage
@@ -17,6 +17,7 @@ from server.control.projects import migrate
 from server.maintenance import idle
 from server.maintenance.quotas import Quotas
 from tests.server.tiers import traps
+from tests.server.tiers.shop import done
 
 
 def run(coroutine):
@@ -53,18 +54,7 @@ def test_the_traps_are_sharp(world, trapped):
 
 
 def job(world, what, project, **args):
-    """State, result and error of a job."""
-    jobs = Jobs(world.fresh(), Events(), Metrics())
-
-    async def do():
-        async with jobs.projects.control() as control:
-            number = await enqueue(control, what, project, args, "test")
-        assert await jobs.once()
-        async with jobs.projects.control() as control:
-            query = "select state, result, error from jobs where id = $1"
-            return await (await control.execute(query, (number,))).fetchone()
-
-    return run(do())
+    return done(Jobs(world.fresh(), Events(), Metrics()), what, project, **args)
 
 
 def test_backups_and_restores_spring_none(world, trapped):

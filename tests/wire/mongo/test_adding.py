@@ -10,10 +10,7 @@ from ichicore.errors import ApiError
 from server.control import projects as module
 from server.control.lifecycle import Lifecycle
 from server.mongo.folders import Folders
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing handles it."""
+from tests.killing import Killed
 
 
 def run(coroutine):
