@@ -24,7 +24,8 @@ from server.base.limits import TIERS, Limits
 from server.base.limits import of as limits_of
 from server.base.migrations import apply_async
 from server.base.project import Flavor, Project
-from server.control import owners, provision, records, secrets
+from server.control import files, owners, provision, records, secrets
+from server.control.auditing import audit as audit
 from server.control.database import Cluster, Connection, connect, fetch, run
 from server.control.owners import LOCAL_OWNER
 from server.control.records import Record
@@ -274,7 +275,7 @@ class Projects:
         values = (project_id, slug, owner, cluster_id, flavor, tier, f"ichi_{project_id}")
         mongo = new_address(project_id, secrets.new_password()) if flavor != "postgres" else None
         async with control.transaction():
-            await owners.reserve(control, owner, tier, self.config.tiers[tier].projects)
+            await owners.reserve(control, owner, tier, self.config.tiers[tier].projects, actor)
             await control.execute(
                 """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
                   database, owner_password, authenticator_password, system_password,
@@ -356,6 +357,7 @@ class Projects:
         elif record.state == "removing":
             for hook in self.on_delete:
                 await hook(project)
+            await files.drop(self.config, project_id)
             if self.documents is not None:
                 await self.documents.remove(record.mongo_url)
             await provision.remove(cluster, record)
@@ -407,21 +409,6 @@ def _said(error: Exception) -> str:
         return "somebody else has a lock that it needs"
     known = isinstance(error, psycopg.Error | ApiError)
     return text if known else f"{type(error).__name__}: {text}"
-
-
-async def audit(
-    control: Connection,
-    actor: str,
-    action: str,
-    project: str | None,
-    detail: dict[str, Any] | None = None,
-) -> None:
-    """Note who did what; kept in the control database."""
-    text = msgspec.json.encode(detail or {}).decode()
-    await control.execute(
-        "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
-        (actor, action, project, text),
-    )
 
 
 async def owe(control: Connection, project_id: str) -> None:
