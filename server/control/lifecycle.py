@@ -20,7 +20,7 @@ from server.base.apart import Apart
 from server.base.limits import LimitsError
 from server.control import owners, records
 from server.control.database import fetch
-from server.control.projects import SLUG, Projects, audit, away, unknown
+from server.control.projects import SLUG, Busy, Projects, audit, away, unknown
 from server.control.projects import owe as owe
 from server.control.records import Record
 
@@ -94,7 +94,7 @@ class Lifecycle:
                         detail["state"] = after
                     await audit(control, actor, f"project.{action}", slug, detail)
                     await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return await self.projects.find(slug, deleted=True)
 
     async def read_only(self, project_id: str, on: bool, detail: dict[str, Any]) -> bool:
@@ -111,7 +111,7 @@ class Lifecycle:
                     action = "project.read_only" if on else "project.writable"
                     await audit(control, "node", action, found[0][0], detail)
                     await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return bool(found)
 
     async def change(self, slug: str, wanted: dict[str, Any], actor: str) -> Record:
@@ -153,7 +153,7 @@ class Lifecycle:
                 changes = {k: v for k, v in wanted.items() if k in ("tier", "limits", "owner")}
                 await audit(control, actor, "project.change", slug, {**changes, "from": tier})
                 await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return await self.projects.find(slug)
 
     async def owner_suspended(self, name: str, on: bool, actor: str) -> None:
@@ -199,7 +199,7 @@ class Lifecycle:
             apart = Apart()
             for project_id, _ in found:
                 with apart:
-                    await self.projects.settle(control, project_id)
+                    await self.projects.follow(control, project_id)
             apart.end()
 
     async def purge(self) -> list[str]:
@@ -217,6 +217,8 @@ class Lifecycle:
                 except ApiError as error:
                     if error.code not in CHANGED:
                         raise
+                except Busy:
+                    continue  # `recover` goes on with it
                 else:
                     removed.append(slug)
         apart.end()

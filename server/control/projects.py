@@ -10,6 +10,7 @@ server/control/lifecycle.py.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -72,10 +73,19 @@ class Projects:
     ) -> None:
         self.documents = documents
         self.dsn = dsn
+        self.patience: float | None = None
         self.clusters = clusters
         self.config = config
         self.on_create: list[Hook] = []
         self.on_delete: list[Hook] = []
+
+    def hurried(self, seconds: float) -> Projects:
+        """The same for somebody who waits no longer than this for a lock on one of them: Busy, or
+        psycopg.errors.LockNotAvailable. What a change still owes the cluster is then left to
+        `recover`."""
+        made = copy.copy(self)
+        made.patience = seconds
+        return made
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Connection]:
@@ -85,6 +95,8 @@ class Projects:
         except psycopg.OperationalError:
             raise away() from None
         async with connection:
+            if self.patience is not None:
+                await run(connection, f"set lock_timeout = '{self.patience * 1000:.0f}ms'")
             yield connection
 
     async def all(self, *, deleted: bool = False) -> list[Record]:
@@ -306,6 +318,15 @@ class Projects:
             )
         return cluster
 
+    async def follow(self, control: Connection, project_id: str) -> None:
+        """`settle`, which who is in a hurry leaves to `recover` while somebody else works on the
+        project."""
+        try:
+            await self.settle(control, project_id)
+        except psycopg.errors.LockNotAvailable:
+            if self.patience is None:
+                raise
+
     async def settle(self, control: Connection, project_id: str) -> None:
         """Do to the cluster what the last change of the project's state or limits asks for."""
         async with locked(control, project_id):
@@ -390,11 +411,18 @@ async def migrate(project: Project) -> None:
     await apply_async(project.system_dsn, *schemas)
 
 
+class Busy(psycopg.errors.LockNotAvailable):
+    """Somebody else works on a project, for longer than one waits."""
+
+
 @asynccontextmanager
 async def locked(control: Connection, project_id: str) -> AsyncIterator[None]:
-    """A session lock: the server lets go of it when this process dies."""
+    """A session lock: the server lets go of it when this process dies. Busy."""
     key = f"ichibase project {project_id}"
-    await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
+    try:
+        await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
+    except psycopg.errors.LockNotAvailable:
+        raise Busy("somebody else is at work on the project") from None
     try:
         yield
     finally:
