@@ -142,7 +142,7 @@ def _elsewhere() -> None:
     with the load."""
     os.setsid()
     os.nice(10)
-    processor.turns(0, processor.LAST)
+    processor.turns(0, processor.BEHIND)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("10\n")
 

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +20,14 @@ from typing import NamedTuple
 FULL = 100
 ASIDE = 2  # niceness of what has a full weight and still lets the database and the gateway go first
 NORMAL, BATCH = getattr(os, "SCHED_OTHER", 0), getattr(os, "SCHED_BATCH", 3)
+IDLE = getattr(os, "SCHED_IDLE", 5)
 
 
 class Turn(NamedTuple):
     """How a process takes its turns. policy: of the normal one, when it wakes up it may take the
-    processor from another one; of SCHED_BATCH, it waits for the end of that one's turn. length:
-    nanoseconds, 0 for the usual one.
+    processor from another one; of SCHED_BATCH, it waits for the end of that one's turn; of
+    SCHED_IDLE likewise, and to all others its processor counts as free. length: nanoseconds, 0 for
+    the usual one.
 
     From Linux 6.12 on what wakes up interrupts a much longer turn than its own at once, if it may
     interrupt at all. A turn that is hardly longer goes on until the next tick of the clock, and
@@ -41,6 +44,7 @@ THIRD = Turn(NORMAL, 30_000_000)  # goes before the last ones alone
 USUAL = Turn(BATCH, 0)  # nobody interrupts anybody, which gets most done
 YIELDING = Turn(BATCH, 500_000)  # interrupts nobody, and lets others in soon
 LAST = Turn(BATCH, 100_000_000)  # the longest that Linux takes: all others may interrupt it
+BEHIND = Turn(IDLE, 100_000_000)  # gets next to nothing while others want a processor
 NUMBERS = {  # of system calls without a function in older C libraries
     "x86_64": {"sched_setattr": 314, "setresuid": 117},
     "aarch64": {"sched_setattr": 274, "setresuid": 147},
@@ -109,6 +113,23 @@ def queue(process: int, turn: Turn) -> None:
     _allowed(process, change)
 
 
+def can_return() -> bool:
+    """Whether what has been put BEHIND can be put elsewhere again, which not everybody may."""
+    found = []
+
+    def attempt() -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, IDLE, os.sched_param(0))
+            os.sched_setscheduler(0, NORMAL, os.sched_param(0))
+            found.append(True)
+
+    if usable():
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        thread.join()
+    return bool(found)
+
+
 def arrange(process: int, weight: int, turn: Turn) -> None:
     """Both, where the system lets us."""
     with contextlib.suppress(OSError):
@@ -143,6 +164,11 @@ def turns(thread: int, turn: Turn) -> bool:
     """How a thread, 0 for the calling one, takes its turns. False where the system refuses, as
     kernels before 6.12 may."""
     number = NUMBERS.get(platform.machine(), {}).get("sched_setattr")
+    if turn.policy == IDLE:  # there the thread keeps the length that it had before
+        if not turns(thread, Turn(BATCH, turn.length)):
+            return False
+        os.sched_setscheduler(thread, IDLE, os.sched_param(0))
+        return True
     wanted = Attributes(
         size=ctypes.sizeof(Attributes), policy=turn.policy, runtime=turn.length,
         nice=os.getpriority(os.PRIO_PROCESS, thread),

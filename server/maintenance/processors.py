@@ -9,7 +9,8 @@ it. At other times nobody interrupts anybody, which gets most requests done.
 
 A weight says how much time a process gets, not how soon another one does that wakes up: on a full
 processor it may have to wait for the next tick of the clock. So a heavy project's sessions that
-compute take long turns, which everybody may interrupt. Those that write get more than their share
+compute take long turns, which everybody may interrupt; those with less than a full weight come
+behind all others, as long as these leave them enough. Those that write get more than their share
 and come before them: who holds a lock of the log must get on. Who writes in bulk gets less, since
 each feed has to read what any project logs. And the sessions of heavy projects with less than a
 full weight, the functions of such, and what writes for all databases leave some processors to the
@@ -46,6 +47,7 @@ BULK = 30  # the same of a session that writes much, which all feeds have to rea
 READER = 40  # the same of a feed's session, whose work others make
 CALM = 2.0  # seconds after the last heavy project in which it may still be interrupted
 PRESENT = 10.0  # seconds after its last use of a session for which a project counts as there
+ENOUGH = 0.4  # of a processor, for what comes behind all others together: locks must not be held on
 STIR = 0.0001  # seconds of processor time between two looks that are a use
 WORKERS = ("ichibase-worker", "ichibase-rt")
 FUNCTIONS, FUNCTION = "ichibase-fn", "deno"  # the process that starts them, and each of them
@@ -69,6 +71,7 @@ class Processors:
         self._busy: dict[str, int] = {}  # most processes at once, of the heavy ones
         self.writers = Writers()
         self._queued: dict[int, processor.Turn] = {}  # how they were told to take their turns
+        self._first = True  # a process before this one may have told them
         self._workers: list[int] = []  # while they may interrupt
         self._use: dict[str, float] = {}  # of one processor, by database
         self._nice = 0.0
@@ -80,6 +83,9 @@ class Processors:
         self._present: dict[str, float] = {}  # when they were last used, by database
         self._all = processor.processors()
         self._some = processor.most(self._all)
+        self._can_return = processor.can_return()
+        self._behind = False  # whether sessions that compute may come behind all others
+        self._functions_behind = False
         self._writer = WRITER if self._some == self._all else WRITER_APART
         self._placed: set[int] = set()  # processes that are held to some processors
         self._functions: list[int] = []  # processes that start functions, while it is crowded
@@ -176,6 +182,8 @@ class Processors:
             name for name, part in use.items()
             if part > (LITTLE if name in self.heavy else MUCH)
         }  # fmt: skip
+        light = sum(use[name] for name in self.heavy if self._light(name))
+        self._behind = self._can_return and light > ENOUGH
         self._busy = {
             name: max(1, self._busy.get(name, 1), self.census.busy.get(name, 1))
             for name in self.heavy
@@ -192,8 +200,9 @@ class Processors:
             self._workers = named(self.node, WORKERS)
         told |= dict.fromkeys(self._workers, processor.FIRST if self.crowded else processor.USUAL)
         told |= {process: self._turn_of_function(process) for process in self._lowered}
+        untold, self._first = None if self._first else processor.USUAL, False
         for process, turn in told.items():
-            if self._queued.get(process, processor.USUAL) != turn:
+            if self._queued.get(process, untold) != turn:
                 self._change(processor.queue, process, turn)
                 self._queued[process] = turn
         for gone in self._queued.keys() - told.keys():
@@ -209,7 +218,12 @@ class Processors:
             return processor.LAST  # a session of the node's own that nobody waits for
         if self.alone or name not in self.heavy:
             return processor.FIRST
-        return processor.LAST if self._computes(process) else processor.SECOND
+        if not self._computes(process):
+            return processor.SECOND
+        return processor.BEHIND if self._behind and self._light(name) else processor.LAST
+
+    def _light(self, name: str) -> bool:
+        return self._wanted.get(name, processor.FULL) < processor.FULL
 
     def _computes(self, process: int) -> bool:
         return process in self.writers.computing or process in self.census.beside
@@ -222,8 +236,7 @@ class Processors:
         if self.crowded:
             wanted = {
                 process for process, name in self.census.databases.items()
-                if name in self.heavy and self._wanted.get(name, processor.FULL) < processor.FULL
-                and self._present.keys() - {name}
+                if name in self.heavy and self._light(name) and self._present.keys() - {name}
             }  # fmt: skip
             if wanted:
                 wanted |= self.census.keepers  # they are busy with what heavy projects write
@@ -249,15 +262,17 @@ class Processors:
             for parent in self._functions for process in named(parent, (FUNCTION,))
             if lowered(process)
         }  # fmt: skip
-        self._busy_functions = {
-            process for process, ran in self._lowered.items()
-            if ran - before.get(process, ran) > MUCH * seconds * 1e9
-        }  # fmt: skip
+        spent = {process: (ran - before.get(process, ran)) / 1e9
+                 for process, ran in self._lowered.items()}  # fmt: skip
+        self._busy_functions = {process for process, ran in spent.items() if ran > MUCH * seconds}
+        self._functions_behind = self._can_return and sum(spent.values()) > ENOUGH * seconds
 
     def _turn_of_function(self, process: int) -> processor.Turn:
         if not self.crowded:
             return processor.YIELDING
-        return processor.LAST if process in self._busy_functions else processor.SECOND
+        if process not in self._busy_functions:
+            return processor.SECOND
+        return processor.BEHIND if self._functions_behind else processor.LAST
 
     def _change(
         self, change: Callable[..., None], process: int, *how: Any, tell: bool = True

@@ -78,10 +78,23 @@ def test_all_threads_and_their_session_are_weighed(process):
 def test_turns_leave_the_weight_alone(process):
     pid = process()
     processor.share(pid, 10)
-    for turn in (processor.FIRST, processor.SECOND, processor.LAST, processor.USUAL):
+    behind = [processor.BEHIND] if processor.can_return() else []
+    for turn in (processor.FIRST, processor.SECOND, processor.LAST, *behind, processor.USUAL):
         processor.queue(pid, turn)
         assert {os.sched_getscheduler(one) for one in threads(pid)} == {turn.policy}
         assert {os.getpriority(os.PRIO_PROCESS, one) for one in threads(pid)} == {10}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives up its rights")
+def test_who_may_not_return_is_told_so_and_stays_where_he_is():
+    code = (
+        "import os; from server.base import processor; os.setuid(65534); "
+        "print(processor.can_return(), os.sched_getscheduler(0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", str(os.SCHED_OTHER)]
 
 
 def test_a_process_that_is_gone_is_told(process):

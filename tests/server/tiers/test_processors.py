@@ -20,6 +20,7 @@ from server.maintenance.census import Census
 from server.maintenance.processors import BULK, READER, WRITER, WRITER_APART, Processors
 from server.maintenance.servers import DocumentServers
 
+BEHIND = os.SCHED_IDLE if processor.can_return() else os.SCHED_BATCH
 BUSY = "select count(*) from generate_series(1, 1000000) a where md5(a::text) < '8'"
 
 
@@ -128,13 +129,57 @@ def test_who_uses_much_may_be_interrupted_until_he_is_quiet(pair, eyes, monkeypa
             assert len(processors.heavy) == 1
             assert processors.crowded
             assert policy(quiet) == os.SCHED_OTHER
-            assert os.sched_getscheduler(pids[0]) == os.SCHED_BATCH
+            assert os.sched_getscheduler(pids[0]) == BEHIND
         finally:
             stop.set()
             thread.join()
         look(processors, 8, 0.15)
         assert (processors.heavy, processors.crowded) == (set(), False)
         assert policy(quiet) == os.SCHED_BATCH
+
+
+def test_who_comes_behind_all_others_is_let_in_as_soon_as_they_leave_too_little(
+    pair, eyes, monkeypatch
+):
+    processors, _ = eyes
+    free, pro = pair
+    with psycopg.connect(free.owner_dsn) as light, psycopg.connect(pro.owner_dsn) as full:
+        look(processors)
+        names = [processors.census.databases[one.info.backend_pid] for one in (light, full)]
+        pids = {one.info.backend_pid for one in (light, full)}
+
+        def using(*parts):
+            """Every session computes; the two projects use so much of a processor each."""
+            seconds = dict(zip(names, parts, strict=True))
+            monkeypatch.setattr(processors.census, "spent", lambda: seconds)
+            monkeypatch.setattr(processors.writers, "look", lambda ran, now: None)
+            processors.writers.computing = pids
+            for _ in range(12):
+                processors._looked = time.monotonic() - 1.0
+                look(processors)
+
+        using(0.9, 0.0)
+        assert [policy(one) for one in (light, full)] == [BEHIND, os.SCHED_OTHER]
+        using(0.2, 0.9)  # it is heavy still, and gets less than it may want
+        assert [policy(one) for one in (light, full)] == [os.SCHED_BATCH, os.SCHED_BATCH]
+        using(0.9, 0.9)  # others have their full weight against each other
+        assert [policy(one) for one in (light, full)] == [BEHIND, os.SCHED_BATCH]
+        processors._can_return = False
+        using(0.9, 0.0)
+        assert policy(light) == os.SCHED_BATCH
+
+
+def test_one_who_takes_over_puts_right_what_another_has_left(world, pair, eyes, pg_cluster):
+    with psycopg.connect(pair[1].owner_dsn) as session:
+        processor.queue(session.info.backend_pid, processor.LAST)
+        look(eyes[0])
+        assert policy(session) == os.SCHED_BATCH
+        processor.queue(session.info.backend_pid, processor.FIRST)
+        look(eyes[0])  # it knows the session, and how it was told to take its turns
+        assert policy(session) == os.SCHED_OTHER
+        after = Processors(world.fresh(), Census(pg_cluster.pgdata), os.getpid(), Events())
+        look(after)
+        assert policy(session) == os.SCHED_BATCH
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: raising a weight")
@@ -159,7 +204,7 @@ def test_the_computing_sessions_of_a_heavy_project_share_its_weight(pair, eyes, 
         apart = len(processor.processors()) > 1
         writer = processor.niceness(WRITER_APART if apart else WRITER)
         assert [niceness(one) for one in (*light, full)] == [16, 16, writer, 0]
-        last, second, first = os.SCHED_BATCH, os.SCHED_OTHER, os.SCHED_OTHER
+        last, second, first = BEHIND, os.SCHED_OTHER, os.SCHED_OTHER
         assert [policy(one) for one in (*light, full)] == [last, last, second, first]
         processors.writers.bulk = {light[2].info.backend_pid}
         look(processors, 2, 0.05)
