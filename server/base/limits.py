@@ -31,7 +31,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     project's database, of one worker. statement_ms: longest statement of a request.
     owner_statement_ms: of the owner's own sessions.
     idle_transaction_ms, lock_ms, work_memory, parallel_workers (of one statement), temp_bytes: of
-    the project's sessions in Postgres.
+    the project's sessions in Postgres. log_bytes: of write-ahead log that they may write a second
+    all together, in the embedded server; 0 for no limit.
     operation_ms, max_documents, document_body, document_bytes: of the document API.
     document_memory: of the project's own server of documents, where the node runs them, 0 for any.
     realtime_connections: sockets at once. realtime_messages: a second, per project.
@@ -57,6 +58,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     work_memory: Annotated[int, msgspec.Meta(ge=65_536, le=2**40)]
     parallel_workers: Any0
     temp_bytes: Any0
+    log_bytes: Any0
     operation_ms: Milliseconds
     max_documents: Some
     document_body: Some

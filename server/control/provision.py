@@ -37,7 +37,8 @@ HERE = Path(__file__).parent
 SHARED_ROLES = {"anon": "", "authenticated": "", "service_role": "bypassrls"}
 LOGINS = ("owner", "authenticator", "system", "feed")
 NEW, BEFORE = "_new", "_before"  # ends of the names of databases that a restore builds and replaces
-MOST_KB = 2**31 - 1  # that PostgreSQL takes for the size of temporary files
+MOST_KB = 2**31 - 1  # that PostgreSQL takes for the size of temporary files, or of log
+PACED = "select 1 from pg_settings where name = 'ichibase.log_rate'"  # the embedded server
 LOCK_TIMEOUT = "3s"  # for what the owner's transactions may hold
 
 
@@ -159,8 +160,12 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
         }
         roles["admin"] = sql.SQL("current_user")
         version = admin.info.server_version
+        paced = bool(await fetch(admin, PACED))
         for kind, role in roles.items():
-            for name, value in _role_settings(record, limits, kind, version).items():
+            settings = _role_settings(record, limits, kind, version)
+            if paced and kind in ("owner", "authenticator"):
+                settings["ichibase.log_rate"] = f"{min(-(-limits.log_bytes // 1024), MOST_KB)}kB"
+            for name, value in settings.items():
                 with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
                     await run(
                         admin,

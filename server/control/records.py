@@ -19,7 +19,7 @@ from server.base.limits import of as limits_of
 from server.base.project import AcceptedSecret, Flavor, Project, SigningKey, State
 from server.mongo.address import of_project
 
-VERSION = 8  # raised when projects made before lack something that provisioning makes
+VERSION = 9  # raised when projects made before lack something that provisioning makes
 
 CHANNEL = "ichibase_bus"
 TOPIC = "project"

@@ -21,7 +21,6 @@ class Task:
         self.every = every
         self.run = run
         self.due = 0.0
-        self.lost = ""  # what it said of a database the last time
 
 
 class Scheduler:
@@ -44,15 +43,12 @@ class Scheduler:
             await asyncio.sleep(max(pause, 0.05))
 
     async def once(self, task: Task) -> None:
-        """One run of a task; what it raises is told, the same of a database once."""
-        before, task.lost = task.lost, ""
+        """One run of a task; what it raises is told."""
         try:
             await task.run()
         except psycopg.OperationalError as error:
             self.metrics.count("ichibase_maintenance_failures_total", (("task", task.name),))
-            task.lost = str(error).strip()
-            if task.lost != before:
-                self.events.emit(Lost(f"a database (maintenance, {task.name})", task.lost))
+            self.events.emit(Lost(f"a database (maintenance, {task.name})", str(error).strip()))
         except Exception:
             self.metrics.count("ichibase_maintenance_failures_total", (("task", task.name),))
             self.events.emit(Failed(f"maintenance: {task.name}", traceback.format_exc()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.machinery
 import importlib.util
 import os
 import pwd
@@ -74,6 +75,14 @@ def binaries() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
 
 
+def pace() -> Path | None:
+    """The server's module that holds databases to their limit of log (csrc/pace.c), if it has been
+    built."""
+    folder = Path(__file__).parent
+    named = (folder / f"pace{end}" for end in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in named if path.exists()), None)
+
+
 class EmbeddedPostgres:
     """One cluster in `data_dir`, reachable by a unix socket in `socket_dir` and on loopback TCP.
 
@@ -131,7 +140,11 @@ class EmbeddedPostgres:
         self._write_as(self.pgdata / "pg_hba.conf", self.hba, account)
         command = [str(self._seen(programs / "postgres")), "-D", str(self._seen(self.pgdata))]
         command += ["-p", str(self.port), "-k", str(self._seen(self.socket_dir))]
-        for name, value in self._arguments().items():
+        arguments = self._arguments()
+        if (module := self._module(account)) is not None:
+            before = arguments.get("shared_preload_libraries")
+            arguments["shared_preload_libraries"] = f"{before},{module}" if before else str(module)
+        for name, value in arguments.items():
             command += ["-c", f"{name}={value}"]
         deadline = time.monotonic() + START_TIMEOUT
         while True:
@@ -235,6 +248,22 @@ class EmbeddedPostgres:
             (partial / "mark").write_text(mark)
             partial.rename(copy)
         return copy / package.name / "pginstall" / "bin"
+
+    def _module(self, account: pwd.struct_passwd | None) -> Path | None:
+        """The server's own module where the account can read it: as it is installed, or a copy in
+        data_dir."""
+        source = pace()
+        if source is None or account is None:
+            return source
+        if _reachable(source.parent, account) and source.stat().st_mode & stat.S_IROTH:
+            return source
+        copy = self.data_dir / "pace.so"
+        if not copy.exists() or copy.read_bytes() != source.read_bytes():
+            partial = self.data_dir / "pace.so.new"
+            partial.write_bytes(source.read_bytes())
+            _own(partial, account, 0o600)
+            partial.rename(copy)
+        return self._seen(copy)
 
     def _launch(
         self, command: list[str], account: pwd.struct_passwd | None, **streams: Any
