@@ -34,6 +34,20 @@ SETTINGS = {
     "client_encoding": "UTF8",
     "check_function_bodies": "on",
     "client_min_messages": "notice",
+    # Memory, of which such sessions need little: these are what a server has that was told nothing.
+    "work_mem": "4MB",
+    "hash_mem_multiplier": "2",
+    "maintenance_work_mem": "64MB",
+    "temp_buffers": "8MB",
+    # Of the change feed: who has more keeps all of a transaction in memory, which nobody ends.
+    "logical_decoding_work_mem": "16MB",
+    "wal_sender_timeout": "60s",
+    # What goes into the server's log, which all projects share.
+    "debug_print_parse": "off",
+    "debug_print_rewritten": "off",
+    "debug_print_plan": "off",
+    "log_parameter_max_length_on_error": "0",
+    "gin_fuzzy_search_limit": "0",  # else an index finds some of the rows
 }
 OPTIONS = " ".join(
     "-c " + f"{name}={value}".replace("\\", "\\\\").replace(" ", "\\ ")

@@ -162,6 +162,47 @@ def test_an_owner_cannot_keep_its_database_from_being_replaced_or_removed(world)
     assert left == []
 
 
+ELSEWHERE = {
+    "default_tablespace": "nothing", "default_table_access_method": "nothing", "work_mem": "1TB", "hash_mem_multiplier": "1000",
+    "maintenance_work_mem": "1TB", "temp_buffers": "1GB", "logical_decoding_work_mem": "1TB",
+    "wal_sender_timeout": "1ms", "debug_print_parse": "on", "debug_print_rewritten": "on",
+    "debug_print_plan": "on", "log_parameter_max_length_on_error": "-1",
+    "gin_fuzzy_search_limit": "1", "local_preload_libraries": "nothing",
+}  # fmt: skip
+
+
+def test_sessions_of_ours_begin_with_none_of_the_owners_defaults(world):
+    """Where tables are made, memory without bounds, what is logged, and who the session is."""
+    record = run(world.fresh().create("generous", owner="generous"))
+    project = records.to_project(record, world.config)
+    dsns = [world.cluster.dsn(record.database), project.system_dsn, project.feed_dsn]
+    logged = psycopg.conninfo.make_conninfo(project.feed_dsn, replication="database")
+    shown = [f"show {name}" for name in ELSEWHERE] + ["select session_user", "select current_user"]
+
+    def seen(dsn):
+        with psycopg.connect(dsn, autocommit=True, cursor_factory=psycopg.ClientCursor) as session:
+            return [session.execute(one).fetchone()[0] for one in shown]
+
+    before = [seen(dsn) for dsn in (*dsns, logged)]
+    with psycopg.connect(project.owner_dsn, autocommit=True) as owner:
+        for name, value in ELSEWHERE.items():
+            owner.execute(f"alter database {record.database} set {name} = '{value}'")
+        for name in ("session_authorization", "role"):
+            who = record.role("owner")
+            owner.execute(f"alter database {record.database} set {name} = '{who}'")
+    try:
+        assert [seen(dsn) for dsn in (*dsns, logged)] == before
+        with psycopg.connect(project.system_dsn) as system:
+            system.execute("create table auth.later (id int primary key)")
+            system.execute("create temporary table for_now (id int) on commit drop")
+        run(provision.provision(world.cluster, record))
+        run(migrate(project))
+        state, _, error = job(world, "backup", "generous", kind="manual")
+        assert state == "done", error
+    finally:
+        run(world.fresh().delete("generous"))
+
+
 def test_a_restore_does_not_take_the_owners_objects_for_its_own(world):
     """What is loaded as the owner could make a schema of the name that the server's own has."""
     projects = world.fresh()
