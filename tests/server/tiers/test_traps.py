@@ -163,7 +163,8 @@ def test_an_owner_cannot_keep_its_database_from_being_replaced_or_removed(world)
 
 
 ELSEWHERE = {
-    "default_tablespace": "nothing", "default_table_access_method": "nothing", "work_mem": "1TB", "hash_mem_multiplier": "1000",
+    "default_tablespace": "nothing", "default_table_access_method": "nothing",
+    "work_mem": "1TB", "hash_mem_multiplier": "1000",
     "maintenance_work_mem": "1TB", "temp_buffers": "1GB", "logical_decoding_work_mem": "1TB",
     "wal_sender_timeout": "1ms", "debug_print_parse": "on", "debug_print_rewritten": "on",
     "debug_print_plan": "on", "log_parameter_max_length_on_error": "-1",
