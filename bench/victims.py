@@ -298,15 +298,19 @@ class Victims:
 @contextmanager
 def _at_once() -> Iterator[None]:
     """This process runs as soon as it is woken, which only root may, and makes no pause for its
-    garbage."""
+    garbage. It keeps to the last processor, with or without load: wandering, it would take now one
+    and now the other from what it measures."""
     gc.collect()
     gc.disable()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     try:
         yield
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        os.sched_setaffinity(0, before)
         gc.enable()
 
 
