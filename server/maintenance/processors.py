@@ -41,6 +41,7 @@ AGAIN = 20  # looks between which the weights of known processes may have change
 MUCH, LITTLE = 0.25, 0.1  # of one processor: what makes a project heavy, and light again
 KEPT = 0.5  # of what a project has used before, in the sum of each look
 LEAST = 3  # weight of a process
+NEXT_TO_NONE = 1  # the same of what comes behind all others
 WRITER = 60  # the same of a session that writes and else does little
 WRITER_APART = 200  # the same where it shares processors with nobody but its like
 BULK = 30  # the same of a session that writes much, which all feeds have to read
@@ -155,7 +156,8 @@ class Processors:
             weight = self._wanted.get(name, processor.FULL)
             if name in self.heavy and weight < processor.FULL:
                 if self._computes(process):
-                    weight = max(LEAST, weight // self._busy[name])
+                    part = max(LEAST, weight // self._busy[name])
+                    weight = NEXT_TO_NONE if self._behind else part
                 elif process in self.writers.writing:
                     bulk = process in self.writers.bulk
                     weight = max(BULK if bulk else self._writer, weight)
