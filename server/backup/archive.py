@@ -206,7 +206,9 @@ async def _create(
     url = records.to_project(record, projects.config).mongo_url
     if url is not None:
         await progress("documents", 0, 0)
-        await writer.put(DOCUMENTS, documents.read(url, collections))
+        server = projects.documents
+        moving = server is None or server.server.kind == "external"
+        await writer.put(DOCUMENTS, documents.read(url, collections, moving=moving))
     found = Content(record.database, tables, collections, content.SUMS)
     await writer.put_text(CONTENT, found)
     await writer.put_text(STORAGE, stored)

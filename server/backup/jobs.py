@@ -16,7 +16,7 @@ import msgspec
 import psycopg
 
 from ichicore.errors import ApiError
-from server.backup import archive, documents, restore
+from server.backup import archive, restore
 from server.backup.archive import MANIFEST, PROJECT, BackupError, Kept, Reader
 from server.backup.documents import DocumentsError
 from server.backup.files import FilesError
@@ -25,7 +25,6 @@ from server.backup.store import FULL, Store, StoreError, open_store
 from server.backup.tools import ToolError
 from server.base.events import Events, Failed, Noted
 from server.base.metrics import Labels, Metrics
-from server.control import records
 from server.control.database import fetch
 from server.control.lifecycle import owe
 from server.control.projects import Projects, audit
@@ -215,12 +214,8 @@ class Jobs:
 
     async def _clear_documents(self, project: str) -> None:
         """What does not go now goes with the next restore."""
-        from pymongo.errors import PyMongoError
-
-        with contextlib.suppress(ApiError, PyMongoError):
-            url = records.to_project(await self.projects.find(project), self.config).mongo_url
-            if url is not None:
-                await documents.clear(url)
+        with contextlib.suppress(ApiError, DocumentsError):
+            await restore.abandon(self.projects, await self.projects.find(project))
 
     async def once(self) -> bool:
         """Takes and does one job; False when there is none."""

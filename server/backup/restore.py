@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from ichicore.errors import ApiError
 from server.backup import content, documents, files, functions, listing, sessions, tools
 from server.backup.archive import (
     CONTENT,
@@ -34,6 +35,8 @@ from server.backup.archive import (
 from server.backup.documents import DocumentsError
 from server.backup.files import Stored
 from server.backup.listing import Entry
+from server.backup.refill import Refill
+from server.backup.refill import verify as verify_documents
 from server.backup.rights import Rights, extensions
 from server.backup.store import FULL
 from server.base.migrations import MigrationError
@@ -51,7 +54,6 @@ from server.control.lifecycle import owe
 from server.control.projects import Projects, locked, migrate
 from server.control.provision import BEFORE, NEW
 from server.control.records import Record
-from server.mongo.address import of_project
 from server.mongo.provision import new_address
 
 SCRATCH_ID = "scratch_"
@@ -255,18 +257,16 @@ async def into_project(
     await _check_login(cluster, record)
     async with unpacked(reader, projects.config.data_dir, progress) as folder:
         before = msgspec.json.decode((folder / CONTENT).read_bytes(), type=Content)
-        url = records.to_project(record, projects.config).mongo_url
-        if not (folder / DOCUMENTS).exists():
-            url = None
+        refill = _refill(projects, record) if (folder / DOCUMENTS).exists() else None
         swapped = False
         try:
             await build(target)
             warnings = await load(target, folder / DUMP, before, progress)
             outcome = await check(target, before, progress)
             outcome.warnings = warnings
-            if url is not None:
+            if refill is not None:
                 await progress("documents", 0, 0)
-                await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
+                await refill.load(_pieces(folder / DOCUMENTS), before.collections)
             async with projects.control() as control, locked(control, record.id):
                 kept = None
                 if keep_sessions:
@@ -279,8 +279,8 @@ async def into_project(
                 await owe(control, record.id)
                 await swap(cluster, record)
                 swapped = True
-                if url is not None:
-                    await documents.replace(url, before.collections)
+                if refill is not None:
+                    outcome.warnings += await refill.replace()
                     outcome.documents = sum(one.documents for one in before.collections.values())
                 await told(control, record)
                 await _recount(control, cluster, record)
@@ -290,9 +290,9 @@ async def into_project(
             except MigrationError as error:
                 outcome.warnings.append(str(error))
         except BaseException:
-            if url is not None and not swapped:
-                with contextlib.suppress(DocumentsError):
-                    await documents.clear(url)
+            if refill is not None and not swapped:
+                with contextlib.suppress(DocumentsError, ApiError):
+                    await refill.clear()
             raise
         finally:
             await _drop(cluster, target.database)
@@ -454,7 +454,8 @@ async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outc
             await provision.remove(cluster, record)
         if (folder / DOCUMENTS).exists():
             await progress("documents", 0, 0)
-            outcome.documents = await _verify_documents(projects, reader, folder, before)
+            outcome.documents, said = await _verify_documents(projects, reader, folder, before)
+            outcome.warnings += said
         if (folder / STORAGE).exists():
             stored = msgspec.json.decode((folder / STORAGE).read_bytes(), type=list[Stored])
             outcome.files = len(stored)
@@ -466,28 +467,32 @@ async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outc
     return outcome
 
 
+def _refill(projects: Projects, record: Record) -> Refill | None:
+    """None for a project that has no documents."""
+    url = records.to_project(record, projects.config).mongo_url
+    if url is None or record.mongo_url is None:
+        return None
+    return Refill(projects.documents, record.mongo_url, url)
+
+
 async def _verify_documents(
     projects: Projects, reader: Reader, folder: Path, before: Content
-) -> int:
-    """Their number, once they have been restored into a scratch database and read out of it again.
-    A node without a document server only reads the backup."""
-    server = projects.documents
+) -> tuple[int, list[str]]:
+    """A node without a document server only reads the backup."""
+    server, address = projects.documents, projects.config.mongo_address
+    source = _pieces(folder / DOCUMENTS)
+    if server is None or address is None:
+        return documents.same(before.collections, await documents.sums(source)), []
     kept = new_address(SCRATCH_ID + reader.manifest.project_id, secrets.new_password())
-    url = of_project(kept, projects.config.mongo_address)
-    if server is None or url is None:
-        found = await documents.sums(_pieces(folder / DOCUMENTS))
-        return documents.same(before.collections, found)
-    await server.remove(kept)  # what an interrupted one has left
-    try:
-        await server.provision(kept)
-        await documents.load(url, _pieces(folder / DOCUMENTS), before.collections)
-        await documents.replace(url, before.collections)
-        found = {}
-        async for _ in documents.read(url, found):
-            pass
-        return documents.same(before.collections, found)
-    finally:
-        await server.remove(kept)
+    return await verify_documents(server, kept, address, source, before.collections)
+
+
+async def abandon(projects: Projects, record: Record) -> None:
+    """Removes the documents that an interrupted restore has made beside those in use.
+    DocumentsError or ApiError."""
+    refill = _refill(projects, record)
+    if refill is not None:
+        await refill.clear()
 
 
 async def clear_documents(projects: Projects, project_id: str) -> None:

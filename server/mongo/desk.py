@@ -43,6 +43,9 @@ class Desk:
                 elif wanted.do == "remove":
                     await self.instances.remove(wanted.database)
                     _answer(writer, {"databases": [wanted.database]})
+                elif wanted.do == "replace":
+                    await self.instances.replace(wanted.database)
+                    _answer(writer, {"databases": [wanted.database]})
                 elif wanted.do == "used":
                     _answer(writer, {"databases": self.instances.take_used()})
         except (ConnectionError, msgspec.ValidationError, ValueError):

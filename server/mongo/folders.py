@@ -20,6 +20,8 @@ DATABASE = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 BLOCK = 1 << 16  # bytes that are either copied or left out
 ZEROS = bytes(BLOCK)
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # flags of fallocate(2)
+NEXT = "next-"  # begins the name of a folder that is to take the place of a project's
+BEFORE = ".before"  # ends the name of one that another takes the place of
 LOG_LIMIT = 1 << 20  # bytes of a mongo.log kept from one start to the next
 
 
@@ -49,6 +51,13 @@ class Folders:
         """Clears away what an earlier run left half done."""
         for folder in (self.root, self.projects, self.removed):
             folder.mkdir(mode=0o700, exist_ok=True)
+        for before in self.projects.glob(f"*{BEFORE}"):
+            database = before.name.removesuffix(BEFORE)
+            if not self.there(database):  # what comes in its place was whole
+                following = self.of(NEXT + database)
+                (following if following.is_dir() else before).rename(self.of(database))
+                sync_folder(self.projects)
+            self._discard(before)
         for rest in [*self.projects.glob("*.new"), *self.removed.iterdir()]:
             shutil.rmtree(rest, ignore_errors=True)
 
@@ -63,11 +72,24 @@ class Folders:
         partial.rename(target)
         sync_folder(self.projects)
 
+    def replace(self, database: str, by: str) -> None:
+        """Puts a folder in the place of another; nobody may have one of them open. Should the
+        machine stop meanwhile, tidy() ends it."""
+        before = self.projects / f"{database}{BEFORE}"
+        with contextlib.suppress(FileNotFoundError):  # of a project that has no documents yet
+            self.of(database).rename(before)
+        self.of(by).rename(self.of(database))
+        sync_folder(self.projects)
+        self._discard(before)
+
     def remove(self, database: str) -> None:
         """All of it; nobody may have it open."""
+        self._discard(self.of(database))
+
+    def _discard(self, folder: Path) -> None:
         target = self.removed / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
-            self.of(database).rename(target)
+            folder.rename(target)
             sync_folder(self.projects)
         shutil.rmtree(target, ignore_errors=True)
 

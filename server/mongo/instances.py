@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from server.base import processor
 from server.base.ports import PortTakenError, free_port
 from server.mongo import embedded
-from server.mongo.folders import DATABASE, Folders, rotate, shrink
+from server.mongo.folders import DATABASE, NEXT, Folders, rotate, shrink
 from server.mongo.lease import Share
 from server.mongo.zygote import Zygote, ZygoteError
 
@@ -152,6 +152,20 @@ class Instances:
             await asyncio.to_thread(self.folders.remove, database)
             self.shares.pop(database, None)
             self.used.discard(database)
+
+    async def replace(self, database: str) -> None:
+        """Puts what was made as the next of a project in the place of what it has; done again, it
+        does nothing."""
+        by = NEXT + database
+        async with self._lock(by), self._lock(database):
+            if not self.folders.there(by):
+                return
+            for name, kill in ((by, False), (database, True)):
+                await self._left(name)
+                if found := self.running.get(name):
+                    await self._stop(found, kill=kill)
+            await asyncio.to_thread(self.folders.replace, database, by)
+            self.used.add(database)
 
     async def stop(self) -> None:
         """Ends all of them in order."""

@@ -5,7 +5,8 @@ The manager of the servers listens on a unix socket and takes lines of JSON:
 {"port": n, "process": n} or {"error": code, "detail": text}. The connection is the hold, until
 either side closes it; the manager does when the server has ended. Lines that come on it ask for a
 hold that is not used, because others need the place. {"do": "weigh", "share": {...}} on it is not
-answered. {"do": "remove", "database": name} and {"do": "used"} are answered {"databases": [...]}.
+answered. {"do": "remove", "database": name}, {"do": "replace", "database": name} (by what was made
+as its next) and {"do": "used"} are answered {"databases": [...]}.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Share(msgspec.Struct, frozen=True):
 class Wanted(msgspec.Struct):
     """A line that the manager takes."""
 
-    do: Literal["hold", "weigh", "remove", "used"]
+    do: Literal["hold", "weigh", "remove", "replace", "used"]
     database: str = ""
     share: Share | None = None
     make: bool = False

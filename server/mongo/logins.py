@@ -19,15 +19,17 @@ REFUSED = (13, 18)  # not authorized, authentication failed
 
 
 @asynccontextmanager
-async def admin(server: DocumentServer, seconds: float) -> AsyncIterator[AsyncMongoClient[Any]]:
-    """A client of the administrator's login; ApiError 503 when the server is away, or silent for
-    twice as long as may be waited for it."""
+async def admin(
+    server: DocumentServer, seconds: float, *, long: bool = False
+) -> AsyncIterator[AsyncMongoClient[Any]]:
+    """A client of the administrator's login; ApiError 503 when the server is away, or (unless what
+    is asked may take long) silent for twice as long as may be waited for it."""
     client: AsyncMongoClient[Any] = AsyncMongoClient(
         server.admin_url,
         appname="ichibase admin",
         serverSelectionTimeoutMS=round(seconds * 1000),
         connectTimeoutMS=5_000,
-        socketTimeoutMS=round(2 * seconds * 1000),
+        socketTimeoutMS=0 if long else round(2 * seconds * 1000),
     )
     try:
         async with client:

@@ -19,7 +19,7 @@ from ichicore.errors import ApiError
 from server.base.apart import Apart
 from server.mongo import address
 from server.mongo.address import DocumentServer
-from server.mongo.folders import Folders
+from server.mongo.folders import NEXT, Folders
 from server.mongo.lease import Lease, LeaseError, ask
 
 if TYPE_CHECKING:
@@ -69,22 +69,28 @@ class Documents:
 
     @asynccontextmanager
     async def admin(
-        self, kept: str, seconds: float = WAIT_SECONDS, *, make: bool = False, look: bool = False
+        self,
+        kept: str,
+        seconds: float = WAIT_SECONDS,
+        *,
+        make: bool = False,
+        look: bool = False,
+        long: bool = False,
     ) -> AsyncIterator[AsyncMongoClient[Any]]:
         """A client of the administrator's login at the server of the project whose row keeps this.
-        make: the server, where each project has its own. look: only to measure it. ApiError 503
-        when it is away."""
+        make: the server, where each project has its own. look: only to measure it. long: what is
+        asked may take any time. ApiError 503 when it is away."""
         from server.mongo import logins  # the driver costs a third of a second of a start
 
         if self.server.desk is None:
-            async with logins.admin(self.server, seconds) as client:
+            async with logins.admin(self.server, seconds, long=long) as client:
                 yield client
             return
         database = self.database(kept)
         lease = Lease(Path(self.server.desk), database, make=make, look=look)
         try:
             server = self.server.at(await _port(lease, seconds))
-            async with logins.admin(server, seconds) as client:
+            async with logins.admin(server, seconds, long=long) as client:
                 yield client
         finally:
             lease.close()
@@ -121,6 +127,29 @@ class Documents:
         async with self.admin(kept) as client:
             await logins.drop(client, kept)
 
+    @asynccontextmanager
+    async def beside(self, kept: str) -> AsyncIterator[Any]:
+        """An empty database that is to take the place of a project's, with its login, for a server
+        that has one for each project. ApiError 503, PyMongoError."""
+        from server.mongo import logins
+
+        where = _next(kept)
+        await self.remove(where)
+        async with self.admin(where, make=True, long=True) as client:
+            await logins.make(client, kept)
+            yield client[self.database(kept)]
+            await logins.journal(client, self.server)
+        self._marked(kept, where)
+
+    async def replace(self, kept: str) -> None:
+        """Puts it there, with all that is in it at once; done again, it does nothing."""
+        assert self.server.desk is not None
+        await _asked(Path(self.server.desk), do="replace", database=self.database(kept))
+
+    async def forget(self, kept: str) -> None:
+        """Removes it, where it is not to replace anything."""
+        await self.remove(_next(kept))
+
     async def measure(self, kept: list[str]) -> AsyncIterator[tuple[str, int]]:
         """Of those that may have changed since the last call: what is kept, and the bytes of the
         documents and their indexes. ApiError 503, PyMongoError."""
@@ -144,10 +173,13 @@ class Documents:
             await logins.make(client, kept)
             await logins.journal(client, self.server)
         if self.server.folder is not None:
-            mark = self._mark(kept)
-            partial = mark.with_name(f"{mark.name}.new")
-            partial.write_text(_digest(kept))
-            partial.replace(mark)
+            self._marked(kept, kept)
+
+    def _marked(self, kept: str, where: str) -> None:
+        mark = self._mark(where)
+        partial = mark.with_name(f"{mark.name}.new")
+        partial.write_text(_digest(kept))
+        partial.replace(mark)
 
     def _made(self, kept: str) -> bool:
         """Whether the embedded server is known to have this very login."""
@@ -172,6 +204,11 @@ def parts_of(kept: str) -> tuple[str, str, str]:
     """Login, password and database of an address."""
     parts = urlsplit(kept)
     return unquote(parts.username or ""), unquote(parts.password or ""), parts.path.lstrip("/")
+
+
+def _next(kept: str) -> str:
+    login, password, database = parts_of(kept)
+    return address.stored(login, password, NEXT + database)
 
 
 def _digest(kept: str) -> str:

@@ -35,11 +35,13 @@ class _Invalidated(Exception):
 
 
 class Place:
-    """How far has been told: all before `since`, and of that moment what is in `seen`."""
+    """How far has been told: all before `since`, and of that moment what is in `seen`.
+    collections: which ones these are, by name."""
 
     def __init__(self) -> None:
         self.since: Timestamp | None = None
         self.seen: set[bytes] = set()
+        self.collections: dict[str, bytes] = {}
 
     def begin(self, now: Timestamp | None) -> None:
         """What is after this moment is to be told."""
@@ -50,6 +52,13 @@ class Place:
         """There was nothing up to this moment, so that a long silence needs no long log."""
         if moment is not None and self.since is not None and moment > self.since:
             self.since, self.seen = moment, set()
+
+    def know(self, found: dict[str, bytes]) -> bool:
+        """Whether these are the collections of before; notes them. The log of others, such as those
+        that a restore has made, begins anew."""
+        same = all(found[name] == id for name, id in self.collections.items() if name in found)
+        self.collections |= found
+        return same
 
     def take(self, event: Any) -> bool:
         """Whether this event has not been told yet; notes that it is."""
@@ -156,6 +165,8 @@ class DocumentFeed:
             {"ns.coll": names, "operationType": {"$in": sorted(KINDS)}},
             {"to.coll": names, "operationType": "rename"},
         ]}  # fmt: skip
+        if not self.place.know(await self._collections(client)) and self.place.since is not None:
+            raise _Invalidated
         async with client.start_session() as session:
             cursor = await client.get_default_database().aggregate(
                 [{"$changeStream": options}, {"$match": wanted}],
@@ -179,8 +190,17 @@ class DocumentFeed:
                     if self.place.take(event):
                         self._count += 1
                         self._tell(event)
+                        if event["ns"]["coll"] not in self.place.collections:
+                            self.place.know(await self._collections(client))
                         while not self.process.has_room(self.project.id):
                             await asyncio.sleep(PAUSE)
+
+    async def _collections(self, client: AsyncMongoClient[Any]) -> dict[str, bytes]:
+        """The ids of those that are read, where the server gives them any."""
+        wanted = {"name": {"$in": sorted(self.names)}}
+        found = await client.get_default_database().list_collections(filter=wanted)
+        listed = [one async for one in found]
+        return {one["name"]: bytes(one["info"]["uuid"]) for one in listed if "uuid" in one["info"]}
 
     def _begin(self) -> None:
         self.live = True

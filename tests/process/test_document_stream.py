@@ -157,6 +157,35 @@ def test_a_collection_that_takes_the_place_of_another_is_a_gap(node, orders):
         client.close()
 
 
+def test_restored_documents_are_a_gap_and_no_changes(node, orders):
+    project = node.project()
+    orders.delete_many({})
+    client = Talker.connect("127.0.0.1", node.port, f"/realtime?token={project['anon_key']}")
+    try:
+        client.say(type="subscribe", ref="1", kind="mongo", collection="orders")
+        assert client.hear()["type"] == "subscribed"
+        orders.insert_many([{"_id": f"kept {n}", "owner": "anon"} for n in range(20)])
+        assert [client.hear()["event"] for _ in range(20)] == ["insert"] * 20
+        made = json.loads(node.cli("backups", "create", "default", "--json").stdout)["backup"]
+        orders.insert_one({"_id": "lost", "owner": "anon"})
+        assert client.hear()["event"] == "insert"
+        node.cli("backups", "restore", made, "--yes")
+        frame = client.hear(60)
+        assert (frame["type"], frame["code"]) == ("error", "feed_gap")
+        assert orders.count_documents({}) == 20
+        deadline = time.monotonic() + 60
+        for number in itertools.count():
+            orders.insert_one({"_id": f"after {number}", "owner": "anon"})
+            try:
+                frame = client.hear(0.3)
+                assert (frame["event"], frame["record"]["_id"][:5]) == ("insert", "after")
+                break
+            except TimeoutError:
+                assert time.monotonic() < deadline
+    finally:
+        client.close()
+
+
 def test_a_dropped_database_is_a_gap(node, orders):
     client = watching(node)
     try:

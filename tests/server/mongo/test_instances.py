@@ -17,6 +17,7 @@ from pymongo.errors import PyMongoError
 from server.base import processor
 from server.base.ports import free_port
 from server.mongo import embedded, instances, zygote
+from server.mongo.folders import Folders
 from server.mongo.instances import InstanceError, Instances
 from server.mongo.lease import Share
 from server.mongo.zygote import Zygote, ZygoteError
@@ -333,3 +334,52 @@ def test_one_that_ends_when_all_do_ends_in_order(loop, servers):
 
     loop(run())
     assert statuses == [0]
+
+
+def test_the_next_one_takes_its_place_with_all_that_is_in_it(loop, servers):
+    async def write(name, number):
+        async with holding(servers, name) as held, client(held) as root:
+            kept = root.ichi_d.get_collection("kept", write_concern=WriteConcern(w=1, j=True))
+            await kept.insert_one({"_id": number})
+
+    async def read():
+        async with holding(servers, "ichi_d") as held, client(held) as root:
+            return [one["_id"] async for one in root.ichi_d.kept.find()]
+
+    async def run():
+        await write("ichi_d", 1)
+        await servers.all.replace("ichi_d")  # there is no other
+        assert await read() == [1]
+        await write("next-ichi_d", 2)
+        async with holding(servers, "ichi_d") as held:  # whoever uses it is cut off
+            await servers.all.replace("ichi_d")
+            assert held.ended.is_set()
+        assert (await read(), servers.folders.there("next-ichi_d")) == ([2], False)
+        await write("next-ichi_e", 3)
+        await servers.all.replace("ichi_e")  # which had none
+        assert servers.folders.there("ichi_e")
+        for name in ("ichi_d", "ichi_e"):
+            await servers.all.remove(name)
+
+    loop(run())
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_a_place_that_was_being_taken_when_the_manager_was_killed_is_taken(tmp_path, renamed):
+    folders = Folders(tmp_path)
+    folders.tidy()
+    for name in ("ichi_a", "next-ichi_a"):
+        folders.of(name).mkdir()
+        (folders.of(name) / name).touch()
+    if renamed:
+        folders.of("ichi_a").rename(folders.projects / "ichi_a.before")
+    if renamed == 2:
+        folders.of("next-ichi_a").rename(folders.of("ichi_a"))
+    folders.tidy()
+    there = sorted(str(path.relative_to(tmp_path / "projects")) for path in
+                   (tmp_path / "projects").rglob("*"))  # fmt: skip
+    if renamed:
+        assert there == ["ichi_a", "ichi_a/next-ichi_a"]
+    else:  # that one had not begun: who makes it removes it
+        assert there == ["ichi_a", "ichi_a/ichi_a", "next-ichi_a", "next-ichi_a/next-ichi_a"]
+    assert list(folders.removed.iterdir()) == []

@@ -8,8 +8,6 @@ import http.client
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -26,11 +24,10 @@ from server.base.context import NodeConfig
 from server.control import sections
 from server.control.database import prepare
 from server.control.projects import Projects
-from server.mongo import embedded
 from server.mongo.address import FILE, DocumentServer, without_login, written
 from server.mongo.provision import Documents
 from tests.clusters import cluster_of
-from tests.ports import free_port
+from tests.documents import running_documents
 from tests.wire.conftest import Site
 
 ROOT = Path(__file__).parents[3]
@@ -48,26 +45,8 @@ def documents(tmp_path_factory):
             DocumentServer(kind="external", admin_url=given, address=without_login(given))
         )
         return
-    root = tmp_path_factory.mktemp("documents")
-    folder, password, desk = root / "mongo", root / "password", root / "documents.sock"
-    password.write_text("a password of the tests")
-    port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server.mongo.manager", str(folder), str(desk), str(port),
-         str(password)],
-        cwd=ROOT,
-    )  # fmt: skip
-    url = embedded.admin_url(port, "a password of the tests")
-    yield Documents(DocumentServer(
-        kind="embedded", admin_url=url, address=embedded.address(port), folder=str(folder),
-        desk=str(desk), port=port,
-    ))  # fmt: skip
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:  # it ends what it computes first
-        process.kill()
-        process.wait()
+    with running_documents(tmp_path_factory.mktemp("documents")) as made:
+        yield made
 
 
 class World:
