@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ichicore.errors import ApiError
 from server.backup import content, documents, files, functions, listing, sessions, tools
@@ -77,7 +77,10 @@ class Outcome(msgspec.Struct):
 
 
 class Target:
-    """A database to be filled, and the logins that own what is in it."""
+    """A database to be filled, and the logins that own what is in it. lent: password of the login
+    that fills it in the owner's name."""
+
+    lent = ""
 
     def __init__(self, cluster: Cluster, record: Record, database: str) -> None:
         self.cluster = cluster
@@ -86,6 +89,11 @@ class Target:
 
     def dsn(self, kind: str) -> str:
         """Of a login of the project: owner or system."""
+        if kind == "owner":
+            dsn = self.record.dsn(provision.LOADER, self.lent)
+            given = conninfo_to_dict(dsn).get("options") or ""
+            options = f"{given} -c role={self.record.role(kind)}".lstrip()
+            return make_conninfo(dsn, dbname=self.database, options=options)
         password = getattr(self.record, f"{kind}_password")
         return make_conninfo(self.record.dsn(kind, password), dbname=self.database)
 
@@ -141,6 +149,17 @@ async def build(target: Target) -> None:
 
 
 async def load(target: Target, file: Path, before: Content, progress: Progress) -> list[str]:
+    """Builds the database and fills it from the dump; gives what could not be made."""
+    record, cluster = target.record, target.cluster
+    await build(target)
+    target.lent = await provision.lend(cluster, record, target.database)
+    try:
+        return await _load(target, file, before, progress)
+    finally:
+        await provision.withdraw(cluster, record.role(provision.LOADER), target.database)
+
+
+async def _load(target: Target, file: Path, before: Content, progress: Progress) -> list[str]:
     """Fills a built database from the dump; gives what could not be made."""
     folder = file.parent
     every, own = [
@@ -260,7 +279,6 @@ async def into_project(
         refill = _refill(projects, record) if (folder / DOCUMENTS).exists() else None
         swapped = False
         try:
-            await build(target)
             warnings = await load(target, folder / DUMP, before, progress)
             outcome = await check(target, before, progress)
             outcome.warnings = warnings
@@ -414,6 +432,9 @@ async def clear(cluster: Cluster) -> None:
                 await run(
                     admin, sql.SQL("alter database {} with allow_connections true").format(target)
                 )
+        lent = "select rolname from pg_roles where rolname like 'ichi\\_%\\_loader'"
+        for (role,) in await fetch(admin, lent):
+            await provision.withdraw(cluster, role)
         roles = await fetch(
             admin, "select rolname from pg_roles where rolname like 'ichi\\_scratch\\_%'"
         )
@@ -446,7 +467,6 @@ async def verify(projects: Projects, reader: Reader, progress: Progress) -> Outc
             async with await connect(cluster.admin_dsn) as admin:
                 await provision.ensure_shared_roles(admin)
                 await provision.ensure_logins(admin, record)
-            await build(target)
             warnings = await load(target, folder / DUMP, before, progress)
             outcome = await check(target, before, progress)
             outcome.warnings = warnings

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from server.base.limits import PRO, Limits
+from server.control import secrets
 from server.control.database import (
     ITERATIONS,
     ONCE,
@@ -39,6 +40,8 @@ LOGINS = ("owner", "authenticator", "system", "feed")
 NEW, BEFORE = "_new", "_before"  # ends of the names of databases that a restore builds and replaces
 MOST_KB = 2**31 - 1  # that PostgreSQL takes for the size of temporary files, or of log
 PACED = "select 1 from pg_settings where name = 'ichibase.log_rate'"  # the embedded server
+LOADER = "loader"  # a login that lasts as long as a restore
+LOADER_CONNECTIONS = 3
 LOCK_TIMEOUT = "3s"  # for what the owner's transactions may hold
 
 
@@ -114,6 +117,46 @@ async def equip(dsn: str, record: Record, database: str) -> None:
         if (await fetch(connection, superuser))[0][0]:
             await run(connection, _template("watch.sql").format(**names))
             await run(connection, (HERE / "hide.sql").read_text())
+
+
+async def lend(cluster: Cluster, record: Record, database: str) -> str:
+    """A login that is the owner in all it does, to fill a database: the owner's own sessions may
+    have used up the connections that owners may have. Its password."""
+    role, password = record.role(LOADER), secrets.new_password()
+    owner, name = sql.Identifier(record.role("owner")), sql.Identifier(role)
+    async with await connect(cluster.admin_dsn) as admin:
+        attributes = f"noinherit connection limit {LOADER_CONNECTIONS}"
+        await ensure_login(admin, role, password, attributes, ONCE)
+        await allow_ownership(admin, role)
+        version = admin.info.server_version
+        options = sql.SQL("with inherit false, set true" if version >= 160000 else "")
+        await run(admin, sql.SQL("grant {} to {} {}").format(owner, name, options))
+        await allow_reserved(admin, role)
+        await run(
+            admin, sql.SQL("grant connect on database {} to {}").format(
+                sql.Identifier(database), name
+            ),
+        )  # fmt: skip
+    return password
+
+
+async def withdraw(cluster: Cluster, role: str, database: str | None = None) -> None:
+    """Ends that, given the login's name. What has been made in the database by code that gave up
+    being the owner becomes the owner's. May be repeated."""
+    name, owner = sql.Identifier(role), sql.Identifier(f"{role.removesuffix(LOADER)}owner")
+    async with await connect(cluster.admin_dsn) as admin:
+        if not await fetch(admin, "select 1 from pg_roles where rolname = $1", (role,)):
+            return
+        await run(admin, sql.SQL("alter role {} nologin").format(name))
+        await fetch(
+            admin, "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where usename = $1", (role,),
+        )  # fmt: skip
+        if database is not None:
+            await _run_in(
+                cluster, database, sql.SQL("reassign owned by {} to {}").format(name, owner)
+            )
+        await _drop_login(cluster, admin, role)
 
 
 async def settle(cluster: Cluster, record: Record, limits: Limits) -> None:
@@ -270,7 +313,7 @@ async def remove(cluster: Cluster, record: Record) -> None:
         await end_replication(admin, record.database)
         for end in ("", NEW, BEFORE):
             await drop_database(admin, record.database + end)
-        for kind in LOGINS:
+        for kind in (*LOGINS, LOADER):
             await _drop_login(cluster, admin, record.role(kind))
 
 

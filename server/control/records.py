@@ -103,7 +103,8 @@ class Record(msgspec.Struct, frozen=True):
     storage_accepted: tuple[AcceptedSecret, ...] = ()
 
     def role(self, kind: str) -> str:
-        """Login role of the project: kind is owner, authenticator, system or feed."""
+        """Login role of the project: kind is owner, authenticator, system or feed, or
+        loader while something is restored."""
         return f"{self.database}_{kind}"
 
     def dsn(self, kind: str, password: str, *, tcp: bool = False) -> str:

@@ -44,7 +44,7 @@ HBA = """# Written at every start. Logins need their password, replication is th
 local replication postgres scram-sha-256
 host  replication postgres 127.0.0.1/32 scram-sha-256
 local all all scram-sha-256
-host  all /^ichi_.*_(authenticator|system|feed)$ 127.0.0.1/32 reject
+host  all /^ichi_.*_(authenticator|system|feed|loader)$ 127.0.0.1/32 reject
 host  all all 127.0.0.1/32 scram-sha-256
 """
 

@@ -1,6 +1,7 @@
 """Backups and restores that are killed, find no room, or have lost their key."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import time
@@ -12,12 +13,17 @@ import pytest
 
 from server.backup import archive, restore
 from server.backup.jobs import Jobs, enqueue
+from server.base.context import NodeConfig
 from server.base.events import Events
 from server.control import provision
+from server.control.database import prepare
 from server.control.lifecycle import Lifecycle
 from server.maintenance import idle
+from tests.clusters import cluster_of
 from tests.killing import Killed
-from tests.server.tiers.shop import databases, run
+from tests.server.tiers.conftest import World
+from tests.server.tiers.shop import Shop, databases, roles, run
+from tests.servers import running_server
 
 
 def test_a_restore_is_not_ended_for_taking_long(shop, monkeypatch):
@@ -68,6 +74,79 @@ def test_a_restore_into_a_project_whose_owner_is_shut_out_says_so(shop, backup):
     assert run(shop.projects().find("shop")).state == "sleeping"
     run(life.step("shop", "wake", "test"))
     assert shop.facts() == facts
+
+
+def test_an_owner_whose_connections_are_used_up_gets_a_restore(shop, backup):
+    """By the owner's own sessions, which end when the database is replaced."""
+    facts, owner = shop.facts(), shop.record.role("owner")
+    with psycopg.connect(shop.world.cluster.admin_dsn, autocommit=True) as admin:
+        admin.execute(f'alter role "{owner}" connection limit 2')
+    try:
+        with shop.session() as one, shop.session():
+            with pytest.raises(psycopg.OperationalError, match="too many connections"):
+                shop.session()
+            one.execute("create table later (id int)")
+            made = shop.backup()
+            for job, what in (("verify", made), ("restore", backup)):
+                state, result, error = shop.job(job, backup=what)
+                assert (state, error, result["warnings"]) == ("done", None, [])
+    finally:
+        record = run(shop.projects().find("shop"))
+        limits = shop.projects().limits(record)
+        run(provision.settle(shop.world.cluster, record, limits))
+    assert shop.facts() == facts
+    assert not [role for role in roles(shop) if role.endswith("_loader")]
+
+
+def test_connections_that_owners_share_may_be_used_up_while_a_restore_runs(tmp_path):
+    """By those of another project."""
+    options = {"max_connections": "30", "reserved_connections": "20"}
+    with running_server(**options) as server, contextlib.ExitStack() as used:
+        cluster = cluster_of(server, "control_full")
+        dsn = run(prepare(cluster, "control password"))
+        world = World(cluster, dsn, NodeConfig(data_dir=tmp_path, control_dsn=dsn))
+        full, other = Shop(world, "full"), Shop(world, "other")
+        facts, backup = full.facts(), full.backup()
+        full_up = "remaining connection slots"
+        with contextlib.suppress(psycopg.OperationalError):
+            while True:
+                used.enter_context(other.session())
+        with pytest.raises(psycopg.OperationalError, match=full_up):
+            full.session()
+        for job in ("verify", "restore"):
+            state, result, error = full.job(job, backup=backup)
+            assert (state, error, result["warnings"]) == ("done", None, [])
+        used.close()
+        assert full.facts() == facts
+
+
+def test_what_code_of_the_owner_makes_without_being_the_owner_is_the_owners(shop):
+    """Code that runs in a restore can give up the owner's role, and gains nothing by that."""
+    with shop.session() as owner:
+        owner.execute("""
+            create table gained (n int);
+            insert into gained values (1);
+            create function gain(n int) returns bool language plpgsql as $$
+            begin
+              begin
+                set role none;
+                perform lo_from_bytea(0, 'of nobody');
+                create temporary table kept_by_nobody ();
+              exception when others then null; end;
+              reset role;
+              return true;
+            end $$;
+            alter table gained add check (public.gain(n));
+        """)
+    made, before = shop.backup(), roles(shop)
+    state, result, error = shop.job("restore", backup=made)
+    assert (state, error, result["warnings"]) == ("done", None, [])
+    assert roles(shop) == before
+    with shop.session() as owner:
+        owners = "select distinct lomowner::regrole::text from pg_largeobject_metadata"
+        assert owner.execute(owners).fetchall() == [(shop.record.role("owner"),)]
+        owner.execute("drop table gained; drop function gain")
+        owner.execute("select lo_unlink(oid) from pg_largeobject_metadata where oid <> 4711")
 
 
 @pytest.mark.parametrize(
