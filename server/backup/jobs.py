@@ -355,7 +355,8 @@ class Jobs:
             )  # fmt: skip
         except BaseException:
             if made:
-                await self.projects.delete(into, actor="node")
+                with contextlib.suppress(ApiError, psycopg.Error):  # else the maintenance ends it
+                    await self.projects.delete(into, actor="node")
             raise
         async with self.projects.control() as control:
             detail = {"backup": args["backup"], "rows": outcome.rows}

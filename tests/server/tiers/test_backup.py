@@ -402,7 +402,8 @@ def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path
                         ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"),
                         ("AWS_REGION", "x")):  # fmt: skip
         monkeypatch.setenv(name, value)
-    made.config = msgspec.structs.replace(made.config, storage_url="s3://nowhere/files")
+    good = made.config
+    made.config = msgspec.structs.replace(good, storage_url="s3://nowhere/files")
     with made.session() as owner:
         owner.execute("create table later (id int)")
     for job in ("verify", "restore"):
@@ -416,5 +417,6 @@ def test_files_stay_where_they_are_and_go_along_to_a_new_project(world, tmp_path
     assert (state, error.startswith("the files cannot be")) == ("failed", True)
     with pytest.raises(ApiError):
         run(made.projects().find("filed-three"))
+    made.config = good
     for slug in ("filed", "filed-two"):
         run(made.projects().delete(slug))
