@@ -120,7 +120,9 @@ class Documents:
             raise away()
         self.wake()
         if self.server.desk is not None:
-            await _asked(Path(self.server.desk), do="remove", database=self.database(kept))
+            database = self.database(kept)
+            for name in (NEXT + database, database):  # what was to take its place as well
+                await _asked(Path(self.server.desk), do="remove", database=name)
             return
         from server.mongo import logins
 
