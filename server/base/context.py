@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from server.base.functions import Functions
     from server.postgres.pool import Pool
 
+MAX_ENGINES = 64  # of tables in one worker; each has a connection of its own that listens
+
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of one node. public_url, cdn_url: no trailing slash. base_domain: host suffix of

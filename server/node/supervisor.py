@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 
 from ichicore.errors import ApiError
-from server.base.context import NodeConfig
+from server.base.context import MAX_ENGINES, NodeConfig
 from server.base.ports import PortTakenError
 from server.control import upgrades
 from server.control.database import LOCAL_CLUSTER, Cluster, external_cluster, prepare
@@ -29,11 +29,30 @@ from server.node.gateway_main import NODE_FILE, Listener, written
 from server.node.ports import becomes_free, check_port, kept_port
 from server.node.settings import NodeSettings, tiers
 
-# Connections of the embedded database beside those of the workers' pools: the node's own, which are
-# kept for it, and those that the projects' owners share.
+# Connections of the embedded database: the node's own beside those of the workers' pools and of
+# their engines, and those that the projects' owners may have together however busy the node is.
 SPARE_CONNECTIONS = 50
 OWNERS_CONNECTIONS = 100
+LOCKS = 128  # of each connection that is likely to be in use; the table is of all together
+LEAST_LOCKS = 32
 DATABASE_TRIES = 5  # starts of the embedded database that may fail before the node gives up
+
+
+def connections(workers: int, pooled: int) -> dict[str, str]:
+    """PostgreSQL's settings. pooled: connections of one worker's pools.
+
+    An owner is let in while more connections are free than are reserved, whoever has the others. So
+    that the node gets all of its own although owners have taken what they can, that many are
+    reserved; and so that owners get theirs although the node has all of its own, it is twice as
+    many."""
+    likely = workers * pooled + SPARE_CONNECTIONS + OWNERS_CONNECTIONS
+    own = workers * (pooled + MAX_ENGINES) + SPARE_CONNECTIONS
+    most = 2 * own + OWNERS_CONNECTIONS
+    return {
+        "max_connections": str(most),
+        "reserved_connections": str(own),
+        "max_locks_per_transaction": str(max(LEAST_LOCKS, LOCKS * likely // most)),
+    }
 
 
 class Stop(BaseException):
@@ -109,11 +128,7 @@ class Node:
         if settings.database_url:
             return external_cluster(settings.database_url)
         folder = settings.data_dir / "postgres"
-        kept = max(100, settings.workers * settings.max_connections + SPARE_CONNECTIONS)
-        options = {
-            "max_connections": str(kept + OWNERS_CONNECTIONS),
-            "reserved_connections": str(kept),
-        }
+        options = connections(settings.workers, settings.max_connections)
         self.postgres = EmbeddedPostgres(folder, settings.postgres_port, options=options)
         self.postgres.clear_old_server()
         port = self.postgres.port = settings.postgres_port or kept_port(self.data, "postgres")

@@ -19,7 +19,7 @@ import msgspec
 from ichicore.errors import ApiError
 from ichicore.pg.errors import PgError
 from server.base import processor
-from server.base.context import WorkerContext
+from server.base.context import MAX_ENGINES, WorkerContext
 from server.base.http import Request, Response
 from server.base.listen import Listener
 from server.base.project import Project, over_quota
@@ -37,7 +37,6 @@ SWEEP_SECONDS = 30.0
 CATALOG_SECONDS = 60.0  # that a statement about the schema may take, whatever others may
 BODIES = frozenset({"POST", "PATCH", "PUT"})
 MOST_PAUSE = 10.0  # seconds between two readings of a catalog
-MAX_ENGINES = 64  # of one worker; each has a connection of its own that listens
 # What a request is told that the catalog has nothing for; it may be older than the database.
 UNKNOWN = (b'"PGRST200"', b'"PGRST202"', b'"PGRST204"', b'"PGRST205"')
 

@@ -1,4 +1,4 @@
-"""Where the embedded PostgreSQL finds what it loads."""
+"""Where the embedded PostgreSQL finds what it loads, and how many it lets in."""
 
 import os
 import pwd
@@ -6,8 +6,10 @@ import stat
 
 import pytest
 
+from server.base.context import MAX_ENGINES
 from server.node import embedded_pg
 from server.node.embedded_pg import EmbeddedPostgres
+from server.node.supervisor import OWNERS_CONNECTIONS, SPARE_CONNECTIONS, connections
 
 
 def test_the_module_is_built_where_the_headers_are():
@@ -33,3 +35,13 @@ def test_a_module_that_the_account_cannot_read_is_brought_to_it(tmp_path, monkey
     assert copy.read_bytes() == b"two"
     monkeypatch.setattr(embedded_pg, "pace", lambda: None)
     assert server._module(nobody) is None
+
+
+@pytest.mark.parametrize(("workers", "pooled"), [(1, 1), (1, 60), (8, 60), (64, 200)])
+def test_neither_the_node_nor_the_owners_are_kept_out_by_the_other(workers, pooled):
+    options = {name: int(value) for name, value in connections(workers, pooled).items()}
+    node = workers * (pooled + MAX_ENGINES) + SPARE_CONNECTIONS
+    most, reserved = options["max_connections"], options["reserved_connections"]
+    assert most - node - OWNERS_CONNECTIONS >= reserved  # an owner still comes in
+    assert reserved >= node  # what owners leave, when they have come first
+    assert options["max_locks_per_transaction"] * most >= 20_000
