@@ -44,4 +44,4 @@ def test_neither_the_node_nor_the_owners_are_kept_out_by_the_other(workers, pool
     most, reserved = options["max_connections"], options["reserved_connections"]
     assert most - node - OWNERS_CONNECTIONS >= reserved  # an owner still comes in
     assert reserved >= node  # what owners leave, when they have come first
-    assert options["max_locks_per_transaction"] * most >= 20_000
+    assert options["max_locks_per_transaction"] * most >= 15_000
