@@ -262,6 +262,7 @@ class Application:
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self.worker = self.make()
+        garbage.Sweeper(self.worker.directory)
         self.public = self.worker.open_public().handle
         await self.worker.start()
         self.handle = self.worker.edge.handle

@@ -69,6 +69,7 @@ async def serve(config: NodeConfig, host: str, port: int) -> None:
     process.nodes = Nodes(process, node, config.control_dsn, events)
     process.wake_project = directory.wake
     process.look_for = directory.look
+    garbage.Sweeper(directory)
     bus.subscribe(TOKEN_REVOKED, process.revoked)
     metrics = Metrics()
     metrics.gauges += [process.gauges, feeds.gauges, process.nodes.gauges]
