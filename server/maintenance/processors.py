@@ -86,7 +86,6 @@ class Processors:
         self._some = processor.most(self._all)
         self._can_return = processor.can_return()
         self._behind = False  # whether sessions that compute may come behind all others
-        self._functions_behind = False
         self._writer = WRITER if self._some == self._all else WRITER_APART
         self._placed: set[int] = set()  # processes that are held to some processors
         self._functions: list[int] = []  # processes that start functions, while it is crowded
@@ -264,17 +263,15 @@ class Processors:
             for parent in self._functions for process in named(parent, (FUNCTION,))
             if lowered(process)
         }  # fmt: skip
-        spent = {process: (ran - before.get(process, ran)) / 1e9
-                 for process, ran in self._lowered.items()}  # fmt: skip
-        self._busy_functions = {process for process, ran in spent.items() if ran > MUCH * seconds}
-        self._functions_behind = self._can_return and sum(spent.values()) > ENOUGH * seconds
+        self._busy_functions = {
+            process for process, ran in self._lowered.items()
+            if ran - before.get(process, ran) > MUCH * seconds * 1e9
+        }  # fmt: skip
 
     def _turn_of_function(self, process: int) -> processor.Turn:
         if not self.crowded:
             return processor.YIELDING
-        if process not in self._busy_functions:
-            return processor.SECOND
-        return processor.BEHIND if self._functions_behind else processor.LAST
+        return processor.LAST if process in self._busy_functions else processor.SECOND
 
     def _change(
         self, change: Callable[..., None], process: int, *how: Any, tell: bool = True
