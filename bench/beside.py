@@ -210,11 +210,18 @@ def run(
             print(table({group: found[group]}), file=sys.stderr, flush=True)
     finally:
         admin.stop()
-    worst = max(
+    worst, worst_of = _worst(found, "")
+    whole, whole_of = _worst(found, "_all")
+    return {"loads": found, "worst": worst, "worst_of": worst_of, "worst_project": whole,
+            "worst_project_of": whole_of, "target_ratio": TARGET}  # fmt: skip
+
+
+def _worst(found: dict[str, Any], end: str) -> tuple[float, str]:
+    """Of those whose names end so: of `_all`, of whole projects."""
+    return max((
         (one["ratio"], f"{group} {name}")
-        for group, pairs_ in found.items() for name, one in pairs_.items()
-    )  # fmt: skip
-    return {"loads": found, "worst": worst[0], "worst_of": worst[1], "target_ratio": TARGET}
+        for group, pairs in found.items() for name, one in pairs.items() if name.endswith(end)
+    ), default=(0.0, ""))  # fmt: skip
 
 
 def _with_sums(taken: dict[str, Taken], tiers_wanted: tuple[str, ...]) -> dict[str, Taken]:
