@@ -27,7 +27,7 @@ from server.base.events import Events, Failed, Noted
 from server.base.metrics import Labels, Metrics
 from server.control.database import fetch
 from server.control.lifecycle import owe
-from server.control.projects import Projects, audit
+from server.control.projects import Busy, Projects, audit
 from server.control.records import Record
 
 TOLD_SECONDS = 0.3  # between writings of a job's progress
@@ -450,6 +450,8 @@ def failure(error: BaseException) -> tuple[str, str]:
     if isinstance(error, asyncio.CancelledError):
         return "interrupted", "interrupted"
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, Busy):
+        return "project_busy", text
     if isinstance(error, psycopg.Error):
         return "database_failed", text
     if isinstance(error, OSError) and error.errno in FULL:

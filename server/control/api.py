@@ -57,7 +57,8 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True):
 class ShownProject(msgspec.Struct):
     """A project with its secrets. database_url: the owner's login. jwt_secret: None unless the
     tokens are signed with a shared secret. state: active, read-only, sleeping, suspended or
-    deleting. reason: why it is suspended. delete_at: when a deleted one is removed for good.
+    deleting. reason: why it is suspended, or was before it was deleted. delete_at: when a deleted
+    one is removed for good.
     limits: numbers that replace its tier's."""
 
     name: str

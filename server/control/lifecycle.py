@@ -20,7 +20,7 @@ from server.base.apart import Apart
 from server.base.limits import LimitsError
 from server.control import owners, records
 from server.control.database import fetch
-from server.control.projects import SLUG, Projects, audit, away, unknown
+from server.control.projects import SLUG, Busy, Projects, audit, away, unknown
 from server.control.projects import owe as owe
 from server.control.records import Record
 
@@ -33,7 +33,7 @@ STEPS = {
     "sleep": (("active",), "sleeping"),
     "wake": (("sleeping",), "active"),
     "delete": (("active", "sleeping", "suspended"), "deleting"),
-    "undelete": (("deleting",), "active"),
+    "undelete": (("deleting",), "active"),  # or suspended, if it was when it was deleted
 }
 # Projects that are suspended ($2) or resumed with their owner. Those that were suspended before are
 # told from them by the reason.
@@ -62,33 +62,39 @@ class Lifecycle:
             async with control.transaction():
                 found = await fetch(
                     control,
-                    """select p.id, p.state, p.tier, p.limits, o.name from projects p
-                    join owners o on o.id = p.owner_id where p.slug = $1
+                    """select p.id, p.state, p.tier, p.limits, o.name, p.reason, p.was_suspended
+                    from projects p join owners o on o.id = p.owner_id where p.slug = $1
                     and p.state not in ('creating', 'removing') for update of p""",
                     (slug,),
                 )
                 if not found:
                     raise unknown(slug)
-                project_id, state, tier, own, owner = found[0]
+                project_id, state, tier, own, owner, why, was_suspended = found[0]
+                if action == "undelete" and was_suspended and why != "owner":
+                    after = "suspended"  # with its owner it was for as long as that one was
                 if state != after:
                     if state not in before:
                         raise wrong_state(slug, state, action)
                     if action == "undelete":
                         granted = limits.of(self.projects.config.tiers, tier, own)
-                        await owners.reserve(control, owner, tier, granted.projects)
+                        await owners.reserve(control, owner, tier, granted.projects, actor)
                     elif action == "resume" and await owners.suspended(control, owner):
                         raise ApiError(409, "owner_suspended", f'The owner "{owner}" is suspended.')
+                    was_suspended = {"delete": state, "undelete": after}.get(action) == "suspended"
+                    why = reason if action == "suspend" else why if was_suspended else None
                     await control.execute(
                         """update projects set state = $2, reason = $3, state_at = now(),
-                          delete_at = case when $2 = 'deleting'
+                          was_suspended = $5, delete_at = case when $2 = 'deleting'
                             then now() + $4 * interval '1 day' end
                         where id = $1""",
-                        (project_id, after, reason if action == "suspend" else None, keep_days),
+                        (project_id, after, why, keep_days, was_suspended),
                     )
                     detail = {"reason": reason} if reason else {}
+                    if action == "undelete":
+                        detail["state"] = after
                     await audit(control, actor, f"project.{action}", slug, detail)
                     await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return await self.projects.find(slug, deleted=True)
 
     async def read_only(self, project_id: str, on: bool, detail: dict[str, Any]) -> bool:
@@ -105,7 +111,7 @@ class Lifecycle:
                     action = "project.read_only" if on else "project.writable"
                     await audit(control, "node", action, found[0][0], detail)
                     await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return bool(found)
 
     async def change(self, slug: str, wanted: dict[str, Any], actor: str) -> Record:
@@ -138,7 +144,7 @@ class Lifecycle:
                 owners.check_name(new_owner)
                 owners.check_flavor(flavor, new_tier, granted.flavors)
                 if (new_tier, new_owner) != (tier, owner):
-                    await owners.reserve(control, new_owner, new_tier, granted.projects)
+                    await owners.reserve(control, new_owner, new_tier, granted.projects, actor)
                 await control.execute(
                     """update projects set tier = $2, limits = $3::jsonb,
                     owner_id = (select id from owners where name = $4) where id = $1""",
@@ -147,7 +153,7 @@ class Lifecycle:
                 changes = {k: v for k, v in wanted.items() if k in ("tier", "limits", "owner")}
                 await audit(control, actor, "project.change", slug, {**changes, "from": tier})
                 await owe(control, project_id)
-            await self.projects.settle(control, project_id)
+            await self.projects.follow(control, project_id)
         return await self.projects.find(slug)
 
     async def owner_suspended(self, name: str, on: bool, actor: str) -> None:
@@ -193,7 +199,7 @@ class Lifecycle:
             apart = Apart()
             for project_id, _ in found:
                 with apart:
-                    await self.projects.settle(control, project_id)
+                    await self.projects.follow(control, project_id)
             apart.end()
 
     async def purge(self) -> list[str]:
@@ -211,6 +217,8 @@ class Lifecycle:
                 except ApiError as error:
                     if error.code not in CHANGED:
                         raise
+                except Busy:
+                    continue  # `recover` goes on with it
                 else:
                     removed.append(slug)
         apart.end()

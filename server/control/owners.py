@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ichicore.errors import ApiError
+from server.control.auditing import audit
 from server.control.database import Connection, fetch
 
 LOCAL_OWNER = "local"  # of the node's own projects
@@ -75,44 +76,62 @@ async def find(control: Connection, name: str) -> Owner:
     return Owner(*rows[0])
 
 
-async def put(control: Connection, name: str, values: dict[str, Any]) -> Owner:
+async def put(control: Connection, name: str, values: dict[str, Any], actor: str) -> Owner:
     """Make an owner, or change the given members: email, bound."""
     check_name(name)
-    await fetch(
-        control,
-        """insert into owners as o (name, email, projects) values ($1, $2, $3)
-        on conflict (name) do update set changed_at = now(),
-          email = case when $4 then excluded.email else o.email end,
-          projects = case when $5 then excluded.projects else o.projects end""",
-        (name, values.get("email"), values.get("bound"), "email" in values, "bound" in values),
-    )
+    async with control.transaction():
+        found = await _locked(control, name, actor)
+        before = {"email": found[1], "bound": found[2]}
+        changed = {
+            key: values[key] for key in before if values.get(key, before[key]) != before[key]
+        }
+        if changed:
+            after = {**before, **changed}
+            await control.execute(
+                "update owners set email = $2, projects = $3, changed_at = now() where id = $1",
+                (found[0], after["email"], after["bound"]),
+            )
+            detail = {"owner": name, **changed, "from": {key: before[key] for key in changed}}
+            await audit(control, actor, "owner.change", None, detail)
     return await find(control, name)
 
 
-async def remove(control: Connection, name: str) -> None:
+async def _locked(control: Connection, name: str, actor: str) -> tuple[Any, ...]:
+    """(id, email, bound, suspended) of an owner, which is made unless it is there. Its row stays
+    locked until the end of the transaction."""
+    rows = await fetch(
+        control,
+        """insert into owners as o (name) values ($1)
+        on conflict (name) do update set name = o.name
+        returning id, email, projects, suspended, xmax = 0  -- which is so of a row that is new""",
+        (name,),
+    )
+    *found, made = rows[0]
+    if made:
+        await audit(control, actor, "owner.create", None, {"owner": name})
+    return tuple(found)
+
+
+async def remove(control: Connection, name: str, actor: str) -> None:
     """409 while projects belong to the owner, deleted ones that are still kept included."""
     if not NAME.fullmatch(name):
         raise unknown(name)
-    rows = await fetch(
-        control,
-        """delete from owners o where name = $1
-        and not exists (select from projects p where p.owner_id = o.id) returning 1""",
-        (name,),
-    )
-    if not rows:
-        await find(control, name)
-        raise ApiError(409, "owner_has_projects", f'Projects belong to the owner "{name}".')
+    async with control.transaction():
+        # First: nobody makes a project of the owner's while its row is locked.
+        rows = await fetch(control, "select id from owners where name = $1 for update", (name,))
+        if not rows:
+            raise unknown(name)
+        if await fetch(control, "select 1 from projects where owner_id = $1 limit 1", rows[0]):
+            raise ApiError(409, "owner_has_projects", f'Projects belong to the owner "{name}".')
+        await control.execute("delete from owners where id = $1", rows[0])
+        await audit(control, actor, "owner.delete", None, {"owner": name})
 
 
-async def reserve(control: Connection, name: str, tier: str, bound: int) -> None:
+async def reserve(control: Connection, name: str, tier: str, bound: int, actor: str) -> None:
     """See that the owner exists and may have one more project of the tier; in the transaction
     that makes the project. The row stays locked until then, so that two creations at once count
     each other. Projects of the node's own are not counted."""
-    await control.execute("insert into owners (name) values ($1) on conflict do nothing", (name,))
-    rows = await fetch(
-        control, "select id, suspended, projects from owners where name = $1 for update", (name,)
-    )
-    owner_id, suspended, own = rows[0]
+    owner_id, _, own, suspended = await _locked(control, name, actor)
     if suspended:
         raise ApiError(403, "owner_suspended", f'The owner "{name}" is suspended.')
     if name == LOCAL_OWNER:

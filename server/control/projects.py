@@ -10,6 +10,7 @@ server/control/lifecycle.py.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +25,8 @@ from server.base.limits import TIERS, Limits
 from server.base.limits import of as limits_of
 from server.base.migrations import apply_async
 from server.base.project import Flavor, Project
-from server.control import owners, provision, records, secrets
+from server.control import files, owners, provision, records, secrets
+from server.control.auditing import audit as audit
 from server.control.database import Cluster, Connection, connect, fetch, run
 from server.control.owners import LOCAL_OWNER
 from server.control.records import Record
@@ -71,10 +73,19 @@ class Projects:
     ) -> None:
         self.documents = documents
         self.dsn = dsn
+        self.patience: float | None = None
         self.clusters = clusters
         self.config = config
         self.on_create: list[Hook] = []
         self.on_delete: list[Hook] = []
+
+    def hurried(self, seconds: float) -> Projects:
+        """The same for somebody who waits no longer than this for a lock on one of them: Busy, or
+        psycopg.errors.LockNotAvailable. What a change still owes the cluster is then left to
+        `recover`."""
+        made = copy.copy(self)
+        made.patience = seconds
+        return made
 
     @asynccontextmanager
     async def control(self) -> AsyncIterator[Connection]:
@@ -84,6 +95,8 @@ class Projects:
         except psycopg.OperationalError:
             raise away() from None
         async with connection:
+            if self.patience is not None:
+                await run(connection, f"set lock_timeout = '{self.patience * 1000:.0f}ms'")
             yield connection
 
     async def all(self, *, deleted: bool = False) -> list[Record]:
@@ -274,7 +287,7 @@ class Projects:
         values = (project_id, slug, owner, cluster_id, flavor, tier, f"ichi_{project_id}")
         mongo = new_address(project_id, secrets.new_password()) if flavor != "postgres" else None
         async with control.transaction():
-            await owners.reserve(control, owner, tier, self.config.tiers[tier].projects)
+            await owners.reserve(control, owner, tier, self.config.tiers[tier].projects, actor)
             await control.execute(
                 """insert into projects (id, slug, owner_id, cluster_id, flavor, tier, state,
                   database, owner_password, authenticator_password, system_password,
@@ -304,6 +317,15 @@ class Projects:
                 "node does not reach.",
             )
         return cluster
+
+    async def follow(self, control: Connection, project_id: str) -> None:
+        """`settle`, which who is in a hurry leaves to `recover` while somebody else works on the
+        project."""
+        try:
+            await self.settle(control, project_id)
+        except psycopg.errors.LockNotAvailable:
+            if self.patience is None:
+                raise
 
     async def settle(self, control: Connection, project_id: str) -> None:
         """Do to the cluster what the last change of the project's state or limits asks for."""
@@ -356,6 +378,7 @@ class Projects:
         elif record.state == "removing":
             for hook in self.on_delete:
                 await hook(project)
+            await files.drop(self.config, project_id)
             if self.documents is not None:
                 await self.documents.remove(record.mongo_url)
             await provision.remove(cluster, record)
@@ -388,11 +411,18 @@ async def migrate(project: Project) -> None:
     await apply_async(project.system_dsn, *schemas)
 
 
+class Busy(psycopg.errors.LockNotAvailable):
+    """Somebody else works on a project, for longer than one waits."""
+
+
 @asynccontextmanager
 async def locked(control: Connection, project_id: str) -> AsyncIterator[None]:
-    """A session lock: the server lets go of it when this process dies."""
+    """A session lock: the server lets go of it when this process dies. Busy."""
     key = f"ichibase project {project_id}"
-    await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
+    try:
+        await fetch(control, "select pg_advisory_lock(hashtextextended($1, 0))", (key,))
+    except psycopg.errors.LockNotAvailable:
+        raise Busy("somebody else is at work on the project") from None
     try:
         yield
     finally:
@@ -407,21 +437,6 @@ def _said(error: Exception) -> str:
         return "somebody else has a lock that it needs"
     known = isinstance(error, psycopg.Error | ApiError)
     return text if known else f"{type(error).__name__}: {text}"
-
-
-async def audit(
-    control: Connection,
-    actor: str,
-    action: str,
-    project: str | None,
-    detail: dict[str, Any] | None = None,
-) -> None:
-    """Note who did what; kept in the control database."""
-    text = msgspec.json.encode(detail or {}).decode()
-    await control.execute(
-        "insert into audit (actor, action, project, detail) values ($1, $2, $3, $4::jsonb)",
-        (actor, action, project, text),
-    )
 
 
 async def owe(control: Connection, project_id: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ichicore.errors import ApiError
 from server.base.limits import Limits
-from server.control import owners, records, upgrades, usage
+from server.control import auditing, owners, records, upgrades, usage
+from server.control.auditing import Noted
 from server.control.lifecycle import STEPS
 from server.control.owners import Owner
 from server.control.routes import AdminRequest, AdminResponse, Router
@@ -39,15 +40,6 @@ class PutOwner(msgspec.Struct, forbid_unknown_fields=True):
     email: str | msgspec.UnsetType | None = msgspec.UNSET
     bound: int | msgspec.UnsetType | None = msgspec.UNSET
     suspended: bool | msgspec.UnsetType = msgspec.UNSET
-
-
-class Noted(msgspec.Struct):
-    """One entry of the audit."""
-
-    at: str
-    actor: str
-    action: str
-    detail: dict[str, Any]
 
 
 class Done(msgspec.Struct):
@@ -105,8 +97,7 @@ class Tenancy:
     async def audit(self, request: AdminRequest) -> AdminResponse:
         async with self.projects.control() as control:
             record = await self.projects.find(request.params["project"], deleted=True)
-            rows = await usage.audit_of(control, record.slug)
-        return AdminResponse(value=[Noted(*row) for row in rows])
+            return AdminResponse(value=await auditing.of_project(control, record.slug))
 
     async def tiers(self, request: AdminRequest) -> AdminResponse:
         return AdminResponse(value=self.projects.config.tiers)
@@ -134,15 +125,23 @@ class Tenancy:
         if email is not None and not (email.isprintable() and len(email) <= 320):
             raise ApiError(400, "invalid_body", "email is not an address.")
         async with self.projects.control() as control:
-            await owners.put(control, name, given)
+            await owners.put(control, name, given, "admin")
         if suspended is not None:
             await self.api.lifecycle.owner_suspended(name, suspended, "admin")
         return await self.owner(request)
 
     async def delete_owner(self, request: AdminRequest) -> AdminResponse:
         async with self.projects.control() as control:
-            await owners.remove(control, request.params["owner"])
+            await owners.remove(control, request.params["owner"], "admin")
         return AdminResponse(value=Done(True))
+
+    async def owner_audit(self, request: AdminRequest) -> AdminResponse:
+        name = request.params["owner"]
+        async with self.projects.control() as control:
+            found = await auditing.of_owner(control, name) if owners.NAME.fullmatch(name) else []
+            if not found:
+                await owners.find(control, name)
+        return AdminResponse(value=found)
 
 
 def register(router: Router, api: AdminApi) -> None:
@@ -170,3 +169,5 @@ def register(router: Router, api: AdminApi) -> None:
                body=PutOwner, result=Owner)  # fmt: skip
     router.add("DELETE", OWNER, tenancy.delete_owner, "Delete an owner without projects",
                result=Done)  # fmt: skip
+    router.add("GET", f"{OWNER}/audit", tenancy.owner_audit,
+               "What was done to an owner, newest first", result=list[Noted])  # fmt: skip

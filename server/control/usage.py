@@ -82,14 +82,3 @@ async def report(control: Connection, record: Record, limits: Limits, metrics: P
         last_active=(await fetch(control, ACTIVE, (record.id,)))[0][0],
         live={**dict.fromkeys(KINDS, 0), **live(metrics, record.slug)},
     )
-
-
-async def audit_of(control: Connection, slug: str) -> list[tuple[str, str, str, dict[str, object]]]:
-    """The newest 500 entries of the audit."""
-    rows = await fetch(
-        control,
-        """select at::text, actor, action, detail from audit where project = $1
-        order by id desc limit 500""",
-        (slug,),
-    )
-    return [(at, actor, action, detail) for at, actor, action, detail in rows]

@@ -44,7 +44,7 @@ async def look(projects: Projects, events: Events, record: Record, disk: Quota) 
                     ))  # fmt: skip
         if not over and not is_open:
             await owe(control, record.id)
-            await projects.settle(control, record.id)
+            await projects.follow(control, record.id)
 
 
 async def _close(

@@ -44,6 +44,8 @@ from server.node.gateway_main import read_listener
 METRICS_SECONDS = 5.0
 WEIGHT = 25  # of the processors, while others want them too
 HOUR = 3600.0
+# Seconds to wait for who works on a project: the others are waiting too.
+PATIENCE, RESTORE_PATIENCE = 3.0, 60.0
 OLD = (
     "delete from usage where day > '-infinity' and day < (now() at time zone 'utc')::date - 400",
     "delete from usage_writers where at < now() - interval '1 day'",
@@ -57,14 +59,15 @@ class Maintenance:
 
     def __init__(self, config: NodeConfig, projects: Projects, events: Events) -> None:
         self.config = config
-        self.projects = projects
+        restoring = projects.hurried(RESTORE_PATIENCE)
+        self.projects = projects = projects.hurried(PATIENCE)
         self.events = events
         self.metrics = Metrics()
         self.usage = Usage(config.control_dsn, events)
         self.quotas = Quotas(projects, self.usage, events)
         self.shared = Shared(projects, events)
         self.seed = Seed(projects, events)
-        self.jobs = Jobs(projects, events, self.metrics)
+        self.jobs = Jobs(restoring, events, self.metrics)
         tick = config.maintenance_seconds
         tasks = [
             Task("changes of state", 2 * tick, self.recover),

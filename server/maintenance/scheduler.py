@@ -21,6 +21,7 @@ class Task:
         self.every = every
         self.run = run
         self.due = 0.0
+        self.lost = ""  # what it said of a database the last time
 
 
 class Scheduler:
@@ -43,12 +44,15 @@ class Scheduler:
             await asyncio.sleep(max(pause, 0.05))
 
     async def once(self, task: Task) -> None:
-        """One run of a task; what it raises is told."""
+        """One run of a task; what it raises is told, the same of a database once."""
+        before, task.lost = task.lost, ""
         try:
             await task.run()
         except psycopg.OperationalError as error:
             self.metrics.count("ichibase_maintenance_failures_total", (("task", task.name),))
-            self.events.emit(Lost(f"a database (maintenance, {task.name})", str(error).strip()))
+            task.lost = str(error).strip()
+            if task.lost != before:
+                self.events.emit(Lost(f"a database (maintenance, {task.name})", task.lost))
         except Exception:
             self.metrics.count("ichibase_maintenance_failures_total", (("task", task.name),))
             self.events.emit(Failed(f"maintenance: {task.name}", traceback.format_exc()))

@@ -20,7 +20,7 @@ from server.base.bus import RECONNECTED, PgBus
 from server.base.directory import UPGRADE
 from server.base.events import Events, Failed, Lost, Noted
 from server.control import upgrades
-from server.control.projects import Projects
+from server.control.projects import Busy, Projects
 
 AT_ONCE = 4
 TELL_SECONDS = 5.0  # between lines of progress in the log
@@ -108,6 +108,8 @@ class Upgrades:
     async def _one(self, id: str, slug: str) -> bool:
         try:
             fault = await upgrades.upgrade(self.projects, id)
+        except Busy as error:
+            fault = str(error)
         except (psycopg.OperationalError, OSError):
             raise
         except ApiError as error:

@@ -86,7 +86,7 @@ class Rotated(msgspec.Struct, kw_only=True):
 
 
 def register(router: Router, api: AdminApi) -> None:
-    """Adds the routes below to the admin server, and the removal of a deleted project's files."""
+    """Adds the routes below to the admin server."""
     routes = _Routes(api)
     base = "/admin/v1/projects/{project}/storage"
     one = f"{base}/buckets/{{bucket}}"
@@ -99,7 +99,6 @@ def register(router: Router, api: AdminApi) -> None:
                "Compare the database with the store", body=Check, result=Report)  # fmt: skip
     router.add("POST", f"{base}/rotate-secret", routes.rotate_secret,
                "Sign storage tokens with a new secret", body=Rotation, result=Rotated)  # fmt: skip
-    api.projects.on_delete.append(routes.drop)
 
 
 class _Routes:
@@ -176,13 +175,6 @@ class _Routes:
             detail = {"accepted_until": until}
             await audit(control, "admin", "storage.rotate-secret", project.slug, detail)
         return AdminResponse(value=Rotated(accepted_until=until))
-
-    async def drop(self, project: Project) -> None:
-        """A deleted project's files."""
-        try:
-            await self.store.drop(project.id)
-        except (StoreError, OSError) as error:
-            raise ApiError(503, "unavailable", f"The file store failed: {error}") from None
 
     async def _audit(self, action: str, project: Project, detail: str) -> None:
         async with self.api.projects.control() as control:

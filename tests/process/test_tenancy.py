@@ -320,6 +320,9 @@ def test_owners_have_bounds_and_are_suspended_with_their_projects(node, project)
     assert "owner_has_projects" in node.cli("owners", "delete", "ben", ok=False).stderr
     api(node, "projects/bens?now=true", "DELETE")
     node.cli("owners", "delete", "ben")
+    entries = [(one["action"], one["actor"]) for one in api(node, "owners/ben/audit")]
+    names = ["delete", "resume", "suspend", "change", "create"]
+    assert entries == [(f"owner.{name}", "admin") for name in names]
 
 
 def test_the_database_restarts_and_all_goes_on(node, project):

@@ -117,8 +117,8 @@ def requests(draw):
     ]
     owner = f"/admin/v1/owners/{draw(NAMES)}"
     path = draw(st.sampled_from(["/admin/v1/projects", "/admin/v1", "/", "", "/healthz", "*"])
-                | st.sampled_from([*(base + tail for tail in tails), owner, "/admin/v1/owners",
-                                   "/admin/v1/tiers"]))  # fmt: skip
+                | st.sampled_from([*(base + tail for tail in tails), owner, owner + "/audit",
+                                   "/admin/v1/owners", "/admin/v1/tiers"]))  # fmt: skip
     method = draw(st.sampled_from(["GET", "POST", "PUT", "PATCH", "HEAD", "OPTIONS", "BREW"]))
     return method, path, draw(BODIES)
 

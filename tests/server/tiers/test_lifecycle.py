@@ -8,8 +8,8 @@ import pytest
 
 from ichicore.errors import ApiError
 from server.base import limits
+from server.control import database, owners, projects, provision, records, upgrades
 from server.control import lifecycle as module
-from server.control import owners, projects, provision, records, upgrades
 from server.control.lifecycle import Lifecycle
 from tests.killing import Killed, break_at
 
@@ -97,13 +97,74 @@ def test_a_deleted_project_is_kept_for_a_week_and_comes_back_with_its_keys(world
 
 
 def test_a_deleted_project_is_removed_when_its_time_is_over(world, life, project):
+    folder = world.config.data_dir / "storage" / project.id / "00"
+    folder.mkdir(parents=True)
+    (folder / ("0" * 32)).write_bytes(b"a file of the project's")
     run(life.step(project.slug, "delete", "test", keep_days=0))
+    assert folder.exists()
     assert run(life.purge()) == [project.slug]
+    assert not folder.parent.exists()
     with psycopg.connect(world.cluster.admin_dsn) as admin:
         left = admin.execute(
             "select count(*) from pg_roles where rolname like %s", (f"{project.database}%",)
         ).fetchone()
     assert left == (0,)
+
+
+def test_one_that_was_suspended_when_it_was_deleted_comes_back_suspended(world, life, project):
+    dsn = owner_dsn(world, project.slug)
+    run(life.step(project.slug, "suspend", "test", reason="unpaid"))
+    run(life.step(project.slug, "delete", "test"))
+    for _ in range(2):  # the second changes nothing
+        back = run(life.step(project.slug, "undelete", "test"))
+        assert (back.state, back.reason, back.delete_at) == ("suspended", "unpaid", None)
+        assert not opens(dsn)
+    for action in ("sleep", "wake"):
+        with pytest.raises(ApiError, match="suspended"):
+            run(life.step(project.slug, action, "test"))
+    run(life.step(project.slug, "delete", "test"))
+    run(life.step(project.slug, "undelete", "test"))
+    resumed = run(life.step(project.slug, "resume", "test"))
+    assert (resumed.state, resumed.reason) == ("active", None)
+    assert opens(dsn)
+    run(life.step(project.slug, "delete", "test"))
+    assert run(life.step(project.slug, "undelete", "test")).state == "active"
+    assert actions(world, project.slug).count("project.undelete") == 3
+
+
+def test_one_that_was_suspended_with_its_owner_comes_back_when_the_owner_does(world, life, project):
+    owner = f"{project.slug}-owner"
+    run(life.owner_suspended(owner, True, "test"))
+    run(life.step(project.slug, "delete", "test"))
+    with pytest.raises(ApiError) as caught:
+        run(life.step(project.slug, "undelete", "test"))
+    assert caught.value.code == "owner_suspended"
+    run(life.owner_suspended(owner, False, "test"))
+    assert run(life.step(project.slug, "undelete", "test")).state == "active"
+    assert opens(owner_dsn(world, project.slug))
+
+
+def test_the_audit_tells_of_what_an_older_version_deleted_that_it_was_suspended(world):
+    migration = (database.MIGRATIONS / "013_deleted_suspended.sql").read_text()
+    life, names = Lifecycle(world.fresh()), ("old-a", "old-b", "old-c")
+    for slug in names:
+        run(life.projects.create(slug, owner="old"))
+    run(life.step("old-a", "suspend", "test", reason="unpaid"))
+    run(life.step("old-b", "suspend", "test"))
+    run(life.step("old-b", "resume", "test"))
+    try:
+        for slug in names:
+            run(life.step(slug, "delete", "test"))
+        with psycopg.connect(world.dsn) as control:
+            control.execute("alter table projects drop column was_suspended")
+            control.execute("update projects set reason = null where state = 'deleting'")
+            control.execute(migration)
+        back = [run(life.step(slug, "undelete", "test")) for slug in names]
+        assert [(one.state, one.reason) for one in back] == [
+            ("suspended", "unpaid"), ("active", None), ("active", None)]  # fmt: skip
+    finally:
+        for slug in names:
+            run(life.projects.delete(slug))
 
 
 @pytest.fixture
@@ -222,9 +283,10 @@ def test_a_grant_of_a_database_does_not_keep_a_project(world, life, project):
 
 # Changes, what they start from, and whether the owner can log in afterwards.
 CHANGES = {
-    "suspend": (None, False), "sleep": (None, True), "delete": (None, False),
-    "resume": ("suspend", True), "wake": ("sleep", True), "undelete": ("delete", True),
-    "read_only": (None, True), "writable": ("read_only", True), "change": (None, True),
+    "suspend": ([], False), "sleep": ([], True), "delete": ([], False),
+    "resume": (["suspend"], True), "wake": (["sleep"], True), "undelete": (["delete"], True),
+    "undelete of a suspended one": (["suspend", "delete"], False),
+    "read_only": ([], True), "writable": (["read_only"], True), "change": ([], True),
 }  # fmt: skip
 
 
@@ -246,9 +308,10 @@ def facts(world, slug):
 def test_a_change_killed_at_any_step_rolls_back_or_is_completed(
     world, life, project, monkeypatch, name
 ):
-    first, is_open = CHANGES[name]
+    firsts, is_open = CHANGES[name]
+    name = name.partition(" ")[0]
     dsn = owner_dsn(world, project.slug)
-    if first:
+    for first in firsts:
         run(make(life, project, first))
     before, noted = facts(world, project.slug), actions(world, project.slug)
     steps = [(module, "audit", 1), (module, "owe", 1), (provision, "settle", 1),
@@ -483,7 +546,7 @@ def test_an_owners_suspension_covers_its_projects_and_only_what_it_suspended(wor
 
     async def remove():
         async with world.fresh().control() as control:
-            await owners.remove(control, "carl")
+            await owners.remove(control, "carl", "test")
 
     with pytest.raises(ApiError, match="belong"):
         run(remove())
