@@ -136,20 +136,24 @@ async def opened(url: str, kind: type[Any] = dict) -> AsyncIterator[Any]:
     """The database of the address, whose documents come as `kind`. DocumentsError for what the
     server does not do."""
     from pymongo import AsyncMongoClient
-    from pymongo.errors import PyMongoError
 
     client: AsyncMongoClient[Any] = AsyncMongoClient(
         url, document_class=kind, appname="ichibase backup", serverSelectionTimeoutMS=30_000
     )
+    async with said(), client:
+        yield client.get_default_database()
+
+
+@asynccontextmanager
+async def said() -> AsyncIterator[None]:
+    """What the driver says, as DocumentsError."""
+    from pymongo.errors import PyMongoError
+
     try:
-        async with client:
-            yield client.get_default_database()
+        yield
     except PyMongoError as error:
-        raise DocumentsError(reason(error), "documents_failed") from None
-
-
-def reason(error: Exception) -> str:
-    return f"the document server: {str(error)[:500]}"
+        text = f"the document server: {str(error)[:500]}"
+        raise DocumentsError(text, "documents_failed") from None
 
 
 def same(expected: dict[str, Collection], found: dict[str, Collection]) -> int:

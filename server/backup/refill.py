@@ -8,14 +8,13 @@ those in use under other names, and take their places one by one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
 import msgspec
 
 from server.backup import documents
-from server.backup.documents import PARTIAL, Collection, DocumentsError
+from server.backup.documents import PARTIAL, Collection
 from server.mongo.address import of_project
 from server.mongo.provision import Documents
 
@@ -64,7 +63,7 @@ class Refill:
             await self._define(_partial)
             return
         assert self.server is not None
-        async with _said(), self.server.beside(self.kept) as database:
+        async with documents.said(), self.server.beside(self.kept) as database:
             self.shapes = await fill(database, source, expected)
             await define(database, self.shapes)
             await views(database, self.shapes)
@@ -106,7 +105,7 @@ class Refill:
 
     async def _define(self, place: Place) -> None:
         if self.server is not None and any(one.later for one in self.shapes):
-            async with _said(), self.server.admin(self.kept, long=True) as client:
+            async with documents.said(), self.server.admin(self.kept, long=True) as client:
                 await define(client[self.server.database(self.kept)], self.shapes, place)
 
 
@@ -126,7 +125,7 @@ async def verify(
         await server.provision(kept)
         async with documents.opened(url) as database:
             shapes = await fill(database, source, expected)
-        async with _said(), server.admin(kept, long=True) as client:
+        async with documents.said(), server.admin(kept, long=True) as client:
             await define(client[server.database(kept)], shapes)
         async with documents.opened(url) as database:
             await views(database, shapes)
@@ -263,14 +262,3 @@ async def differences(database: Any, shapes: list[Shape]) -> list[str]:
         elif there[wanted.name] != wanted:
             said.append(f"{what} has not the options of the backup")
     return said
-
-
-@asynccontextmanager
-async def _said() -> AsyncIterator[None]:
-    """What the driver says, as DocumentsError."""
-    from pymongo.errors import PyMongoError
-
-    try:
-        yield
-    except PyMongoError as error:
-        raise DocumentsError(documents.reason(error), "documents_failed") from None

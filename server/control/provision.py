@@ -96,7 +96,7 @@ async def ensure_logins(admin: Connection, record: Record) -> None:
         iterations = ITERATIONS if kind == "owner" else ONCE  # programs of others may want many
         await ensure_login(admin, role, password, inherit, iterations)
         await allow_ownership(admin, role)
-        await _grant_switching(admin, role)
+        await _grant_switching(admin, role, *SHARED_ROLES)
     await _ensure_feed(admin, record)
     for kind in ("authenticator", "system", "feed"):
         await allow_reserved(admin, record.role(kind))
@@ -123,18 +123,15 @@ async def lend(cluster: Cluster, record: Record, database: str) -> str:
     """A login that is the owner in all it does, to fill a database: the owner's own sessions may
     have used up the connections that owners may have. Its password."""
     role, password = record.role(LOADER), secrets.new_password()
-    owner, name = sql.Identifier(record.role("owner")), sql.Identifier(role)
     async with await connect(cluster.admin_dsn) as admin:
         attributes = f"noinherit connection limit {LOADER_CONNECTIONS}"
         await ensure_login(admin, role, password, attributes, ONCE)
         await allow_ownership(admin, role)
-        version = admin.info.server_version
-        options = sql.SQL("with inherit false, set true" if version >= 160000 else "")
-        await run(admin, sql.SQL("grant {} to {} {}").format(owner, name, options))
+        await _grant_switching(admin, role, record.role("owner"))
         await allow_reserved(admin, role)
         await run(
             admin, sql.SQL("grant connect on database {} to {}").format(
-                sql.Identifier(database), name
+                sql.Identifier(database), sql.Identifier(role)
             ),
         )  # fmt: skip
     return password
@@ -205,10 +202,7 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
         version = admin.info.server_version
         paced = bool(await fetch(admin, PACED))
         for kind, role in roles.items():
-            settings = _role_settings(record, limits, kind, version)
-            if paced and kind in ("owner", "authenticator"):
-                settings["ichibase.log_rate"] = f"{min(-(-limits.log_bytes // 1024), MOST_KB)}kB"
-            for name, value in settings.items():
+            for name, value in _role_settings(record, limits, kind, version, paced).items():
                 with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
                     await run(
                         admin,
@@ -229,9 +223,12 @@ async def _settle(cluster: Cluster, record: Record, limits: Limits) -> None:
             )
 
 
-def _role_settings(record: Record, limits: Limits, kind: str, version: int) -> dict[str, str]:
+def _role_settings(
+    record: Record, limits: Limits, kind: str, version: int, paced: bool
+) -> dict[str, str]:
     """Defaults of a login's sessions, which come before those that the owner gives the database.
-    The settings of requests come with each request. kind: of LOGINS, or the administrator."""
+    The settings of requests come with each request. kind: of LOGINS, or the administrator. paced:
+    the server holds its databases to their bytes of log."""
     settings: dict[str, str] = {}
     if kind in ("system", "feed", "admin") and version >= 170000:
         settings["transaction_timeout"] = "0"  # guarded() could not say it to older servers
@@ -243,6 +240,8 @@ def _role_settings(record: Record, limits: Limits, kind: str, version: int) -> d
     settings["temp_file_limit"] = f"{min(max(1, limits.temp_bytes // 1024), MOST_KB)}kB"
     if kind == "system":
         return settings
+    if paced:
+        settings["ichibase.log_rate"] = f"{min(-(-limits.log_bytes // 1024), MOST_KB)}kB"
     settings["work_mem"] = f"{limits.work_memory // 1024}kB"
     settings["max_parallel_workers_per_gather"] = str(min(limits.parallel_workers, 1024))
     settings["idle_in_transaction_session_timeout"] = f"{limits.idle_transaction_ms}ms"
@@ -257,14 +256,15 @@ def _template(name: str) -> sql.SQL:
     return sql.SQL((HERE / name).read_text())
 
 
-async def _grant_switching(admin: Connection, role: str) -> None:
-    """Let a login SET ROLE to the three shared roles without holding their rights meanwhile."""
+async def _grant_switching(admin: Connection, login: str, *roles: str) -> None:
+    """Let a login SET ROLE to these roles without holding their rights meanwhile."""
     version = admin.info.server_version
     options = "with inherit false, set true" if version >= 160000 else ""
-    grant = sql.SQL("grant anon, authenticated, service_role to {} " + options)
+    name = sql.Identifier(login)
     if version < 160000:  # there, only a NOINHERIT role holds no rights before SET ROLE
-        await run(admin, sql.SQL("alter role {} noinherit").format(sql.Identifier(role)))
-    await run(admin, grant.format(sql.Identifier(role)))
+        await run(admin, sql.SQL("alter role {} noinherit").format(name))
+    granted = sql.SQL(", ").join(map(sql.Identifier, roles))
+    await run(admin, sql.SQL("grant {} to {} " + options).format(granted, name))
 
 
 async def _ensure_feed(admin: Connection, record: Record) -> None:

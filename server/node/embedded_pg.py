@@ -259,10 +259,7 @@ class EmbeddedPostgres:
             return source
         copy = self.data_dir / "pace.so"
         if not copy.exists() or copy.read_bytes() != source.read_bytes():
-            partial = self.data_dir / "pace.so.new"
-            partial.write_bytes(source.read_bytes())
-            _own(partial, account, 0o600)
-            partial.rename(copy)
+            self._write_as(copy, source.read_bytes(), account)
         return self._seen(copy)
 
     def _launch(
@@ -334,13 +331,13 @@ class EmbeddedPostgres:
         partial.rename(self.pgdata)
 
     @staticmethod
-    def _write_as(path: Path, text: str, account: pwd.struct_passwd | None) -> None:
+    def _write_as(path: Path, content: str | bytes, account: pwd.struct_passwd | None) -> None:
         """Replace a file that only the server's account may read."""
         partial = path.with_name(path.name + ".new")
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
         _own(partial, account, 0o600)
         partial.rename(path)
 

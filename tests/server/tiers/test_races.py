@@ -8,11 +8,12 @@ import pytest
 
 from ichicore.errors import ApiError
 from server.backup import restore
-from server.backup.jobs import Jobs, enqueue
+from server.backup.jobs import Jobs
 from server.base.events import Events
 from server.base.metrics import Metrics
 from server.control import records
 from server.control.lifecycle import Lifecycle
+from tests.server.tiers.shop import done
 
 
 def run(coroutine):
@@ -103,17 +104,7 @@ def backed_up(world, slug="restored"):
 
 
 def job(world, what, slug="restored", **args):
-    jobs = Jobs(world.fresh(), Events(), Metrics())
-
-    async def do():
-        async with jobs.projects.control() as control:
-            number = await enqueue(control, what, slug, args, "test")
-        assert await jobs.once()
-        async with jobs.projects.control() as control:
-            query = "select state, result, error from jobs where id = $1"
-            return await (await control.execute(query, (number,))).fetchone()
-
-    return run(do())
+    return done(Jobs(world.fresh(), Events(), Metrics()), what, slug, **args)
 
 
 def meanwhile(monkeypatch, step, action):
