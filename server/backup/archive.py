@@ -208,6 +208,8 @@ async def _create(
         await progress("documents", 0, 0)
         server = projects.documents
         moving = server is None or server.server.kind == "external"
+        if server is not None and not moving and record.mongo_url is not None:
+            await server.ensure([record.mongo_url])  # on a node that has just started
         await writer.put(DOCUMENTS, documents.read(url, collections, moving=moving))
     found = Content(record.database, tables, collections, content.SUMS)
     await writer.put_text(CONTENT, found)

@@ -192,6 +192,17 @@ def backup(desk):
     return result["backup"]
 
 
+def test_documents_whose_login_is_still_to_be_made_are_backed_up(desk):
+    """As those of a node that has just started for the first time."""
+    slug = "early"
+    record = run(desk.projects().create(slug, "both", "pro"))
+    run(desk.documents.remove(record.mongo_url))
+    jobs = Jobs(desk.projects(), Events(), Metrics())
+    state, _, error = done(jobs, "backup", slug, kind="manual")
+    assert (state, error) == ("done", None)
+    assert run(desk.projects().delete(slug)) is None
+
+
 def test_documents_come_back_with_validators_options_and_views(desk, backup):
     facts = desk.facts()
     assert facts[0]["people"][1] == {
